@@ -1,0 +1,69 @@
+# Every target sets up what it needs: `make demo` and `make test` work in an empty clone, in either order.
+# PYTHON=/path/to/python3.x chooses the interpreter that .venv is made from.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --root-user-action=ignore -c constraints.txt
+SOURCES := model pipeline jobs tests
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: $(VENV)/runtime.stamp ## Train a small LLaVA on generated scenes, show what it learnt (minutes on 2 cores)
+	@$(BIN)/ray-llava demo
+
+.PHONY: test
+test: $(VENV)/dev.stamp ## Run the tests
+	@$(BIN)/python -m pytest -q
+
+.PHONY: lint
+lint: $(VENV)/dev.stamp ## Check style, types and layering
+	@$(BIN)/ruff check $(SOURCES)
+	@$(BIN)/ruff format --check $(SOURCES)
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+.PHONY: format
+format: $(VENV)/dev.stamp ## Rewrite the code in the project's format
+	@$(BIN)/ruff check --fix-only --quiet $(SOURCES)
+	@$(BIN)/ruff format $(SOURCES)
+
+.PHONY: ci
+ci: ## Everything that must pass before a merge, as one command
+	@.ci/run
+
+.PHONY: lock
+lock: ## Resolve the newest allowed versions in a fresh environment and rewrite constraints.txt
+	@rm -rf $(VENV)-lock && $(PYTHON) -m venv $(VENV)-lock
+	@$(VENV)-lock/bin/python -m pip install --quiet --root-user-action=ignore -e '.[dev,lora]'
+	@{ grep '^#' constraints.txt; \
+	   $(VENV)-lock/bin/python -m pip freeze --exclude-editable | sed 's/+[A-Za-z0-9.]*$$//'; } > constraints.new
+	@mv constraints.new constraints.txt && rm -rf $(VENV)-lock
+
+.PHONY: clean
+clean: ## Remove the environment and all caches (runs/ is kept)
+	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	   echo "ray-llava needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) -V 2>&1)." \
+	        "Pass another one: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/runtime.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Installing ray-llava into $(VENV) (a few minutes the first time)"
+	@$(PIP_INSTALL) -e .
+	@touch $@
+
+$(VENV)/dev.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Installing ray-llava and its development tools into $(VENV) (a few minutes the first time)"
+	@$(PIP_INSTALL) -e '.[dev,lora]'
+	@touch $@ $(VENV)/runtime.stamp
