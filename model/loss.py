@@ -1,0 +1,81 @@
+"""Cross-entropy over supervised positions, summed, without ever holding all logits.
+
+The caller divides by the token count of the whole global batch; a per-micro-batch mean would overweight ranks and
+micro-batches with few targets.
+
+Shapes: K targets, D language-model width, V vocabulary, C rows of one chunk.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DEFAULT_CHUNK_ROWS = 1024
+"""Rows of logits alive at once: 1024 x 32000 float32 values are 125 MiB."""
+
+
+def cross_entropy_sum(
+    hidden: Tensor, head_weight: Tensor, targets: Tensor, chunk_rows: int = DEFAULT_CHUNK_ROWS
+) -> Tensor:
+    """Return the sum over K of the cross-entropy of `hidden @ head_weight.T` against `targets`, float32 scalar.
+
+    Only `chunk_rows` rows of logits exist at a time, also for the backward pass: gradients are formed while a chunk's
+    logits are at hand and scaled later. A frozen `head_weight` costs no gradient. With K = 0 the result is a zero
+    that is still attached to its inputs.
+
+    Args:
+        hidden: [K, D] hidden rows at the positions that predict a target.
+        head_weight: [V, D] output embedding.
+        targets: [K] int64 in 0..V-1.
+        chunk_rows: C.
+    """
+    if hidden.shape[0] != targets.shape[0]:
+        raise ValueError(f"{hidden.shape[0]} hidden rows but {targets.shape[0]} targets")
+    needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or head_weight.requires_grad)
+    loss: Tensor = _CrossEntropySum.apply(hidden, head_weight, targets, chunk_rows, needs_grad)
+    return loss
+
+
+class _CrossEntropySum(torch.autograd.Function):
+    """Forward also forms d loss / d inputs for an upstream gradient of one; backward multiplies by the real one."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, head_weight: Tensor, targets: Tensor, chunk_rows: int, needs_grad: bool
+    ) -> Tensor:
+        loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        wants_hidden = needs_grad and ctx.needs_input_grad[0]
+        wants_weight = needs_grad and ctx.needs_input_grad[1]
+        hidden_grad = torch.empty_like(hidden) if wants_hidden else None
+        # float32, because in bfloat16 the sum over chunks would lose what the later chunks add.
+        weight_grad = torch.zeros_like(head_weight, dtype=torch.float32) if wants_weight else None
+        for begin in range(0, hidden.shape[0], chunk_rows):
+            rows, wanted = hidden[begin : begin + chunk_rows], targets[begin : begin + chunk_rows, None]
+            logits = torch.nn.functional.linear(rows, head_weight).float()
+            log_z = logits.logsumexp(dim=-1, keepdim=True)
+            loss += (log_z - logits.gather(1, wanted)).sum()
+            if hidden_grad is None and weight_grad is None:
+                continue
+            logits.sub_(log_z).exp_()
+            logits.scatter_add_(1, wanted, torch.full_like(log_z, -1.0))
+            logits_grad = logits.to(head_weight.dtype)
+            if hidden_grad is not None:
+                hidden_grad[begin : begin + chunk_rows] = logits_grad @ head_weight
+            if weight_grad is not None:
+                weight_grad += logits_grad.T @ rows.to(head_weight.dtype)
+        ctx.save_for_backward(hidden_grad, weight_grad)
+        ctx.weight_dtype = head_weight.dtype
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        (scale,) = grad_outputs
+        hidden_grad, weight_grad = ctx.saved_tensors
+        return (
+            None if hidden_grad is None else hidden_grad * scale.to(hidden_grad.dtype),
+            None if weight_grad is None else (weight_grad * scale).to(ctx.weight_dtype),
+            None,
+            None,
+            None,
+        )
