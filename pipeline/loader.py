@@ -1,0 +1,178 @@
+"""Rank-steps: everything one rank needs for one optimizer step, built from the plan and read back from bytes.
+
+Building is a pure function of (source, step, rank, number of ranks), so any process on any machine can do it and a
+retry gives the same bytes. Ray Data executes it on a cluster (`pipeline.stream`), a torch DataLoader on one machine.
+
+Shapes: n samples, T text tokens over all samples, N images, H = W the tower's image size in pixels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline.errors import DataError
+from pipeline.plan.plan import Plan, RankPlan
+from pipeline.samples.encode import EncodedSample, SampleEncoder
+from pipeline.samples.read import read_sample
+from pipeline.shards.index import ShardIndex
+
+
+class Rejected(NamedTuple):
+    """A planned sample that could not be used; it keeps its place with weight zero."""
+
+    sample_id: int
+    reason: str
+    detail: str
+
+
+class RankStep(NamedTuple):
+    """The samples of one rank in one optimizer step, in the order of its micro-batches."""
+
+    step: int
+    rank: int
+    checksum: int
+    """CRC-32 of the plan entry this was built from."""
+    sample_ids: Tensor
+    """int64 `[n]`."""
+    batch_sizes: Tensor
+    """Samples in each micro-batch, int32 `[micro-batches]`; zeros allowed."""
+    text_lengths: Tensor
+    """Tokens per sample with one placeholder per image, int32 `[n]`; 0 for a rejected sample."""
+    num_images: Tensor
+    """Images per sample, int32 `[n]`."""
+    input_ids: Tensor
+    """int32 `[T]`, samples end to end."""
+    labels: Tensor
+    """int32 `[T]`."""
+    pixels: Tensor
+    """uint8 `[N, 3, H, W]`, images of all samples in order."""
+    rejected: tuple[Rejected, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class BatchSource:
+    """What is needed to build any rank-step; picklable."""
+
+    plan: Plan
+    index: ShardIndex
+    encoder: SampleEncoder
+
+
+def build_rank_step(source: BatchSource, plan: RankPlan) -> RankStep:
+    """Read, decode, tokenize and collate the samples of a plan entry.
+
+    A sample with defective content becomes a `Rejected` entry; errors of storage are raised, since the same bytes may
+    be readable later.
+    """
+    ids = [sample_id for batch in plan.micro_batches for sample_id in batch]
+    encoded: list[EncodedSample | None] = []
+    rejected: list[Rejected] = []
+    for sample_id in ids:
+        try:
+            encoded.append(source.encoder.encode(read_sample(source.index, sample_id)))
+        except DataError as error:
+            encoded.append(None)
+            rejected.append(Rejected(sample_id, str(error.reason), str(error)))
+    usable = [sample for sample in encoded if sample is not None]
+    size = source.encoder.image_spec.size
+    no_text, no_pixels = np.zeros(0, np.int64), np.zeros((0, 3, size, size), np.uint8)
+    return RankStep(
+        step=plan.step,
+        rank=plan.rank,
+        checksum=plan.checksum,
+        sample_ids=torch.tensor(ids, dtype=torch.int64),
+        batch_sizes=torch.tensor([len(batch) for batch in plan.micro_batches], dtype=torch.int32),
+        text_lengths=torch.tensor([0 if s is None else len(s.input_ids) for s in encoded], dtype=torch.int32),
+        num_images=torch.tensor([0 if s is None else len(s.pixels) for s in encoded], dtype=torch.int32),
+        input_ids=torch.from_numpy(np.concatenate([no_text, *(s.input_ids for s in usable)]).astype(np.int32)),
+        labels=torch.from_numpy(np.concatenate([no_text, *(s.labels for s in usable)]).astype(np.int32)),
+        pixels=torch.from_numpy(np.concatenate([no_pixels, *(s.pixels for s in usable)])),
+        rejected=tuple(rejected),
+    )
+
+
+_TENSORS = ("sample_ids", "batch_sizes", "text_lengths", "num_images", "input_ids", "labels", "pixels")
+
+
+def to_bytes(rank_step: RankStep) -> bytes:
+    """Serialise a rank-step in the safetensors layout: one flat buffer, no pickle."""
+    facts = {"step": rank_step.step, "rank": rank_step.rank, "checksum": rank_step.checksum}
+    facts_json = json.dumps({**facts, "rejected": rank_step.rejected}).encode()
+    tensors = {name: rank_step[RankStep._fields.index(name)] for name in _TENSORS}
+    return save_tensors({**tensors, "facts": torch.frombuffer(bytearray(facts_json), dtype=torch.uint8)})
+
+
+def from_bytes(payload: bytes) -> RankStep:
+    """Read what `to_bytes` wrote."""
+    tensors = load_tensors(payload)
+    facts = json.loads(tensors.pop("facts").numpy().tobytes())
+    rejected = tuple(Rejected(*entry) for entry in facts.pop("rejected"))
+    return RankStep(**facts, **tensors, rejected=rejected)
+
+
+class PlanMismatchError(RuntimeError):
+    """A rank received other data than its own plan says: a defect of the transport, never of the data."""
+
+
+def verify(rank_step: RankStep, expected: RankPlan) -> RankStep:
+    """Return the rank-step if it is exactly what this rank's own plan computes for this step.
+
+    Raises:
+        PlanMismatchError: step, rank or checksum differ; names both sides.
+    """
+    found = (rank_step.step, rank_step.rank, rank_step.checksum)
+    wanted = (expected.step, expected.rank, expected.checksum)
+    if found != wanted:
+        raise PlanMismatchError(
+            f"rank {expected.rank} expected (step, rank, checksum) {wanted} but received {found}; nothing was trained "
+            "on it. The data stream delivered rows in another order: start the run again to resume from its checkpoint"
+        )
+    return rank_step
+
+
+class _RankSteps(Dataset[RankStep]):
+    """Map-style view of one rank's steps for the DataLoader."""
+
+    def __init__(self, source: BatchSource, rank: int, num_ranks: int) -> None:
+        self._source, self._rank, self._num_ranks = source, rank, num_ranks
+
+    def __getitem__(self, step: int) -> RankStep:
+        return build_rank_step(self._source, self._source.plan.split(step, self._num_ranks)[self._rank])
+
+
+def iterate_locally(
+    source: BatchSource, *, start_step: int, rank: int, num_ranks: int, num_workers: int, prefetch_steps: int, pin: bool
+) -> Iterator[RankStep]:
+    """Yield this rank's steps from `start_step` to the end of the run without Ray, verified, in order.
+
+    Args:
+        source: plan, index and encoder.
+        start_step: first optimizer step.
+        rank: this rank.
+        num_ranks: number of ranks W.
+        num_workers: preprocessing processes; 0 builds in this process.
+        prefetch_steps: steps each process prepares ahead.
+        pin: put tensors in page-locked memory for fast copies to a GPU.
+    """
+    loader = DataLoader(
+        _RankSteps(source, rank, num_ranks),
+        batch_size=None,
+        sampler=range(start_step, source.plan.total_steps),
+        num_workers=num_workers,
+        prefetch_factor=prefetch_steps if num_workers else None,
+        pin_memory=pin,
+        # fork would copy the locks of the parent's threads (OpenMP, metrics) in whatever state they are
+        multiprocessing_context="forkserver" if num_workers else None,
+    )
+    for step, rank_step in enumerate(loader, start=start_step):
+        yield verify(RankStep(*rank_step), source.plan.split(step, num_ranks)[rank])

@@ -1,0 +1,112 @@
+"""The Ray Data stream: executes the plan on any number of machines, in order, and decides nothing.
+
+Each row stands for one (step, rank). A map task builds rank-steps and hands each on as one block, blocks keep their
+order, and the number of rows is a multiple of the ranks W: under these conditions `streaming_split(equal=True)` deals
+the rows out round-robin. Ray does not promise that, so every rank verifies what it receives (`pipeline.loader.verify`).
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+import ray
+from ray.data import DataContext, DataIterator, Dataset, ExecutionOptions
+from ray.train import DataConfig
+
+from pipeline.loader import BatchSource, RankStep, build_rank_step, from_bytes, to_bytes, verify
+
+_ROWS_PER_TASK = 8  # fewer tasks cost less scheduling; more rows delay the first step and a retry
+_MAX_RETRIES = 2  # a map task that keeps killing its worker must end the run, not repeat for ever
+_NO_PROGRESS_TIMEOUT_S = 300
+
+
+@dataclass(frozen=True)
+class RankStepBuilder:
+    """Map function of the stream: row numbers in, serialised rank-steps out, one per block."""
+
+    source: ray.ObjectRef[BatchSource]
+    start_step: int
+    num_ranks: int
+
+    def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
+        """Build the rank-steps of `rows` (column `id`, int64), yielding each as soon as it is ready."""
+        source = _fetch(self.source)
+        for row in rows["id"].to_pylist():
+            step, rank = divmod(row, self.num_ranks)
+            plan = source.plan.split(self.start_step + step, self.num_ranks)[rank]
+            payload = pa.array([to_bytes(build_rank_step(source, plan))], type=pa.large_binary())
+            yield pa.table({"payload": payload})
+
+
+@functools.lru_cache(maxsize=1)
+def _fetch(reference: ray.ObjectRef[BatchSource]) -> BatchSource:
+    """Get the source once per process: unpickling a tokenizer costs more than a rank-step."""
+    source: BatchSource = ray.get(reference)
+    return source
+
+
+def build_dataset(source: BatchSource, *, start_step: int, num_ranks: int, data_workers: int) -> Dataset:
+    """Describe the stream of all rank-steps from `start_step` to the end of the run; nothing runs yet.
+
+    Args:
+        source: plan, index and encoder.
+        start_step: first optimizer step, taken from the checkpoint that the weights come from.
+        num_ranks: number of training workers W.
+        data_workers: most map tasks at a time.
+    """
+    _configure(DataContext.get_current())
+    num_rows = (source.plan.total_steps - start_step) * num_ranks
+    rows = ray.data.range(num_rows, override_num_blocks=max(1, -(-num_rows // _ROWS_PER_TASK)))
+    builder = RankStepBuilder(ray.put(source), start_step, num_ranks)
+    with warnings.catch_warnings():
+        # max_retries has no named parameter yet in Ray 2.60, whose warning asks for named parameters only
+        warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+        return rows.map_batches(
+            builder,
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=1,
+            concurrency=data_workers,
+            max_retries=_MAX_RETRIES,
+        )
+
+
+def data_config() -> DataConfig:
+    """Return Ray Train's ingest settings: split over all workers, order kept."""
+    return DataConfig(datasets_to_split="all", execution_options=ExecutionOptions(preserve_order=True))
+
+
+def iterate_stream(
+    shard: DataIterator, source: BatchSource, *, start_step: int, rank: int, num_ranks: int, prefetch_steps: int
+) -> Iterator[RankStep]:
+    """Yield this rank's steps, each verified against the rank's own plan.
+
+    Raises:
+        PlanMismatchError: a row is not the one this rank must train next.
+        RuntimeError: the stream ended before the run did.
+    """
+    batches = shard.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=prefetch_steps)
+    payloads = (value.as_buffer().to_pybytes() for batch in batches for value in batch["payload"])
+    step = start_step
+    for step, payload in enumerate(payloads, start=start_step):
+        yield verify(from_bytes(payload), source.plan.split(step, num_ranks)[rank])
+    if step + 1 != source.plan.total_steps:
+        raise RuntimeError(
+            f"rank {rank}: the data stream ended after step {step}, the run has {source.plan.total_steps} steps; "
+            "start the run again, it resumes from its checkpoint"
+        )
+
+
+def _configure(context: DataContext) -> None:
+    context.execution_options.preserve_order = True
+    context.target_max_block_size = 1  # bytes: every yielded table becomes a block of its own
+    context.target_min_block_size = 1
+    # A task that runs ahead of its turn may finish all its rows; the default of two would leave workers idle.
+    context._max_num_blocks_in_streaming_gen_buffer = 2 * _ROWS_PER_TASK
+    context.execution_no_progress_timeout_s = _NO_PROGRESS_TIMEOUT_S
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False

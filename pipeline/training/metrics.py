@@ -1,0 +1,117 @@
+"""Numbers of a run: metrics.jsonl, one line per optimizer step, and the rates in it.
+
+The file is the truth about a run's progress; trackers read it. A step that is computed again after a restart keeps
+its first line, so that a chart shows every step once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+
+class MetricsLog:
+    """Append-only metrics file of a run; survives being killed in the middle of a line."""
+
+    def __init__(self, path: Path) -> None:
+        """Open `path`, cutting off a last line that was only half written."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._seen: dict[int, dict[str, float]] = {}
+        complete_bytes = 0
+        if path.exists():
+            for line in path.read_bytes().splitlines(keepends=True):
+                if not line.endswith(b"\n"):
+                    break
+                complete_bytes += len(line)
+                entry = json.loads(line)
+                self._seen[entry["step"]] = entry["metrics"]
+            os.truncate(path, complete_bytes)
+        self._file = path.open("ab", buffering=0)
+
+    def append(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write the metrics of a step, once; a repeat with another loss is reported."""
+        known = self._seen.get(step)
+        if known is None:
+            entry = {"step": step, "time_s": round(time.time(), 3), "metrics": dict(metrics)}
+            self._file.write(json.dumps(entry).encode() + b"\n")
+            self._seen[step] = dict(metrics)
+        elif known["train/loss"] != metrics["train/loss"]:
+            logger.warning(
+                "step %d: loss %.9g now, %.9g before the restart; equal only on the same number of workers and device",
+                step,
+                metrics["train/loss"],
+                known["train/loss"],
+            )
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+@dataclass
+class StepCounts:
+    """What all ranks did in one optimizer step."""
+
+    samples: float = 0.0
+    images: float = 0.0
+    tokens: float = 0.0
+    """Fused tokens computed, image features included."""
+    targets: float = 0.0
+    """Supervised tokens."""
+    rejected: float = 0.0
+    """Planned samples that could not be used."""
+
+
+@dataclass
+class Ledger:
+    """Exact account of the samples of a run: planned = trained + quarantined, at every step."""
+
+    trained: int = 0
+    quarantined: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
+
+    def add(self, counts: StepCounts, reasons: Mapping[str, int]) -> None:
+        """Book one optimizer step."""
+        self.trained += int(counts.samples)
+        self.quarantined += int(counts.rejected)
+        for reason, number in reasons.items():
+            self.reasons[reason] = self.reasons.get(reason, 0) + number
+
+    def check(self, planned: int) -> None:
+        """Verify the account.
+
+        Raises:
+            LedgerError: a sample is missing or was counted twice.
+        """
+        if self.trained + self.quarantined != planned:
+            raise LedgerError(
+                f"ledger mismatch: {planned} samples planned so far, but {self.trained} trained + {self.quarantined} "
+                "quarantined; this is a defect of the pipeline, please report it with the run folder"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the account as JSON-serialisable facts."""
+        return {"trained": self.trained, "quarantined": self.quarantined, "reasons": dict(self.reasons)}
+
+
+class LedgerError(RuntimeError):
+    """Samples planned and samples accounted for differ."""
+
+
+def step_rates(counts: StepCounts, step_time_s: float, wait_s: float) -> dict[str, float]:
+    """Return throughput over all ranks: per second of wall time, and the share of it spent waiting for data."""
+    return {
+        "perf/samples_per_s": counts.samples / step_time_s,
+        "perf/images_per_s": counts.images / step_time_s,
+        "perf/tokens_per_s": counts.tokens / step_time_s,
+        "perf/step_time_s": step_time_s,
+        "perf/data_wait_fraction": wait_s / step_time_s,
+    }

@@ -1,0 +1,78 @@
+"""Optimizer and learning-rate schedule with the published LLaVA recipe: AdamW groups, linear warm-up, cosine decay."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from pipeline.config import TrainingConfig
+
+_PROJECTOR_MARKS = ("mm_projector", "image_newline")
+
+
+def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
+    """Build AdamW (0.9, 0.999, 1e-8) over what requires gradients.
+
+    Groups are {decay, no decay} x {base, projector} as in LLaVA's `llava_trainer.py`; biases and the weights of
+    normalisation layers, RMSNorm included, are exempt from weight decay. Each group carries its peak rate as `peak_lr`.
+
+    Raises:
+        ValueError: nothing requires gradients.
+    """
+    exempt = _exempt_from_decay(model)
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            key = (any(mark in name for mark in _PROJECTOR_MARKS), name in exempt)
+            groups.setdefault(key, []).append(parameter)
+    if not groups:
+        raise ValueError("no parameter requires gradients; the stage selected nothing to train")
+    projector_lr = config.mm_projector_lr or config.learning_rate
+    return torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "peak_lr": projector_lr if is_projector else config.learning_rate,
+                "weight_decay": 0.0 if is_exempt else config.weight_decay,
+            }
+            for (is_projector, is_exempt), parameters in sorted(groups.items())
+        ],
+        lr=config.learning_rate,
+        betas=(0.9, 0.999),
+        eps=1e-8,
+        fused=next(model.parameters()).is_cuda,
+    )
+
+
+def _exempt_from_decay(model: nn.Module) -> set[str]:
+    """Names of biases and of normalisation weights (LayerNorm, and every RMSNorm class of transformers)."""
+    exempt = set()
+    for module_name, module in model.named_modules():
+        is_norm = isinstance(module, nn.LayerNorm) or type(module).__name__.endswith(("RMSNorm", "LayerNorm"))
+        for name, _ in module.named_parameters(recurse=False):
+            if is_norm or name == "bias":
+                exempt.add(f"{module_name}.{name}" if module_name else name)
+    return exempt
+
+
+def learning_rate_factor(step: int, total_steps: int, config: TrainingConfig) -> float:
+    """Return the share of the peak learning rate at a step, a pure function of the global step.
+
+    The first of w warm-up steps runs at 1/w rather than at zero, so that no step is wasted.
+    """
+    warmup_steps = math.ceil(config.warmup_ratio * total_steps)
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if config.lr_schedule == "constant":
+        return 1.0
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
+    """Set every group's rate to `factor` times its peak and return the largest rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
+    return max(float(group["lr"]) for group in optimizer.param_groups)

@@ -1,0 +1,146 @@
+"""Running a training on Ray: Ray Data streams the rank-steps, Ray Train runs and restarts the workers.
+
+The position of a (re)started worker group is read from the same verified checkpoint by the data stream and by the
+workers; Ray's own checkpoint bookkeeping is not used.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch.distributed as dist
+from ray.data import Dataset
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from pipeline.config import ConfigError, ExperimentConfig
+from pipeline.loader import BatchSource
+from pipeline.stream import build_dataset, data_config, iterate_stream
+from pipeline.training.checkpoint import CheckpointStore
+from pipeline.training.distributed import Workers, pick_device
+from pipeline.training.worker import WorkerResult, run_worker
+
+_GROUP_TIMEOUT_S = 600
+_CONTROLLER_FAILURES = 3
+
+logger = logging.getLogger(__name__)
+
+
+def connect(config: ExperimentConfig) -> None:
+    """Join the Ray cluster of this process's environment, or start a local one large enough for the run.
+
+    Raises:
+        ConfigError: the cluster lacks CPUs or GPUs for the workers and at least one preprocessing task.
+    """
+    cluster = config.cluster
+    if not ray.is_initialized():
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init(log_to_driver=True)
+        else:
+            # Preprocessing and training share the cores of one machine: the operating system divides them.
+            slots = cluster.num_workers * cluster.cpus_per_worker + cluster.data_workers
+            ray.init(
+                address="local",
+                num_cpus=max(int(slots + 1), os.cpu_count() or 1),
+                include_dashboard=False,
+                log_to_driver=True,
+                logging_level=logging.WARNING,
+            )
+    resources = ray.cluster_resources()
+    wanted = cluster.num_workers * cluster.cpus_per_worker + 1
+    if resources.get("CPU", 0) < wanted:
+        raise ConfigError(
+            f"{cluster.num_workers} workers with {cluster.cpus_per_worker} CPUs each and one preprocessing task need "
+            f"{wanted} CPUs, the Ray cluster has {resources.get('CPU', 0)}; preprocessing would starve for ever. Lower "
+            "cluster.num_workers or cluster.cpus_per_worker, or add nodes"
+        )
+    if cluster.use_gpu and resources.get("GPU", 0) < cluster.num_workers:
+        raise ConfigError(
+            f"cluster.num_workers is {cluster.num_workers} with one GPU each, the Ray cluster has "
+            f"{resources.get('GPU', 0)} GPUs; lower cluster.num_workers or add nodes"
+        )
+
+
+def run_on_ray(config: ExperimentConfig, source: BatchSource) -> WorkerResult:
+    """Train with Ray Train until the run is finished.
+
+    Raises:
+        ray.train.v2.api.exceptions.TrainingFailedError: workers failed more often than cluster.max_failures.
+    """
+    source_ref = ray.put(source)
+    trainer = TorchTrainer(
+        _train_function(config, source_ref),
+        torch_config=TorchConfig(backend="nccl" if config.cluster.use_gpu else "gloo", timeout_s=_GROUP_TIMEOUT_S),
+        datasets={"train": _dataset_factory(config, source_ref)},
+        dataset_config=data_config(),
+        scaling_config=ScalingConfig(
+            num_workers=config.cluster.num_workers,
+            use_gpu=config.cluster.use_gpu,
+            resources_per_worker={
+                "CPU": config.cluster.cpus_per_worker,
+                **({"GPU": 1} if config.cluster.use_gpu else {}),
+            },
+        ),
+        run_config=RunConfig(
+            # A name of its own for each start: under a known name Ray would silently continue its own old state.
+            name=f"{Path(config.run_dir).name}-{uuid.uuid4().hex[:8]}",
+            storage_path=str(Path(config.run_dir).resolve() / "ray"),
+            failure_config=FailureConfig(
+                max_failures=config.cluster.max_failures, controller_failure_limit=_CONTROLLER_FAILURES
+            ),
+        ),
+    )
+    result = trainer.fit()
+    if result.error is not None:
+        raise result.error
+    return WorkerResult(**result.return_value)
+
+
+def _dataset_factory(config: ExperimentConfig, source_ref: ray.ObjectRef[BatchSource]) -> Callable[[], Dataset]:
+    """Return what Ray Train calls at every start of the worker group."""
+
+    def build() -> Dataset:
+        source = ray.get(source_ref)
+        checkpoint = CheckpointStore(Path(config.run_dir) / "checkpoints", config.checkpoint.keep_last).latest()
+        # With nothing left to train the workers never open the stream; one row keeps Ray's split well-formed.
+        start_step = min(checkpoint.step if checkpoint else 0, source.plan.total_steps - 1)
+        return build_dataset(
+            source,
+            start_step=start_step,
+            num_ranks=config.cluster.num_workers,
+            data_workers=config.cluster.data_workers,
+        )
+
+    return build
+
+
+def _train_function(config: ExperimentConfig, source_ref: ray.ObjectRef[BatchSource]) -> Callable[[], dict[str, Any]]:
+    def train_function() -> dict[str, Any]:
+        context = ray.train.get_context()
+        device = pick_device(config.cluster.use_gpu, local_rank=0)  # Ray shows each worker its own GPU only
+        workers = Workers(context.get_world_rank(), context.get_world_size(), device)
+        assert workers.world_size == dist.get_world_size()
+        source = ray.get(source_ref)
+        result = run_worker(
+            config,
+            source,
+            workers,
+            lambda start_step: iterate_stream(
+                ray.train.get_dataset_shard("train"),
+                source,
+                start_step=start_step,
+                rank=workers.rank,
+                num_ranks=workers.world_size,
+                prefetch_steps=config.cluster.prefetch_steps,
+            ),
+        )
+        return result._asdict()
+
+    return train_function

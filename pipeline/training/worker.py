@@ -1,0 +1,188 @@
+"""One rank of a run: build the model, resume, train, save the result. Knows nothing of Ray.
+
+Folder of a run: config.yaml, index/, metrics.jsonl, quarantine/, checkpoints/, and the result in projector/ or model/.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from model.llava_arch import LlavaMetaForCausalLM
+from model.weights import build_llava, load_llava, save_llava, save_projector, set_trainable
+
+from pipeline.config import ConfigError, ExperimentConfig
+from pipeline.loader import BatchSource, RankStep
+from pipeline.training.batches import prepare_ahead
+from pipeline.training.checkpoint import Checkpoint, CheckpointStore
+from pipeline.training.distributed import Workers
+from pipeline.training.loop import TrainingSession, train
+from pipeline.training.metrics import Ledger, MetricsLog
+from pipeline.training.optim import build_optimizer
+from pipeline.training.state import restore
+
+PROJECTOR_FILE = "projector/mm_projector.safetensors"
+MODEL_FOLDER = "model"
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+logger = logging.getLogger(__name__)
+
+OpenStream = Callable[[int], Iterator[RankStep]]
+"""Given the first step, yields this rank's steps to the end of the run."""
+
+
+class WorkerResult(NamedTuple):
+    """What a finished run leaves behind."""
+
+    steps: int
+    metrics: dict[str, float]
+    """Metrics of the last step trained here; empty when there was nothing left to train."""
+    output: str
+    """Projector file, or folder of the full model."""
+
+
+def run_worker(
+    config: ExperimentConfig, source: BatchSource, workers: Workers, open_stream: OpenStream
+) -> WorkerResult:
+    """Train this rank's part of the run, from its newest checkpoint if there is one.
+
+    Raises:
+        ConfigError: the checkpoint belongs to another plan.
+        ValueError: model parts that do not fit together.
+    """
+    _use_threads(config, workers)
+    torch.manual_seed(config.seed)
+    model = build_model(config, workers.device)
+    optimizer = build_optimizer(model, config.training)
+    run_dir = Path(config.run_dir)
+    store = CheckpointStore(run_dir / "checkpoints", config.checkpoint.keep_last)
+    checkpoint = store.latest()
+    start_step, ledger = 0, Ledger()
+    if checkpoint is not None:
+        check_same_plan(checkpoint, source)
+        restore(model, optimizer, checkpoint.tensors("model"), checkpoint.tensors("optimizer"))
+        _restore_random_state(checkpoint, workers, config.seed)
+        start_step, ledger = checkpoint.step, Ledger(**checkpoint.state["ledger"])
+    session = TrainingSession(
+        config=config,
+        plan=source.plan,
+        workers=workers,
+        model=model,
+        optimizer=optimizer,
+        store=store,
+        log=MetricsLog(run_dir / "metrics.jsonl") if workers.is_first else None,
+        ledger=ledger,
+        quarantine_file=run_dir / "quarantine" / f"rank-{workers.rank:05d}.jsonl",
+        stop_requested=_listen_for_sigterm(),
+    )
+    metrics: dict[str, float] = {}
+    if start_step < source.plan.total_steps:
+        steps = prepare_ahead(open_stream(start_step), source.encoder.features_per_image, workers.device)
+        metrics = train(session, steps)
+    return WorkerResult(source.plan.total_steps, metrics, _save_result(config, model, workers))
+
+
+def check_same_plan(checkpoint: Checkpoint, source: BatchSource) -> None:
+    """Refuse to continue on other data than the checkpoint was trained on.
+
+    Raises:
+        ConfigError: the fingerprints differ.
+    """
+    before, now = checkpoint.state["plan_fingerprint"], source.plan.fingerprint
+    if before != now:
+        raise ConfigError(
+            f"checkpoint {checkpoint.folder} was trained on plan {before[:12]}, the data now give plan {now[:12]}: "
+            "shards, tokenizer, template or batch size changed since. Restore them to resume, or choose another "
+            "run_dir to start a new run"
+        )
+
+
+def build_model(config: ExperimentConfig, device: torch.device) -> LlavaMetaForCausalLM:
+    """Put the model of a stage together on `device`, with what the stage trains requiring gradients."""
+    parts, training = config.model, config.training
+    frozen_dtype = _DTYPES[training.precision]
+    if parts.vision_tower is None:
+        model = load_llava(parts.language_model, dtype=frozen_dtype, attention=parts.attention)
+    else:
+        model = build_llava(
+            language_model=parts.language_model,
+            vision_tower=parts.vision_tower,
+            projector_type=parts.mm_projector_type,
+            select_layer=parts.mm_vision_select_layer,
+            select_feature=parts.mm_vision_select_feature,
+            projector_path=find_projector(parts.pretrain_mm_mlp_adapter),
+            dtype=frozen_dtype,
+            attention=parts.attention,
+        )
+    set_trainable(model, config.stage)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(_DTYPES[training.master_dtype])
+    if training.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    return model.to(device).train()
+
+
+def find_projector(adapter: str | None) -> str | None:
+    """Return the projector file that `model.pretrain_mm_mlp_adapter` names, directly or as a pretraining run.
+
+    Raises:
+        ConfigError: neither a file nor the folder of a finished pretraining run.
+    """
+    if adapter is None or Path(adapter).is_file():
+        return adapter
+    path = Path(adapter) / PROJECTOR_FILE
+    if not path.is_file():
+        raise ConfigError(
+            f"model.pretrain_mm_mlp_adapter {adapter}: expected a projector file or the folder of a finished "
+            f"pretraining run (with {PROJECTOR_FILE}); finish that run first, or correct the path"
+        )
+    return str(path)
+
+
+def _save_result(config: ExperimentConfig, model: LlavaMetaForCausalLM, workers: Workers) -> str:
+    run_dir = Path(config.run_dir)
+    target = run_dir / (PROJECTOR_FILE if config.stage == "pretrain" else MODEL_FOLDER)
+    if workers.is_first:
+        if config.stage == "pretrain":
+            save_projector(model, target)
+        else:
+            save_llava(model, target)
+    workers.barrier()
+    return str(target)
+
+
+def _use_threads(config: ExperimentConfig, workers: Workers) -> None:
+    """Pin the number of intra-op threads: it decides how sums are split, so equal runs need equal numbers."""
+    threads = config.cluster.torch_threads or max(1, (os.cpu_count() or 1) // workers.world_size)
+    torch.set_num_threads(threads)
+
+
+def _restore_random_state(checkpoint: Checkpoint, workers: Workers, seed: int) -> None:
+    """Continue this rank's generators; a rank that did not exist before gets a stream of its own."""
+    saved = checkpoint.tensors("random")
+    if f"cpu.{workers.rank}" not in saved:
+        torch.manual_seed(hash((seed, checkpoint.step, workers.rank)))
+        return
+    torch.set_rng_state(saved[f"cpu.{workers.rank}"])
+    if workers.device.type == "cuda" and f"cuda.{workers.rank}" in saved:
+        torch.cuda.set_rng_state(saved[f"cuda.{workers.rank}"], workers.device)
+
+
+def _listen_for_sigterm() -> Callable[[], bool]:
+    """Turn the first SIGTERM into a request to stop; a second one ends the process at once."""
+    requested = threading.Event()
+
+    def on_sigterm(signum: int, frame: object) -> None:
+        requested.set()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    if threading.current_thread() is threading.main_thread():  # only there may Python install handlers
+        signal.signal(signal.SIGTERM, on_sigterm)
+    return requested.is_set

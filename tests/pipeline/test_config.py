@@ -1,0 +1,106 @@
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import (
+    ConfigError,
+    ExperimentConfig,
+    OnResume,
+    check_resumable,
+    fields_with_policy,
+    load_config,
+    parse_config,
+)
+
+MINIMAL = """
+name: tiny
+run_dir: runs/tiny
+stage: pretrain
+data: {shards: [a.tar], max_length: 31}
+model: {language_model: lm, vision_tower: tower}
+training: {global_batch_size: 7, learning_rate: 0.001, micro_batch_tokens: 61}
+"""
+
+
+@pytest.fixture
+def config_path(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(MINIMAL)
+    return path
+
+
+def test_load_config_override_replaces_value_and_keeps_the_rest(config_path: Path) -> None:
+    config = load_config(config_path, ["training.learning_rate=2e-5", "data.shards=[b.tar, c.tar]", "seed=3"])
+    assert config.training.learning_rate == 2e-5
+    assert config.data.shards == ("b.tar", "c.tar")
+    assert (config.seed, config.training.global_batch_size) == (3, 7)
+
+
+def test_to_yaml_read_back_gives_the_same_config(config_path: Path, tmp_path: Path) -> None:
+    config = load_config(config_path)
+    (tmp_path / "again.yaml").write_text(config.to_yaml())
+    assert load_config(tmp_path / "again.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainig.learning_rate=1", "unknown key trainig; did you mean 'training'?"),
+        ("training.learning_rte=1", "unknown key training.learning_rte; did you mean 'learning_rate'?"),
+        ("training.zzz=1", "unknown key training.zzz; known keys here: num_epochs"),
+        ("training.learning_rate=-1", "training.learning_rate: Input should be greater than 0 (found -1)"),
+        ("stage=evaluate", "stage: Input should be 'pretrain' or 'finetune' (found 'evaluate')"),
+        ("data.max_length=67", "training.micro_batch_tokens (61) is smaller than data.max_length (67)"),
+        ("seed", "override 'seed': expected section.key=value"),
+        ("name.x=3", "override 'name.x=3': name is a value, not a section"),
+        ("seed=[", "override 'seed=[': the value is not valid YAML"),
+    ],
+)
+def test_load_config_bad_override_says_where_and_what(config_path: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config(config_path, [override])
+    assert message in str(error.value)
+
+
+def test_load_config_missing_file_names_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: no such file"):
+        load_config(tmp_path / "nowhere.yaml")
+
+
+def test_load_config_python_object_tag_is_refused_without_running_it(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    (tmp_path / "evil.yaml").write_text(f"name: !!python/object/apply:os.system ['touch {marker}']\n")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_config(tmp_path / "evil.yaml")
+    assert not marker.exists()
+
+
+def test_missing_required_key_says_how_to_give_it() -> None:
+    with pytest.raises(ConfigError, match="run_dir is required; add it to the file or pass run_dir=VALUE"):
+        parse_config({"name": "x"}, where="here")
+
+
+def test_every_field_declares_its_resume_policy_and_its_meaning() -> None:
+    policies = dict(fields_with_policy(ExperimentConfig))
+    assert policies["training.global_batch_size"] is OnResume.FIXED
+    assert policies["cluster.num_workers"] is OnResume.FREE
+
+    def undocumented(section: type, prefix: str) -> list[str]:
+        names = []
+        for name, info in section.model_fields.items():  # type: ignore[attr-defined]
+            if hasattr(info.annotation, "model_fields"):
+                names += undocumented(info.annotation, f"{prefix}{name}.")
+            elif not info.description:
+                names.append(f"{prefix}{name}")
+        return names
+
+    assert undocumented(ExperimentConfig, "") == []
+
+
+def test_check_resumable_fixed_field_changed_names_field_and_both_values(config_path: Path) -> None:
+    started = load_config(config_path)
+    check_resumable(started, load_config(config_path, ["cluster.num_workers=3", "name=other"]))
+    with pytest.raises(ConfigError) as error:
+        check_resumable(started, load_config(config_path, ["seed=5", "training.learning_rate=0.5"]))
+    assert "seed: the run was started with 0, now 5" in str(error.value)
+    assert "training.learning_rate: the run was started with 0.001, now 0.5" in str(error.value)

@@ -1,0 +1,48 @@
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from pipeline.training.metrics import Ledger, LedgerError, MetricsLog, StepCounts
+
+
+def read(path: Path) -> list[tuple[int, float]]:
+    return [(entry["step"], entry["metrics"]["train/loss"]) for entry in map(json.loads, path.open())]
+
+
+def test_append_repeated_step_keeps_first_line_and_reports_another_loss(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path)
+    log.append(0, {"train/loss": 3.5})
+    log.append(1, {"train/loss": 2.5})
+    log.close()
+    again = MetricsLog(path)
+    with caplog.at_level(logging.WARNING):
+        again.append(1, {"train/loss": 2.5})
+        assert caplog.text == ""
+        again.append(1, {"train/loss": 2.25})
+    assert "step 1: loss 2.25 now, 2.5 before" in caplog.text
+    again.append(2, {"train/loss": 1.5})
+    assert read(path) == [(0, 3.5), (1, 2.5), (2, 1.5)]
+
+
+def test_open_half_written_line_is_cut_and_written_again(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    MetricsLog(path).append(0, {"train/loss": 3.5})
+    with path.open("ab") as file:
+        file.write(b'{"step": 1, "time_s"')
+    MetricsLog(path).append(1, {"train/loss": 2.5})
+    assert read(path) == [(0, 3.5), (1, 2.5)]
+
+
+def test_ledger_trained_plus_quarantined_must_equal_planned() -> None:
+    ledger = Ledger()
+    ledger.add(StepCounts(samples=5.0, rejected=2.0), {"image_truncated": 2})
+    ledger.add(StepCounts(samples=7.0), {})
+    ledger.check(14)
+    with pytest.raises(LedgerError, match=r"13 samples planned so far, but 12 trained \+ 2 quarantined"):
+        ledger.check(13)
+    assert Ledger(**json.loads(json.dumps(ledger.to_json()))) == ledger
