@@ -1,0 +1,11 @@
+"""Experiment tracking as a sink: training writes files, a background thread copies them to MLflow.
+
+`journal` is what the run folder remembers, `tracker` the thread that sends it, `mlflow_run` the only module that
+imports mlflow, `lineage` the tags that tie a finetuning run to its projector.
+"""
+
+from pipeline.training.tracking.journal import resolve_tracking_uri
+from pipeline.training.tracking.lineage import projector_lineage
+from pipeline.training.tracking.tracker import RunTracker, open_run, replay
+
+__all__ = ["RunTracker", "open_run", "projector_lineage", "replay", "resolve_tracking_uri"]

@@ -1,0 +1,192 @@
+"""The driver's side of tracking: write down what to track, and send it from a background thread.
+
+No method waits for the server, so a slow, locked or dead one never stops or slows a run.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pipeline.config import ExperimentConfig
+from pipeline.training.tracking.journal import (
+    AnyOperation,
+    FinishRun,
+    Journal,
+    LogArtifacts,
+    LogDataset,
+    LogMetrics,
+    OpenRun,
+    RunStatus,
+    SetTags,
+    flatten_params,
+    resolve_tracking_uri,
+)
+from pipeline.training.tracking.sender import Sender
+
+logger = logging.getLogger(__name__)
+
+_LONGEST_PAUSE_S = 60.0
+
+
+class RunTracker:
+    """One attempt at a run, as the tracking server will show it."""
+
+    def __init__(self, run_dir: Path, sender: Sender | None, interval_s: float = 1.0) -> None:
+        """Track into `run_dir`; start sending if there is a sender.
+
+        Args:
+            run_dir: Folder of the run, with its journal and its metrics file.
+            sender: Sends to the server; None only writes the journal, for `replay` to send later.
+            interval_s: Pause between two looks at the files.
+        """
+        self._journal = Journal(run_dir)
+        self._sender = sender
+        self._interval_s = interval_s
+        self._closing = threading.Event()
+        self._wake = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="mlflow-sender", daemon=True)
+        if sender is not None:
+            self._thread.start()
+
+    @property
+    def tracking_uri(self) -> str | None:
+        """Where the run is sent; None if it is not."""
+        return self._sender.state.tracking_uri if self._sender else None
+
+    @property
+    def run_id(self) -> str | None:
+        """The MLflow run id, once the server has given one."""
+        return self._sender.state.run_id if self._sender else None
+
+    @property
+    def experiment_id(self) -> str | None:
+        """The MLflow experiment id, once known."""
+        return self._sender.state.experiment_id if self._sender else None
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Add or replace tags of the run."""
+        self._write(SetTags(time_s=time.time(), tags=dict(tags)))
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Log numbers from outside the training loop; the loop's own are read from metrics.jsonl."""
+        self._write(LogMetrics(time_s=time.time(), metrics=dict(metrics), step=step))
+
+    def log_dataset(self, *, name: str, digest: str, shards: Sequence[str], num_samples: int, context: str) -> None:
+        """Log the data that the run uses.
+
+        Args:
+            name: Name shown for the dataset.
+            digest: Fingerprint of the index; equal data has an equal digest. MLflow keeps 36 characters.
+            shards: Paths or URLs of the shards.
+            num_samples: Usable samples in them.
+            context: What the data is for, such as `training`.
+        """
+        self._write(
+            LogDataset(
+                time_s=time.time(),
+                name=name,
+                digest=digest,
+                shards=tuple(shards),
+                num_samples=num_samples,
+                context=context,
+            )
+        )
+
+    def log_artifacts(self, path: str | Path, artifact_path: str | None = None) -> None:
+        """Store a file, or the content of a folder, with the run; it must stay in place until it was sent."""
+        absolute = str(Path(path).resolve())
+        self._write(LogArtifacts(time_s=time.time(), path=absolute, artifact_path=artifact_path))
+
+    def finish(self, status: RunStatus) -> None:
+        """Give the run its end and status."""
+        self._write(FinishRun(time_s=time.time(), status=status))
+
+    def close(self, timeout_s: float = 30.0) -> int:
+        """Wait until everything is sent, at most `timeout_s`; returns how many records are not."""
+        if self._sender is None:
+            return 0
+        self._closing.set()
+        self._wake.set()
+        self._thread.join(timeout_s)
+        return self._sender.num_pending()
+
+    def _write(self, operation: AnyOperation) -> None:
+        self._journal.append(operation)
+        self._wake.set()
+
+    def _run(self) -> None:
+        assert self._sender is not None
+        num_failures = 0
+        while True:
+            closing = self._closing.is_set()
+            self._wake.clear()
+            try:
+                self._sender.send()
+                num_failures = 0
+            except Exception as error:  # training must not notice, whatever the server or its client raises
+                num_failures += 1
+                level = logging.WARNING if num_failures in (1, 10, 100) else logging.DEBUG
+                logger.log(
+                    level,
+                    "MLflow at %s: %s; training goes on, sending is tried again (failure %d in a row)",
+                    self.tracking_uri,
+                    error,
+                    num_failures,
+                )
+            if closing and not num_failures:
+                return
+            if closing:
+                time.sleep(self._interval_s)
+            elif num_failures:
+                self._closing.wait(min(self._interval_s * 2 ** min(num_failures, 10), _LONGEST_PAUSE_S))
+            else:
+                self._wake.wait(self._interval_s)
+
+
+def open_run(config: ExperimentConfig, tags: Mapping[str, str], interval_s: float = 1.0) -> RunTracker:
+    """Start tracking a run, or continue the one that `config.run_dir` holds; returns without waiting for the server.
+
+    Tracking that is switched off in the config is still written down, so that `replay` can send it later.
+
+    Args:
+        config: The resolved experiment config; its leaves become the run's params.
+        tags: Facts about this run besides its name and stage, such as its lineage.
+        interval_s: Pause between two looks at the metrics file.
+    """
+    run_dir = Path(config.run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    journal = Journal(run_dir)
+    journal.repair()
+    attempt = 1 + sum(isinstance(operation, OpenRun) for operation in journal.read())
+    journal.append(
+        OpenRun(
+            time_s=time.time(),
+            attempt=attempt,
+            experiment=config.tracking.experiment,
+            run_name=config.name,
+            params=flatten_params(config.model_dump(mode="json")),
+            tags={"ray_llava.stage": config.stage, "ray_llava.run_dir": str(run_dir.resolve()), **tags},
+            config_yaml=config.to_yaml(),
+        )
+    )
+    if not config.tracking.enabled:
+        return RunTracker(run_dir, None)
+    uri = resolve_tracking_uri(config.tracking.uri, os.environ, run_dir)
+    return RunTracker(run_dir, Sender(run_dir, uri), interval_s)
+
+
+def replay(run_dir: Path, tracking_uri: str) -> Sender:
+    """Send everything of a run folder that the server lacks; returns the sender with its final state.
+
+    Raises:
+        ValueError: the folder holds no tracked run.
+        Exception: whatever the server or its client raises.
+    """
+    if not Journal(run_dir).path.is_file():
+        raise ValueError(f"{run_dir}: no tracked run here ({Journal(run_dir).path.name} is missing)")
+    sender = Sender(run_dir, tracking_uri)
+    sender.send()
+    return sender
