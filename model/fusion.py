@@ -127,16 +127,15 @@ def fuse_labels(plan: FusionPlan, labels: Tensor) -> Tensor:
     return fused.index_copy_(0, plan.text_positions, kept).view(plan.attention_mask.shape)
 
 
-def is_beside_image(input_ids: Tensor) -> Tensor:
-    """Mark the text tokens directly before or after a placeholder: `<im_start>` and `<im_end>` when these are in use.
+def is_beside_image(is_image: Tensor) -> Tensor:
+    """Mark the positions directly before or after an image: `<im_start>` and `<im_end>` when these are in use.
 
     Args:
-        input_ids: [..., T] int64, placeholders expanded or not.
+        is_image: [..., S] bool, true where an image feature is.
 
     Returns:
-        [..., T] bool.
+        [..., S] bool, false at image positions.
     """
-    is_image = input_ids == IMAGE_TOKEN_INDEX
     beside = torch.zeros_like(is_image)
     beside[..., :-1] |= is_image[..., 1:]
     beside[..., 1:] |= is_image[..., :-1]

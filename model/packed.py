@@ -43,9 +43,7 @@ class PackedBatch(NamedTuple):
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "PackedBatch":
         """Return the batch with its tensors on `device`; host-side numbers stay as they are."""
-        moved = [
-            value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value for value in self
-        ]
+        moved = [value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value for value in self]
         return PackedBatch._make(moved)
 
 

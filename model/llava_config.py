@@ -1,0 +1,38 @@
+"""Configuration fields that make a language-model config a LLaVA config. Names follow published checkpoints."""
+
+from typing import Any, Literal
+
+
+class LlavaFields:
+    """Mixin for a backbone's config class; values set on an instance are saved in config.json."""
+
+    use_mm_proj: bool = False
+    """Whether a projector exists."""
+    mm_vision_tower: str | None = None
+    """Folder or hub id of the tower; None for a plain language model."""
+    mm_vision_select_layer: int = -2
+    """Hidden state that features are taken from; -1 is the last."""
+    mm_vision_select_feature: Literal["patch", "cls_patch"] = "patch"
+    """Without or with the class token."""
+    mm_vision_config: dict[str, Any] | None = None
+    """The tower's own config.json, so that a saved model can be built without the tower's folder."""
+    mm_vision_weights: Literal["external", "checkpoint"] = "external"
+    """Whether the tower's weights come from `mm_vision_tower` or are inside this checkpoint."""
+    mm_image_mean: list[float] | None = None
+    """Per-channel mean of pixels scaled to 0..1."""
+    mm_image_std: list[float] | None = None
+    """Per-channel standard deviation of pixels scaled to 0..1."""
+    mm_projector_type: str = "linear"
+    """`linear`, `mlpNx_gelu` or `identity`."""
+    mm_hidden_size: int | None = None
+    """Width of the tower's features."""
+    mm_use_im_patch_token: bool = False
+    """Whether the tokenizer has `<im_patch>`."""
+    mm_use_im_start_end: bool = False
+    """Whether each image is wrapped in `<im_start>` and `<im_end>`."""
+    tune_mm_mlp_adapter: bool = False
+    """Whether this is projector pretraining."""
+    tokenizer_padding_side: Literal["left", "right"] = "right"
+    """Where fused rows are filled up."""
+    tokenizer_model_max_length: int | None = None
+    """Longest fused row, tokens; None for no limit."""

@@ -1,0 +1,159 @@
+"""Whole models on disk: put together from a language model and a tower, saved, loaded again, set up for a stage."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Final, Literal, NamedTuple
+
+import torch
+from torch import nn
+
+from model.adapter import load_projector, write_projector
+from model.attention import AttentionKernel, enable_packed_attention
+from model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
+from model.vision_tower import SelectFeature, read_checkpoint_config
+
+__all__ = ["build_llava", "load_llava", "load_projector", "save_llava", "save_projector", "set_trainable"]
+
+LlavaModel = LlavaLlamaForCausalLM
+"""Any of the backbones; a union once there is a second one."""
+
+Stage = Literal["pretrain", "finetune"]
+
+
+class _Backbone(NamedTuple):
+    config_class: type[LlavaConfig]
+    model_class: type[LlavaModel]
+
+
+_BACKBONES: Final[dict[str, _Backbone]] = {"llama": _Backbone(LlavaConfig, LlavaLlamaForCausalLM)}
+"""`model_type` of a language model -> what it becomes."""
+
+
+def build_llava(
+    language_model: str,
+    vision_tower: str,
+    projector_type: str = "mlp2x_gelu",
+    select_layer: int = -2,
+    select_feature: SelectFeature = "patch",
+    projector_path: str | Path | None = None,
+    dtype: torch.dtype = torch.float32,
+    attention: AttentionKernel = "auto",
+) -> LlavaModel:
+    """Join a pretrained language model, a pretrained tower and a new or pretrained projector.
+
+    Code from a checkpoint is never run. The projector stays in float32 whatever `dtype` is: it is what is trained
+    next, and rounding it to bfloat16 in between would lose part of the pretraining.
+
+    Args:
+        language_model: folder or hub id of a language model.
+        vision_tower: folder or hub id of a vision tower.
+        projector_type: `linear`, `mlpNx_gelu` or `identity`.
+        select_layer: see `TowerSpec`.
+        select_feature: see `TowerSpec`.
+        projector_path: file or folder written by `save_projector`, or an original `mm_projector.bin`.
+        dtype: type of the language model and the tower.
+        attention: kernel for packed rows.
+
+    Raises:
+        ValueError: a folder is missing or of an unknown kind, or the projector file does not fit.
+    """
+    values = read_checkpoint_config(language_model, "language model")
+    kind = values.get("model_type")
+    if kind not in _BACKBONES:
+        hint = "; it is a complete LLaVA model: use load_llava" if _is_llava(values) else ""
+        raise ValueError(
+            f"language model {language_model} has model_type {kind!r}; known: {', '.join(sorted(_BACKBONES))}{hint}"
+        )
+    backbone = _BACKBONES[kind]
+    config = backbone.config_class.from_dict({**values, "model_type": backbone.config_class.model_type})
+    model = _from_pretrained(backbone, language_model, config, dtype)
+    model.get_model().initialize_vision_modules(
+        SimpleNamespace(
+            vision_tower=vision_tower,
+            mm_vision_select_layer=select_layer,
+            mm_vision_select_feature=select_feature,
+            mm_projector_type=projector_type,
+            pretrain_mm_mlp_adapter=projector_path,
+        )
+    )
+    _tower(model).to(dtype)
+    model.get_model().mm_projector.float()
+    enable_packed_attention(model, attention)
+    return model
+
+
+def load_llava(path: str | Path, dtype: torch.dtype = torch.float32, attention: AttentionKernel = "auto") -> LlavaModel:
+    """Load a complete LLaVA model: one of `save_llava`, or a published one with LLaVA's original tensor names.
+
+    The tower comes from inside the checkpoint when its config says so, else from the folder or hub id it names.
+
+    Raises:
+        ValueError: the folder is missing, is no LLaVA model, or lacks tensors; all are named.
+    """
+    values = read_checkpoint_config(str(path), "LLaVA model")
+    if not _is_llava(values):
+        raise ValueError(
+            f"{path} has model_type {values.get('model_type')!r}, which is no LLaVA model of a known backbone; "
+            "a language model alone is joined with a tower by build_llava"
+        )
+    backbone = _BACKBONES["llama"]
+    config = backbone.config_class.from_dict({**values, "model_type": backbone.config_class.model_type})
+    model = _from_pretrained(backbone, str(path), config, dtype)
+    tower = _tower(model)
+    tower.load_model(dtype)
+    tower.set_frozen(True)
+    enable_packed_attention(model, attention)
+    return model
+
+
+def save_llava(model: LlavaModel, path: str | Path) -> None:
+    """Write config and all weights, the tower's included, as a folder that `load_llava` reads."""
+    model.save_pretrained(str(path))
+
+
+def save_projector(model: LlavaModel, path: str | Path) -> Path:
+    """Write the model's projector; see `write_projector`."""
+    return write_projector(model.get_model().mm_projector, path)
+
+
+def set_trainable(model: LlavaModel, stage: Stage) -> None:
+    """Choose what learns: `pretrain` the projector, `finetune` projector and language model. The tower is frozen.
+
+    In pretraining with `<im_start>` and `<im_end>` the input embeddings learn too (only those two rows get gradients).
+
+    Raises:
+        ValueError: `stage` is unknown.
+    """
+    if stage not in ("pretrain", "finetune"):
+        raise ValueError(f"stage is {stage!r}; known: pretrain, finetune")
+    model.requires_grad_(stage == "finetune")
+    model.get_model().mm_projector.requires_grad_(True)
+    _tower(model).set_frozen(True)
+    if stage == "pretrain" and model.config.tune_mm_mlp_adapter and model.config.mm_use_im_start_end:
+        model.get_input_embeddings().weight.requires_grad_(True)
+
+
+def _tower(model: LlavaModel) -> Any:
+    tower = model.get_vision_tower()
+    if tower is None:
+        raise ValueError("the model has no vision tower; build it with build_llava or initialize_vision_modules")
+    return tower
+
+
+def _is_llava(values: dict[str, Any]) -> bool:
+    """Tell this project's and the original format (`llava` without text_config) from transformers' own `llava`."""
+    kind = values.get("model_type")
+    return kind == LlavaConfig.model_type or (kind == "llava" and "text_config" not in values)
+
+
+def _from_pretrained(backbone: _Backbone, name: str, config: LlavaConfig, dtype: torch.dtype) -> LlavaModel:
+    model, info = backbone.model_class.from_pretrained(name, config=config, dtype=dtype, output_loading_info=True)
+    missing = sorted(info["missing_keys"])
+    misshaped = sorted(str(entry) for entry in info["mismatched_keys"])
+    if missing or misshaped:
+        raise ValueError(
+            f"{name} does not fit {backbone.model_class.__name__}: missing {missing}, misshaped {misshaped}"
+        )
+    loaded: nn.Module = model
+    assert isinstance(loaded, backbone.model_class)
+    return loaded
