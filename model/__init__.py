@@ -1,1 +1,1 @@
-"""LLaVA-style vision-language models: towers, projectors, fusion, backbones, weights. Knows torch and transformers only."""
+"""LLaVA-style vision-language models: towers, projectors, fusion, backbones, weights. Needs torch and transformers."""

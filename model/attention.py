@@ -10,7 +10,7 @@ import importlib.util
 import inspect
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, Final, Literal, NamedTuple, get_args
+from typing import Any, Final, Literal, NamedTuple, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -83,7 +83,7 @@ def no_mask(device: torch.device) -> Tensor:
 
 
 def _sdpa(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float) -> Tensor:
-    parts = zip(*(x.split(segments.seqlens, dim=2) for x in (query, key, value)), strict=True)
+    parts = zip(*(torch.split(x, list(segments.seqlens), dim=2) for x in (query, key, value)), strict=True)
     grouped = query.shape[1] != key.shape[1]
     outputs = [
         F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped) for q, k, v in parts
@@ -103,12 +103,12 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale
             key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     longest = segments.max_seqlen
-    out: Tensor = varlen.varlen_attn(q, k, v, segments.cu_seqlens, segments.cu_seqlens, longest, longest, **options)
-    return out[None]
+    out = varlen.varlen_attn(q, k, v, segments.cu_seqlens, segments.cu_seqlens, longest, longest, **options)
+    return cast(Tensor, out)[None]
 
 
 def _flash_attention_2(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float) -> Tensor:
-    from flash_attn import flash_attn_varlen_func
+    from flash_attn import flash_attn_varlen_func  # type: ignore[import-not-found]
 
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     longest = segments.max_seqlen
@@ -119,9 +119,9 @@ def _flash_attention_2(query: Tensor, key: Tensor, value: Tensor, segments: Segm
 
 
 def _flex(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float) -> Tensor:
-    attend = _compiled_flex() if query.is_cuda else flex_attention
+    attend: Callable[..., Tensor] = _compiled_flex() if query.is_cuda else cast(Any, flex_attention)
     grouped = query.shape[1] != key.shape[1]
-    out: Tensor = attend(query, key, value, block_mask=segments.block_mask, scale=scale, enable_gqa=grouped)
+    out = attend(query, key, value, block_mask=segments.block_mask, scale=scale, enable_gqa=grouped)
     return out.transpose(1, 2)
 
 
@@ -192,7 +192,7 @@ def _document_mask(batch: PackedBatch) -> BlockMask:
 
 @lru_cache(maxsize=1)
 def _compiled_flex() -> Callable[..., Tensor]:
-    return torch.compile(flex_attention, dynamic=True)
+    return cast(Callable[..., Tensor], torch.compile(flex_attention, dynamic=True))
 
 
 @lru_cache(maxsize=1)

@@ -153,8 +153,8 @@ def refuse_placeholders(input_ids: Tensor) -> None:
     if bool(per_row.any()):
         row = int(per_row.nonzero()[0])
         raise ValueError(
-            f"row {row} has {int(per_row[row])} image placeholders but no images can be used; pass images, and attach a "
-            "vision tower with initialize_vision_modules if the model has none"
+            f"row {row} has {int(per_row[row])} image placeholders but no images can be used; pass images, and "
+            "attach a vision tower with initialize_vision_modules if the model has none"
         )
 
 

@@ -32,9 +32,10 @@ from model.fusion import PaddingSide
 from model.image_slots import to_image_slots
 from model.loss import cross_entropy_sum
 from model.packed import PackedBatch
+from model.pixels import normalize_pixels, pixel_stats_of, read_pixel_stats
 from model.projector import build_vision_projector
 from model.vision_tokens import VisionTokenArgs, add_vision_tokens
-from model.vision_tower import ClipVisionTower, PixelStats, build_vision_tower, normalize_pixels, read_pixel_stats
+from model.vision_tower import ClipVisionTower, build_vision_tower
 
 Images = Tensor | Sequence[Tensor]
 
@@ -146,10 +147,10 @@ class LlavaMetaForCausalLM(ABC):
         if tower is None:
             raise ValueError("the model has no vision tower; call initialize_vision_modules first")
         parts = []
-        for part in pixels.split(micro_batch_size or max(1, pixels.shape[0])):
+        for part in torch.split(pixels, micro_batch_size or max(1, pixels.shape[0])):
             part = part.to(tower.device, non_blocking=True)
             if part.dtype == torch.uint8:
-                part = normalize_pixels(part, self._pixel_stats(), tower.dtype)
+                part = normalize_pixels(part, pixel_stats_of(self.config), tower.dtype)
             parts.append(cast(Tensor, tower(part)))
         return torch.cat(parts)
 
@@ -311,7 +312,8 @@ class LlavaMetaForCausalLM(ABC):
         images: Images | None,
         padding_side: PaddingSide | None = None,
     ) -> FusedInputs:
-        features, images_per_slot = None, ()
+        features: Tensor | None = None
+        images_per_slot: tuple[int, ...] = ()
         if images is not None:
             pixels, images_per_slot = to_image_slots(images)
             features = self.encode_images(pixels)
@@ -345,12 +347,3 @@ class LlavaMetaForCausalLM(ABC):
             break
         projected: Tensor = projector(features)
         return projected
-
-    def _pixel_stats(self) -> PixelStats:
-        mean, std = self.config.mm_image_mean, self.config.mm_image_std
-        if mean is None or std is None:
-            raise ValueError(
-                f"uint8 pixels need the tower's normalisation, but {self.config.mm_vision_tower} came without a "
-                "preprocessor_config.json that has image_mean and image_std; copy it into that folder and build again"
-            )
-        return PixelStats(tuple(mean), tuple(std))

@@ -1,6 +1,4 @@
-"""LLaVA on LLaMA. Everything that is not LLaMA's own is in the two mixins; another backbone is another file like this."""
-
-from typing import Any
+"""LLaVA on LLaMA. All that is not LLaMA's own is in the two mixins; another backbone is another file like this."""
 
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, LlamaModel
@@ -9,19 +7,19 @@ from model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 from model.llava_config import LlavaFields
 
 
-class LlavaConfig(LlavaFields, LlamaConfig):
+class LlavaConfig(LlavaFields, LlamaConfig):  # type: ignore[no-untyped-call]
     """LLaMA configuration with the fields of a vision-language model."""
 
     model_type = "llava_llama"
 
 
-class LlavaLlamaModel(LlavaMetaModel, LlamaModel):
+class LlavaLlamaModel(LlavaMetaModel, LlamaModel):  # type: ignore[no-untyped-call]
     """LLaMA decoder body with vision tower and projector."""
 
     config_class = LlavaConfig
 
 
-class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
+class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):  # type: ignore[misc, no-untyped-call]
     """LLaMA language model that reads images."""
 
     config_class = LlavaConfig
@@ -31,11 +29,12 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         self.model = LlavaLlamaModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def get_model(self) -> LlavaLlamaModel:
         """Return the decoder body."""
-        return self.model
+        body: LlavaLlamaModel = self.model
+        return body
 
 
 AutoConfig.register("llava_llama", LlavaConfig, exist_ok=True)

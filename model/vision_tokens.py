@@ -3,7 +3,7 @@
 Shapes: V vocabulary rows, D language-model width.
 """
 
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ def add_vision_tokens(model: PreTrainedModel, model_args: VisionTokenArgs, token
         if model_args.tune_mm_mlp_adapter and _tables(model)[0] is _tables(model)[1]:
             raise ValueError(
                 "mm_use_im_start_end with tune_mm_mlp_adapter trains the input embeddings and freezes the output "
-                "embeddings, but this model ties them into one tensor; set tie_word_embeddings or one of the two to false"
+                "embeddings, but this model ties them into one tensor; set tie_word_embeddings to false"
             )
         _add_tokens(model, tokenizer, [DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN])
         if model_args.pretrain_mm_mlp_adapter:
@@ -50,14 +50,15 @@ def add_vision_tokens(model: PreTrainedModel, model_args: VisionTokenArgs, token
         _set_trainable(model, input_table=False)
 
 
-def _tables(model: PreTrainedModel) -> tuple[nn.Parameter, nn.Parameter]:
-    return model.get_input_embeddings().weight, model.get_output_embeddings().weight
+def _tables(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
+    head = cast(nn.Linear, model.get_output_embeddings())  # type: ignore[no-untyped-call]
+    return cast(nn.Embedding, model.get_input_embeddings()).weight, head.weight
 
 
 def _add_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: list[str]) -> None:
     old_size = len(tokenizer)
     tokenizer.add_tokens(tokens, special_tokens=True)
-    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+    if len(tokenizer) > _tables(model)[0].shape[0]:
         # mean_resizing would draw new rows from a normal distribution; the mean itself is deterministic.
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     if len(tokenizer) > old_size:
@@ -67,7 +68,7 @@ def _add_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, toke
 
 
 def _load_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: str) -> None:
-    ids = tokenizer.convert_tokens_to_ids([DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN])
+    ids = [cast(int, tokenizer.convert_tokens_to_ids(t)) for t in (DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN)]
     table, _ = _tables(model)
     rows = _wrapping_rows(read_adapter(path), ids, table, path)
     with torch.no_grad():
@@ -88,5 +89,6 @@ def _wrapping_rows(adapter: dict[str, Tensor], ids: list[int], table: Tensor, pa
 
 
 def _set_trainable(model: PreTrainedModel, input_table: bool) -> None:
-    model.get_input_embeddings().weight.requires_grad_(input_table)
-    model.get_output_embeddings().weight.requires_grad_(False)
+    inputs, outputs = _tables(model)
+    inputs.requires_grad_(input_table)
+    outputs.requires_grad_(False)

@@ -14,7 +14,6 @@ from typing import Any, Final, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, PretrainedConfig
-from transformers.image_processing_utils import BaseImageProcessor
 
 SelectFeature = Literal["patch", "cls_patch"]
 
@@ -52,19 +51,17 @@ class ClipVisionTower(nn.Module):
     @property
     def hidden_size(self) -> int:
         """Width V of the features."""
-        width: int = self.config.hidden_size
-        return width
+        return self.config.hidden_size
 
     @property
     def image_size(self) -> int:
         """Side of the square input, pixels."""
-        side: int = self.config.image_size
-        return side
+        return _side(self.config.image_size)
 
     @property
     def num_features(self) -> int:
         """Features per image P after selection."""
-        patches: int = (self.image_size // self.config.patch_size) ** 2
+        patches = (self.image_size // _side(self.config.patch_size)) ** 2
         return patches + (self.spec.select_feature == "cls_patch")
 
     @property
@@ -106,9 +103,9 @@ class ClipVisionTower(nn.Module):
         return self
 
     def forward(self, images: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
-        """Encode float images [N, 3, H, W] to [N, P, V] in the images' type; a list of [3, H, W] to a list of [1, P, V].
+        """Encode normalised images [N, 3, H, W] to [N, P, V], or a list of [3, H, W] to a list of [1, P, V].
 
-        A frozen tower runs without building a graph.
+        Features come in the images' type. A frozen tower runs without building a graph.
         """
         if not isinstance(images, Tensor):
             return [self._encode(image[None]) for image in images]
@@ -132,6 +129,13 @@ class ClipVisionTower(nn.Module):
         self.vision_tower = model
         self.is_loaded = True
         self.set_frozen(self.frozen)
+
+
+def _side(size: int | list[int] | tuple[int, int] | None) -> int:
+    """Return the side of a square given as one number; transformers' configs would also allow pairs."""
+    if not isinstance(size, int):
+        raise ValueError(f"expected one side length in the tower's config.json, found {size!r}")
+    return size
 
 
 TOWERS: Final[dict[str, type[ClipVisionTower]]] = {
@@ -186,26 +190,3 @@ def read_checkpoint_config(name: str, what: str) -> dict[str, Any]:
     if not values:
         raise ValueError(f"{what}: {name!r} holds no config.json")
     return dict(values)
-
-
-class PixelStats(NamedTuple):
-    """Per-channel normalisation of pixels scaled to 0..1."""
-
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-
-def read_pixel_stats(name: str) -> PixelStats | None:
-    """Read the normalisation that a tower was trained with from its preprocessor_config.json, if it has one."""
-    try:
-        values, _ = BaseImageProcessor.get_image_processor_dict(name)
-    except OSError:
-        return None
-    return PixelStats(tuple(values["image_mean"]), tuple(values["image_std"]))
-
-
-def normalize_pixels(pixels: Tensor, stats: PixelStats, dtype: torch.dtype) -> Tensor:
-    """Turn uint8 pixels [..., 3, H, W] into normalised values of `dtype`, computed in float32 on the pixels' device."""
-    mean = torch.tensor(stats.mean, device=pixels.device)[:, None, None]
-    std = torch.tensor(stats.std, device=pixels.device)[:, None, None]
-    return ((pixels.float() - 255.0 * mean) / (255.0 * std)).to(dtype)

@@ -2,10 +2,9 @@
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, cast
 
 import torch
-from torch import nn
 
 from model.adapter import load_projector, write_projector
 from model.attention import AttentionKernel, enable_packed_attention
@@ -147,13 +146,12 @@ def _is_llava(values: dict[str, Any]) -> bool:
 
 
 def _from_pretrained(backbone: _Backbone, name: str, config: LlavaConfig, dtype: torch.dtype) -> LlavaModel:
-    model, info = backbone.model_class.from_pretrained(name, config=config, dtype=dtype, output_loading_info=True)
+    loaded: Any = backbone.model_class.from_pretrained(name, config=config, dtype=dtype, output_loading_info=True)
+    model, info = cast(tuple[LlavaModel, dict[str, Any]], loaded)
     missing = sorted(info["missing_keys"])
     misshaped = sorted(str(entry) for entry in info["mismatched_keys"])
     if missing or misshaped:
         raise ValueError(
             f"{name} does not fit {backbone.model_class.__name__}: missing {missing}, misshaped {misshaped}"
         )
-    loaded: nn.Module = model
-    assert isinstance(loaded, backbone.model_class)
-    return loaded
+    return model
