@@ -1,0 +1,1 @@
+"""The data-and-training pipeline: shards -> index -> plan -> rank-steps -> loss. Imports `model`, never `jobs`."""

@@ -1,0 +1,175 @@
+"""Sizing an image for the vision tower: pad to a square or crop, with the resampling of CLIP's image processor.
+
+Output is uint8 and stays so until it is on the trainer's device, where mean and std are applied: a quarter of the bytes
+of float32. At most one grey level from `transformers.CLIPImageProcessor` (Pillow backend).
+
+H, W image size in pixels; S longer side; E short edge after resizing; P = output side.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from pipeline.samples.image import Pixels
+
+AspectRatio = Literal["pad", "crop"]
+_BICUBIC = 3
+_BLOCK_BYTES = 48 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """The square a vision tower expects, and how images get there."""
+
+    size: int
+    """Output side P, pixels."""
+    mean: tuple[float, float, float]
+    """Per channel, of pixels scaled to 0..1; also the colour of the padding."""
+    std: tuple[float, float, float]
+    aspect_ratio: AspectRatio = "pad"
+    """`pad` shows the whole image on a square of the mean colour; `crop` fills the square and cuts the long side."""
+    resize_edge: int | None = None
+    """Short edge E after resizing, pixels, when it differs from `size`; the centre is cut out of it."""
+
+    def __post_init__(self) -> None:
+        if self.aspect_ratio not in ("pad", "crop"):
+            raise ValueError(f"image_aspect_ratio: expected pad or crop, found {self.aspect_ratio!r}")
+        if self.size < 1 or self.edge < self.size:
+            raise ValueError(f"image size {self.size} and resize edge {self.edge}: expected 1 <= size <= edge")
+
+    @property
+    def edge(self) -> int:
+        """Short edge E after resizing, pixels."""
+        return self.size if self.resize_edge is None else self.resize_edge
+
+    @property
+    def background(self) -> tuple[int, int, int]:
+        """Colour of the padding: (122, 116, 104) for CLIP."""
+        red, green, blue = (int(value * 255) for value in self.mean)
+        return red, green, blue
+
+    @classmethod
+    def from_preprocessor_config(
+        cls, source: str | Path | Mapping[str, Any], aspect_ratio: AspectRatio = "pad"
+    ) -> Self:
+        """Read a Hugging Face `preprocessor_config.json`, its folder, or its content.
+
+        Raises:
+            ValueError: no such file, or a processor whose steps these are not (other resampling, other scaling).
+        """
+        config, where = _load_config(source)
+        if config.get("do_rescale", True) is False or abs(config.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
+            raise ValueError(f"{where}: expected pixels rescaled by 1/255; this processor's scaling is not supported")
+        if config.get("resample", _BICUBIC) != _BICUBIC:
+            raise ValueError(f"{where}: resample {config['resample']} is not supported; expected {_BICUBIC} (bicubic)")
+        edge = _side(config.get("size", 224), f"{where}: size")
+        crops = config.get("do_center_crop", "crop_size" in config)
+        size = _side(config.get("crop_size", edge), f"{where}: crop_size") if crops else edge
+        normalises = config.get("do_normalize", True)
+        mean = config.get("image_mean", (0.48145466, 0.4578275, 0.40821073)) if normalises else (0.0, 0.0, 0.0)
+        std = config.get("image_std", (0.26862954, 0.26130258, 0.27577711)) if normalises else (1.0, 1.0, 1.0)
+        return cls(size, _channels(mean, where), _channels(std, where), aspect_ratio, edge if edge != size else None)
+
+
+def fit_image(rgb: Pixels, spec: ImageSpec) -> Pixels:
+    """Resize an image to the tower's square.
+
+    Worked numbers, size 336: a 640 x 480 image is padded to 640 x 640 (80 rows above, 80 below) and resized; with
+    `crop` it is resized to 448 x 336 and loses 56 columns on each side.
+
+    Args:
+        rgb: uint8 `[H, W, 3]`.
+        spec: target.
+
+    Returns:
+        uint8 `[3, P, P]`.
+    """
+    # channels-last in memory, which is the layout torch's fast uint8 kernel wants
+    image = torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1).unsqueeze(0)
+    resized = _pad_and_resize(image, spec) if spec.aspect_ratio == "pad" else _resize_short_edge(image, spec.edge)
+    top, left = ((side - spec.size) // 2 for side in resized.shape[-2:])
+    square = resized[0, :, top : top + spec.size, left : left + spec.size]
+    return np.ascontiguousarray(square.numpy())
+
+
+def _pad_and_resize(image: Tensor, spec: ImageSpec) -> Tensor:
+    """Expand to a square of the background colour, then resize; `[1, 3, H, W]` to `[1, 3, E, E]`.
+
+    Resampling is separable, columns first: rows are squeezed before the square is completed, so that a 70000 x 700
+    image never exists as 70000 x 70000 pixels. Same values as resizing the whole square.
+    """
+    height, width = image.shape[-2:]
+    side = max(height, width)
+    rows_per_block = max(1, _BLOCK_BYTES // (3 * side))
+    before = (side - width) // 2
+    blocks = [
+        _resize(_pad(block, (before, side - width - before, 0, 0), spec), block.shape[-2], spec.edge)
+        for block in torch.split(image, rows_per_block, dim=-2)
+    ]
+    squeezed = torch.cat(blocks, dim=-2) if len(blocks) > 1 else blocks[0]
+    above = (side - height) // 2
+    return _resize(_pad(squeezed, (0, 0, above, side - height - above), spec), spec.edge, spec.edge)
+
+
+def _pad(image: Tensor, amounts: tuple[int, int, int, int], spec: ImageSpec) -> Tensor:
+    """Pad (left, right, top, bottom) with the background colour."""
+    if not any(amounts):
+        return image
+    left, right, top, bottom = amounts
+    height, width = image.shape[-2:]
+    canvas = torch.empty(1, height + top + bottom, width + left + right, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+    canvas[:] = torch.tensor(spec.background, dtype=torch.uint8).view(1, 3, 1, 1)
+    canvas[..., top : top + height, left : left + width] = image
+    return canvas
+
+
+def _resize_short_edge(image: Tensor, edge: int) -> Tensor:
+    """Resize so that the short edge is E pixels; the long one is rounded down."""
+    height, width = image.shape[-2:]
+    short = min(height, width)
+    return _resize(image, height * edge // short, width * edge // short)
+
+
+def _resize(image: Tensor, height: int, width: int) -> Tensor:
+    if image.shape[-2:] == (height, width):
+        return image
+    return interpolate(image, (height, width), mode="bicubic", antialias=True, align_corners=False)
+
+
+def _load_config(source: str | Path | Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+    if isinstance(source, Mapping):
+        return source, "preprocessor config"
+    path = Path(source)
+    path = path / "preprocessor_config.json" if path.is_dir() else path
+    if not path.is_file():
+        raise ValueError(f"image processor {path}: no such file; expected the preprocessor_config.json of the tower")
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(config, dict):
+        raise ValueError(f"image processor {path}: expected a JSON object")
+    return config, str(path)
+
+
+def _side(size: object, where: str) -> int:
+    """Read 336, {"shortest_edge": 336} or {"height": 336, "width": 336}."""
+    if isinstance(size, Mapping):
+        sides = {size[name] for name in ("shortest_edge", "height", "width") if name in size}
+        size = sides.pop() if len(sides) == 1 else None
+    if not isinstance(size, int) or isinstance(size, bool):
+        raise ValueError(f"{where}: expected one number, a shortest_edge, or equal height and width")
+    return size
+
+
+def _channels(values: object, where: str) -> tuple[float, float, float]:
+    if not isinstance(values, list | tuple) or len(values) != 3:
+        raise ValueError(f"{where}: image_mean and image_std need 3 numbers, found {values!r}")
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue

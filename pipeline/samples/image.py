@@ -1,0 +1,174 @@
+"""Image bytes to RGB pixels: three formats, a pixel limit read from the header, one written rule per colour mode.
+
+Sizing to the vision tower is left to `pipeline.samples.fit`. Ordinary JPEG goes through simplejpeg where it is
+installed (about 3 times Pillow's speed, same pixels); everything else through Pillow.
+
+H, W pixels after the EXIF orientation is applied.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image as PillowImage
+from PIL import UnidentifiedImageError
+
+from pipeline.errors import DataError, Reason
+
+try:
+    import simplejpeg
+except ImportError:  # an optional accelerator; the pixels are the same without it
+    simplejpeg = None
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+"""Parsers that may run: Pillow would otherwise try over forty, one of which starts Ghostscript."""
+_ORIENTATION_TAG = 0x0112
+_WHITE = (255, 255, 255)
+
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """What is refused from the header, before any pixel is decoded."""
+
+    max_pixels: int = 50_000_000
+    """Width times height; 10000 x 10000 black pixels are a PNG of 12 kB and 300 MB of RGB."""
+    min_side: int = 2
+    """Shortest side, pixels."""
+    max_aspect: float = 100.0
+    """Longest side divided by shortest."""
+
+
+class ImageHeader(NamedTuple):
+    """What the header says."""
+
+    format: str
+    """JPEG, PNG or WEBP."""
+    width: int
+    height: int
+
+
+def probe_image(data: bytes, limits: ImageLimits = ImageLimits()) -> ImageHeader:
+    """Read format and oriented size from the header.
+
+    Raises:
+        DataError: not one of the formats, a broken header, or a size outside the limits.
+    """
+    with _open(data, limits) as image:
+        width, height = image.size
+        if _orientation(image) >= 5:
+            width, height = height, width
+        return ImageHeader("JPEG" if image.format == "MPO" else str(image.format), width, height)
+
+
+def decode_image(data: bytes, limits: ImageLimits = ImageLimits()) -> Pixels:
+    """Decode an image to RGB.
+
+    Transparency is laid over white, 16-bit grey keeps its upper 8 bits, CMYK and palettes become RGB, an animation
+    shows its first frame, the EXIF orientation is applied.
+
+    Returns:
+        uint8 `[H, W, 3]`, contiguous.
+
+    Raises:
+        DataError: not one of the formats, broken or cut, or a size outside the limits.
+    """
+    with _open(data, limits) as image:
+        orientation = _orientation(image)
+        pixels = _decode_plain_jpeg(data, image)
+        if pixels is None:
+            try:
+                image.load()
+                orientation = _orientation(image)
+                pixels = np.array(_to_rgb(image))
+            except (MemoryError, DataError):
+                raise
+            except Exception as error:  # decoders raise OSError, ValueError, SyntaxError, struct.error, IndexError ...
+                raise _broken(error, data) from None
+    return np.ascontiguousarray(_orient(pixels, orientation))
+
+
+def _open(data: bytes, limits: ImageLimits) -> PillowImage.Image:
+    """Parse the header only."""
+    try:
+        image = PillowImage.open(io.BytesIO(data), formats=FORMATS)
+    except MemoryError:
+        raise
+    except UnidentifiedImageError:
+        raise DataError(Reason.IMAGE_UNSUPPORTED_FORMAT, f"{len(data)} bytes, not JPEG, PNG or WebP") from None
+    except (PillowImage.DecompressionBombError, PillowImage.DecompressionBombWarning):
+        raise DataError(Reason.IMAGE_TOO_LARGE, f"more than {limits.max_pixels} pixels") from None
+    except Exception as error:
+        raise _broken(error, data) from None
+    _check_size(*image.size, limits)
+    return image
+
+
+def _check_size(width: int, height: int, limits: ImageLimits) -> None:
+    if width * height > limits.max_pixels:
+        raise DataError(Reason.IMAGE_TOO_LARGE, f"{width} x {height} pixels, at most {limits.max_pixels} in all")
+    short, long = sorted((width, height))
+    if short < limits.min_side or long > limits.max_aspect * short:
+        raise DataError(
+            Reason.IMAGE_DEGENERATE,
+            f"{width} x {height} pixels, sides of at least {limits.min_side} and a ratio up to {limits.max_aspect:g}",
+        )
+
+
+def _decode_plain_jpeg(data: bytes, image: PillowImage.Image) -> Pixels | None:
+    """Decode an RGB or grey JPEG with simplejpeg; None leaves it to Pillow, which then words the error."""
+    if simplejpeg is None or image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L"):
+        return None
+    try:
+        pixels: Pixels = simplejpeg.decode_jpeg(data, colorspace="RGB")
+    except ValueError:
+        return None
+    # a file may contain a second header; what the limits were checked on is what must come out
+    return pixels if pixels.shape == (image.height, image.width, 3) else None
+
+
+def _to_rgb(image: PillowImage.Image) -> PillowImage.Image:
+    if image.mode == "F":
+        raise DataError(Reason.IMAGE_MODE_UNSUPPORTED, "floating-point pixels have no defined range")
+    if image.mode.startswith("I"):
+        upper = np.asarray(image).astype(np.int64) >> 8
+        return PillowImage.fromarray(np.clip(upper, 0, 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        canvas = PillowImage.new("RGBA", layer.size, (*_WHITE, 255))
+        return PillowImage.alpha_composite(canvas, layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def _orientation(image: PillowImage.Image) -> int:
+    """Return the EXIF orientation 1..8; damaged EXIF counts as none, since the pixels are intact without it."""
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1  # Pillow would decode the pixels to look for EXIF behind them
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _orient(pixels: Pixels, orientation: int) -> Pixels:
+    """Undo an EXIF orientation: 5 to 8 exchange rows and columns, then rows or columns are reversed."""
+    if orientation >= 5:
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels
+
+
+def _broken(error: Exception, data: bytes) -> DataError:
+    """Translate a decoder's error; its text is not repeated, since it may quote the file."""
+    if "truncated" in str(error).lower():
+        return DataError(Reason.IMAGE_TRUNCATED, f"the image ends early, after {len(data)} bytes")
+    return DataError(Reason.IMAGE_CORRUPT, f"{len(data)} bytes that do not decode ({type(error).__name__})")

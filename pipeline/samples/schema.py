@@ -1,0 +1,236 @@
+"""Samples: from the member bytes of one key to images in reading order and a checked conversation.
+
+Accepts img2dataset captions, LLaVA's own JSON and the `messages` form. Everything that does not need a tokenizer or
+pixels is decided here, so that the index and the training stream reach the same verdict on the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from pipeline.errors import DataError, Reason
+from pipeline.samples.conversation import Conversation, Image, Part, Role, Turn, split_placeholders
+from pipeline.samples.image_names import resolve_images, sort_images
+from pipeline.samples.strict_json import JsonValue, decode_text, parse_json
+
+Kind = Literal["caption", "instruction"]
+
+_ROLES: dict[str, Role] = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+}
+
+
+@dataclass(frozen=True)
+class SchemaPolicy:
+    """Rules of the reference that repair a sample; off unless asked for, because they hide defects."""
+
+    prepend_missing_placeholder: bool = False
+    """A sample with exactly one image and no `<image>` shows the image at the start of its first user turn."""
+    drop_leading_answer: bool = False
+    """A conversation that starts with the assistant loses that turn."""
+
+
+class Sample(NamedTuple):
+    """One training example as stored."""
+
+    key: str
+    kind: Kind
+    images: tuple[bytes, ...]
+    """Encoded images; image k belongs to the k-th image place of the conversation."""
+    conversation: Conversation
+
+
+class Layout(NamedTuple):
+    """What the annotation says, with images still as extensions of members."""
+
+    kind: Kind
+    image_extensions: tuple[str, ...]
+    conversation: Conversation
+    text_bytes: int
+    """Size of the annotation, in bytes."""
+
+
+def parse_sample(key: str, members: Mapping[str, bytes], policy: SchemaPolicy = SchemaPolicy()) -> Sample:
+    """Parse the members of one key.
+
+    Args:
+        key: label of the sample.
+        members: content by case-folded extension: `jpg`, `0.png`, `txt`, `json`.
+        policy: which legacy repairs are allowed.
+
+    Raises:
+        DataError: with the reason, and the key filled in.
+    """
+    texts = {extension: members[extension] for extension in ("txt", "json") if extension in members}
+    extensions = [extension for extension in members if extension not in ("txt", "json")]
+    layout = parse_layout(key, texts, extensions, policy)
+    images = tuple(members[extension] for extension in layout.image_extensions)
+    return Sample(key, layout.kind, images, layout.conversation)
+
+
+def parse_layout(key: str, texts: Mapping[str, bytes], image_extensions: Sequence[str], policy: SchemaPolicy) -> Layout:
+    """Parse the annotation of one key without its image bytes.
+
+    Raises:
+        DataError: with the reason, and the key filled in.
+    """
+    try:
+        annotation = _annotation(texts)
+        if annotation is not None:
+            return _instruction(key, annotation, sort_images(image_extensions), len(texts["json"]), policy)
+        return _caption(texts["txt"], sort_images(image_extensions))
+    except DataError as error:
+        raise error.at(key=key) from None
+
+
+def conversation_from_turns(turns: Sequence[Mapping[str, JsonValue]]) -> Conversation:
+    """Read LLaVA (`from`, `value`) or chat (`role`, `content`) turns without checking their order.
+
+    Raises:
+        DataError: a turn that is malformed or whose role is unknown.
+    """
+    return Conversation(tuple(_turn(turn, idx)[0] for idx, turn in enumerate(turns)))
+
+
+def _annotation(texts: Mapping[str, bytes]) -> dict[str, JsonValue] | None:
+    """Return the conversation's JSON object, or None for a caption.
+
+    Beside a caption, `KEY.json` is img2dataset's metadata. It is not used, so its defects do not matter.
+    """
+    if "json" not in texts:
+        if "txt" not in texts:
+            raise DataError(Reason.MISSING_ANNOTATION, "neither KEY.txt nor KEY.json")
+        return None
+    if "txt" not in texts:
+        tree = parse_json(texts["json"])
+        if not isinstance(tree, dict) or not _has_turns(tree):
+            raise DataError(Reason.MISSING_ANNOTATION, "KEY.json has neither `conversations` nor `messages`")
+        return tree
+    try:
+        tree = parse_json(texts["json"])
+    except DataError:
+        return None
+    if isinstance(tree, dict) and _has_turns(tree):
+        raise DataError(Reason.AMBIGUOUS_ANNOTATION, "both a caption in KEY.txt and a conversation in KEY.json")
+    return None
+
+
+def _has_turns(tree: Mapping[str, JsonValue]) -> bool:
+    return "conversations" in tree or "messages" in tree
+
+
+def _caption(text: bytes, images: tuple[str, ...]) -> Layout:
+    caption = decode_text(text).strip()
+    if not images:
+        raise DataError(Reason.MISSING_IMAGE, "a caption without image")
+    if not caption:
+        raise DataError(Reason.TURN_EMPTY, "the caption is empty")
+    turns = (Turn("user", tuple(Image() for _ in images)), Turn("assistant", (caption,)))
+    return Layout("caption", images, Conversation(turns), len(text))
+
+
+def _instruction(
+    key: str, tree: dict[str, JsonValue], images: tuple[str, ...], text_bytes: int, policy: SchemaPolicy
+) -> Layout:
+    listed = tree.get("conversations", tree.get("messages"))
+    if not isinstance(listed, list) or not listed:
+        raise DataError(Reason.CONVERSATION_EMPTY, "`conversations` holds no turn")
+    parsed = [_turn(turn, idx) for idx, turn in enumerate(listed)]
+    turns = tuple(turn for turn, _ in parsed)
+    if policy.drop_leading_answer and turns[0].role == "assistant":
+        turns = turns[1:]
+    _check_order(turns)
+    part_names = [name for _, names in parsed for name in names]
+    extensions = resolve_images(key, _image_names(tree) or part_names, images, declared=_declares_images(tree))
+    conversation = Conversation(turns)
+    if policy.prepend_missing_placeholder and len(extensions) == 1 and conversation.num_images == 0:
+        conversation = _with_leading_image(conversation)
+    if conversation.num_images != len(extensions):
+        raise DataError(
+            Reason.IMAGE_TOKEN_MISMATCH,
+            f"{conversation.num_images} <image> placeholders but {len(extensions)} images",
+        )
+    return Layout("instruction", extensions, conversation, text_bytes)
+
+
+def _declares_images(tree: Mapping[str, JsonValue]) -> bool:
+    return tree.get("image", tree.get("images")) is not None
+
+
+def _image_names(tree: Mapping[str, JsonValue]) -> list[str]:
+    """Return the names in `image` (a string or a list) or `images`."""
+    value = tree.get("image", tree.get("images"))
+    names = [value] if isinstance(value, str) else [] if value is None else value
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DataError(Reason.JSON_INVALID, "`image` is neither a file name nor a list of them")
+    return [name for name in names if isinstance(name, str)]
+
+
+def _turn(turn: object, idx: int) -> tuple[Turn, list[str]]:
+    """Return a turn and the image names its parts mention."""
+    if not isinstance(turn, Mapping):
+        raise DataError(Reason.JSON_INVALID, f"turn {idx} is no object")
+    speaker = turn.get("from", turn.get("role"))
+    if not isinstance(speaker, str) or speaker not in _ROLES:
+        found = ascii(speaker)[:40] if isinstance(speaker, str) else "none"
+        raise DataError(Reason.ROLE_UNKNOWN, f"turn {idx} has role {found}")
+    content = turn.get("value", turn.get("content"))
+    if isinstance(content, str):
+        parts, names = split_placeholders(content), list[str]()
+    elif isinstance(content, list):
+        parts, names = _typed_parts(content, idx)
+    else:
+        raise DataError(Reason.JSON_INVALID, f"turn {idx} has no text: expected `value` or `content`")
+    result = Turn(_ROLES[speaker], parts)
+    has_image = len(parts) > sum(isinstance(part, str) for part in parts)
+    if not result.text.strip() and not (has_image and result.role == "user"):
+        raise DataError(Reason.TURN_EMPTY, f"turn {idx} is empty")
+    return result, names
+
+
+def _typed_parts(content: Sequence[JsonValue], idx: int) -> tuple[tuple[Part, ...], list[str]]:
+    """Read `[{"type": "text", "text": ...}, {"type": "image"}]`; text is taken literally, `<image>` in it too."""
+    parts: list[Part] = []
+    names: list[str] = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if isinstance(part, dict) and kind == "text" and isinstance(text := part.get("text"), str):
+            parts += [text] if text else []
+        elif isinstance(part, dict) and kind in ("image", "image_url"):
+            parts.append(Image())
+            names += _part_names(part)
+        else:
+            raise DataError(Reason.JSON_INVALID, f"turn {idx} has a part that is neither text nor image")
+    return tuple(parts), names
+
+
+def _part_names(part: Mapping[str, JsonValue]) -> list[str]:
+    values = [part.get(field) for field in ("image", "path", "url", "image_url")]
+    flat = [value.get("url") if isinstance(value, dict) else value for value in values]
+    return [value for value in flat if isinstance(value, str)]
+
+
+def _check_order(turns: Sequence[Turn]) -> None:
+    spoken = turns[1:] if turns and turns[0].role == "system" else turns
+    if not any(turn.role == "assistant" for turn in spoken):
+        raise DataError(Reason.NO_ASSISTANT, "no turn of the assistant")
+    for idx, turn in enumerate(spoken):
+        expected = "assistant" if idx % 2 else "user"
+        if turn.role != expected:
+            place = idx + len(turns) - len(spoken)
+            raise DataError(Reason.ROLE_ORDER, f"turn {place} is by the {turn.role}, expected the {expected}")
+    if len(spoken) % 2:
+        raise DataError(Reason.ROLE_ORDER, "the last turn is by the user and has no answer")
+
+
+def _with_leading_image(conversation: Conversation) -> Conversation:
+    turns = list(conversation.turns)
+    first = next(idx for idx, turn in enumerate(turns) if turn.role == "user")
+    turns[first] = Turn("user", (Image(), "\n", *turns[first].parts))
+    return Conversation(tuple(turns))

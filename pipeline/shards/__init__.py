@@ -1,0 +1,1 @@
+"""WebDataset shards: strict tar reading, the Parquet index over them, and the writer."""
