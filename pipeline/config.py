@@ -149,6 +149,8 @@ class TrackingConfig(Section):
     """Tracking URI; null uses MLFLOW_TRACKING_URI, else a SQLite file."""
     experiment: Annotated[str, Free] = "ray-llava"
     """MLflow experiment, one per project."""
+    log_model: Annotated[bool, Free] = True
+    """Upload the finetuned model folder as an artifact; projectors are small and always uploaded."""
 
 
 class ExperimentConfig(Section):

@@ -7,19 +7,25 @@ does the shared work.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Console
 
 from pipeline.config import ExperimentConfig, check_resumable, load_config
 from pipeline.loader import BatchSource, iterate_locally
+from pipeline.model_folder import find_projector
 from pipeline.prepare import prepare_source
 from pipeline.training.distributed import Workers, join_torchrun
+from pipeline.training.loop import StopRequestedError
 from pipeline.training.progress import ProgressReporter
 from pipeline.training.worker import WorkerResult, run_worker
+
+if TYPE_CHECKING:
+    from pipeline.training.tracking import RunTracker
+
+_SEND_TIMEOUT_S = 60.0
 
 logger = logging.getLogger(__name__)
 
@@ -45,17 +51,14 @@ def run_training(config: ExperimentConfig, console: Console | None = None) -> Tr
         pipeline.errors.DataError: a shard is defective and data.on_bad_shard is `fail`.
     """
     console = console or Console()
-    if config.cluster.launcher == "ray":
-        from pipeline.training import ray_launch  # the local launcher must work where Ray is not installed
+    if config.cluster.launcher == "local":
+        return _run_locally(config, join_torchrun(config.cluster.use_gpu), console)
+    from pipeline.training import ray_launch  # the local launcher must work where Ray is not installed
 
-        adopt_run_dir(config)
-        ray_launch.connect(config)
-        source = prepare_source(config, console=console, run_map=ray_launch.map_tasks)
-        with _watched(config, source, console) as run_id:
-            result = ray_launch.run_on_ray(config, source)
-        return _training_result(config, result, run_id)
-    workers = join_torchrun(config.cluster.use_gpu)
-    return _run_locally(config, workers, console)
+    adopt_run_dir(config)
+    ray_launch.connect(config)
+    source = prepare_source(config, console=console, run_map=ray_launch.map_tasks)
+    return _supervise(config, source, console, lambda: ray_launch.run_on_ray(config, source))
 
 
 def adopt_run_dir(config: ExperimentConfig) -> None:
@@ -98,27 +101,63 @@ def _run_locally(config: ExperimentConfig, workers: Workers, console: Console) -
             ),
         )
 
-    if not workers.is_first:
-        return _training_result(config, train(), None)
-    with _watched(config, source, console) as run_id:
-        result = train()
-    return _training_result(config, result, run_id)
+    if workers.is_first:
+        return _supervise(config, source, console, train)
+    return _describe(config, train(), None)
 
 
-@contextmanager
-def _watched(config: ExperimentConfig, source: BatchSource, console: Console) -> Iterator[str | None]:
-    """Show progress and track the run while the body trains."""
-    metrics_path = Path(config.run_dir) / "metrics.jsonl"
-    progress = ProgressReporter(metrics_path, name=config.name, total_steps=source.plan.total_steps, console=console)
+def _supervise(
+    config: ExperimentConfig, source: BatchSource, console: Console, train: Callable[[], WorkerResult]
+) -> TrainingResult:
+    """Run `train` with progress on the console and, unless switched off, tracking in MLflow."""
+    progress = ProgressReporter(
+        Path(config.run_dir) / "metrics.jsonl", name=config.name, total_steps=source.plan.total_steps, console=console
+    )
     if not config.tracking.enabled:
         with progress:
-            yield None
-        return
-    from pipeline.training.tracked_run import track  # keeps MLflow optional for untracked runs
+            return _describe(config, train(), None)
+    from pipeline.training.tracking import open_run  # an untracked run needs no MLflow
 
-    with track(config, source, console) as run_id, progress:
-        yield run_id
+    tracker = open_run(config, _lineage(config))
+    tracker.log_dataset(
+        name=f"{config.name}-shards",
+        digest=source.index.fingerprint,
+        shards=[shard.url for shard in source.index.shards],
+        num_samples=source.plan.num_samples,
+        context="training",
+    )
+    try:
+        with progress:
+            result = train()
+        _log_output(config, tracker, Path(result.output))
+        tracker.finish("FINISHED")
+    except BaseException as error:
+        stopped = isinstance(error, StopRequestedError | KeyboardInterrupt)
+        tracker.finish("KILLED" if stopped else "FAILED")
+        raise
+    finally:
+        num_pending = tracker.close(_SEND_TIMEOUT_S)
+        if num_pending:
+            console.print(
+                f"{config.name}: {num_pending} records have not reached MLflow at {tracker.tracking_uri}; the run "
+                f"itself is complete. `ray-llava mlflow-replay {config.run_dir}` sends them later"
+            )
+    return _describe(config, result, tracker.run_id)
 
 
-def _training_result(config: ExperimentConfig, result: WorkerResult, run_id: str | None) -> TrainingResult:
+def _lineage(config: ExperimentConfig) -> dict[str, str]:
+    from pipeline.training.tracking import projector_lineage
+
+    projector = find_projector(config.model.pretrain_mm_mlp_adapter)
+    return projector_lineage(Path(projector)) if projector else {}
+
+
+def _log_output(config: ExperimentConfig, tracker: RunTracker, output: Path) -> None:
+    if config.stage == "pretrain":
+        tracker.log_artifacts(output, "projector")
+    elif config.tracking.log_model:
+        tracker.log_artifacts(output, "model")
+
+
+def _describe(config: ExperimentConfig, result: WorkerResult, run_id: str | None) -> TrainingResult:
     return TrainingResult(Path(config.run_dir), result.steps, result.metrics, Path(result.output), run_id)

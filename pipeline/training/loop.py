@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from model.llava_arch import LlavaMetaForCausalLM
+from model.weights import LlavaModel
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -54,7 +54,7 @@ class TrainingSession:
     config: ExperimentConfig
     plan: Plan
     workers: Workers
-    model: LlavaMetaForCausalLM
+    model: LlavaModel
     optimizer: torch.optim.Optimizer
     store: CheckpointStore
     log: MetricsLog | None

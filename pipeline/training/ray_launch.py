@@ -9,12 +9,14 @@ from __future__ import annotations
 import logging
 import os
 import uuid
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
+import ray.train.torch
 import torch.distributed as dist
 from ray.data import Dataset
 from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -24,11 +26,12 @@ from pipeline.config import ConfigError, ExperimentConfig
 from pipeline.loader import BatchSource
 from pipeline.stream import build_dataset, data_config, iterate_stream
 from pipeline.training.checkpoint import CheckpointStore
-from pipeline.training.distributed import Workers, pick_device
+from pipeline.training.distributed import Workers
 from pipeline.training.worker import WorkerResult, run_worker
 
 _GROUP_TIMEOUT_S = 600
 _CONTROLLER_FAILURES = 3
+_MAP_RETRIES = 2
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +127,7 @@ def _dataset_factory(config: ExperimentConfig, source_ref: ray.ObjectRef[BatchSo
 def _train_function(config: ExperimentConfig, source_ref: ray.ObjectRef[BatchSource]) -> Callable[[], dict[str, Any]]:
     def train_function() -> dict[str, Any]:
         context = ray.train.get_context()
-        device = pick_device(config.cluster.use_gpu, local_rank=0)  # Ray shows each worker its own GPU only
+        device = ray.train.torch.get_device()
         workers = Workers(context.get_world_rank(), context.get_world_size(), device)
         assert workers.world_size == dist.get_world_size()
         source = ray.get(source_ref)
@@ -144,3 +147,20 @@ def _train_function(config: ExperimentConfig, source_ref: ray.ObjectRef[BatchSou
         return result._asdict()
 
     return train_function
+
+
+def map_tasks(function: Callable[[Any], Any], items: Sequence[Any], /) -> Iterator[Any]:
+    """Apply a picklable function to items in parallel Ray tasks; results come in order (a `RunMap`)."""
+
+    @ray.remote(max_retries=_MAP_RETRIES)
+    def task(item: Any) -> Any:
+        return function(item)
+
+    window = max(1, int(ray.cluster_resources().get("CPU", 1)) * 2)
+    pending: deque[ray.ObjectRef[Any]] = deque()
+    for item in items:
+        pending.append(task.remote(item))
+        if len(pending) >= window:  # keeps a million shards from becoming a million queued tasks
+            yield ray.get(pending.popleft())
+    while pending:
+        yield ray.get(pending.popleft())

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from model.llava_arch import LlavaMetaForCausalLM
-from model.weights import build_llava, load_llava, save_llava, save_projector, set_trainable
+from model.weights import LlavaModel, build_llava, load_llava, save_projector, set_trainable
 
 from pipeline.config import ConfigError, ExperimentConfig
 from pipeline.loader import BatchSource, RankStep
+from pipeline.model_folder import MODEL_FOLDER, PROJECTOR_FILE, find_projector, save_model_folder
 from pipeline.training.batches import prepare_ahead
 from pipeline.training.checkpoint import Checkpoint, CheckpointStore
 from pipeline.training.distributed import Workers
@@ -27,8 +27,6 @@ from pipeline.training.metrics import Ledger, MetricsLog
 from pipeline.training.optim import build_optimizer
 from pipeline.training.state import restore
 
-PROJECTOR_FILE = "projector/mm_projector.safetensors"
-MODEL_FOLDER = "model"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 logger = logging.getLogger(__name__)
@@ -103,7 +101,7 @@ def check_same_plan(checkpoint: Checkpoint, source: BatchSource) -> None:
         )
 
 
-def build_model(config: ExperimentConfig, device: torch.device) -> LlavaMetaForCausalLM:
+def build_model(config: ExperimentConfig, device: torch.device) -> LlavaModel:
     """Put the model of a stage together on `device`, with what the stage trains requiring gradients."""
     parts, training = config.model, config.training
     frozen_dtype = _DTYPES[training.precision]
@@ -129,31 +127,14 @@ def build_model(config: ExperimentConfig, device: torch.device) -> LlavaMetaForC
     return model.to(device).train()
 
 
-def find_projector(adapter: str | None) -> str | None:
-    """Return the projector file that `model.pretrain_mm_mlp_adapter` names, directly or as a pretraining run.
-
-    Raises:
-        ConfigError: neither a file nor the folder of a finished pretraining run.
-    """
-    if adapter is None or Path(adapter).is_file():
-        return adapter
-    path = Path(adapter) / PROJECTOR_FILE
-    if not path.is_file():
-        raise ConfigError(
-            f"model.pretrain_mm_mlp_adapter {adapter}: expected a projector file or the folder of a finished "
-            f"pretraining run (with {PROJECTOR_FILE}); finish that run first, or correct the path"
-        )
-    return str(path)
-
-
-def _save_result(config: ExperimentConfig, model: LlavaMetaForCausalLM, workers: Workers) -> str:
+def _save_result(config: ExperimentConfig, model: LlavaModel, workers: Workers) -> str:
     run_dir = Path(config.run_dir)
     target = run_dir / (PROJECTOR_FILE if config.stage == "pretrain" else MODEL_FOLDER)
     if workers.is_first:
         if config.stage == "pretrain":
             save_projector(model, target)
         else:
-            save_llava(model, target)
+            save_model_folder(model, config, target)
     workers.barrier()
     return str(target)
 
@@ -168,7 +149,7 @@ def _restore_random_state(checkpoint: Checkpoint, workers: Workers, seed: int) -
     """Continue this rank's generators; a rank that did not exist before gets a stream of its own."""
     saved = checkpoint.tensors("random")
     if f"cpu.{workers.rank}" not in saved:
-        torch.manual_seed(hash((seed, checkpoint.step, workers.rank)))
+        torch.manual_seed(seed + checkpoint.step * 1_000_003 + workers.rank)
         return
     torch.set_rng_state(saved[f"cpu.{workers.rank}"])
     if workers.device.type == "cuda" and f"cuda.{workers.rank}" in saved:

@@ -1,0 +1,128 @@
+"""A trained model as a folder that stands alone: weights, tokenizer, image processor and conversation template.
+
+Written at the end of finetuning, opened by `generate` and `evaluate`; also opens the result of projector pretraining.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from model.attention import AttentionKernel
+from model.weights import LlavaModel, build_llava, load_llava, save_llava
+from pipeline.config import ConfigError, ExperimentConfig, load_config
+from pipeline.prepare import (
+    build_encoder,
+    image_spec_of,
+    load_tokenizer,
+    read_llava_facts,
+    read_tower_facts,
+)
+from pipeline.samples.encode import SampleEncoder
+
+PROJECTOR_FILE = "projector/mm_projector.safetensors"
+MODEL_FOLDER = "model"
+_RECIPE = "ray_llava.json"
+
+
+class OpenedModel(NamedTuple):
+    """A model with everything needed to ask it something."""
+
+    model: LlavaModel
+    encoder: SampleEncoder
+    """Encodes conversations and images as in training."""
+
+
+def save_model_folder(model: LlavaModel, config: ExperimentConfig, folder: Path) -> None:
+    """Write the model and what belongs to it; the folder loads without the run that made it."""
+    save_llava(model, folder)
+    load_tokenizer(config.model.language_model).save_pretrained(str(folder))
+    processor = json.dumps(read_tower_facts(config).processor, indent=2)
+    (folder / "preprocessor_config.json").write_text(processor, encoding="utf-8")
+    data = config.data
+    recipe = {"template": data.template, "image_aspect_ratio": data.image_aspect_ratio, "max_length": data.max_length}
+    (folder / _RECIPE).write_text(json.dumps(recipe, indent=2), encoding="utf-8")
+
+
+def open_model(
+    path: str | Path, *, dtype: torch.dtype = torch.float32, attention: AttentionKernel = "auto"
+) -> OpenedModel:
+    """Open a model folder, or the result in a finished run's folder, for inference.
+
+    Raises:
+        ConfigError: the folder is neither, or the run has not finished.
+        ValueError: a file of it is missing or does not fit.
+    """
+    folder = Path(path)
+    if not (folder / "config.yaml").is_file():
+        return _open_folder(folder, dtype, attention)
+    config = load_config(folder / "config.yaml")
+    if config.stage == "finetune":
+        if not (folder / MODEL_FOLDER).is_dir():
+            raise ConfigError(f"run {folder} has no {MODEL_FOLDER}/ yet; finish it with `ray-llava finetune`")
+        return _open_folder(folder / MODEL_FOLDER, dtype, attention)
+    if not (folder / PROJECTOR_FILE).is_file():
+        raise ConfigError(f"run {folder} has no {PROJECTOR_FILE} yet; finish it with `ray-llava pretrain`")
+    return assemble_model(config, projector=folder / PROJECTOR_FILE, dtype=dtype, attention=attention)
+
+
+def assemble_model(
+    config: ExperimentConfig,
+    *,
+    projector: str | Path | None,
+    dtype: torch.dtype = torch.float32,
+    attention: AttentionKernel = "auto",
+) -> OpenedModel:
+    """Put the parts that a config names together; without a projector file it starts from random weights.
+
+    Raises:
+        ConfigError: the config names no tower.
+    """
+    parts = config.model
+    if parts.vision_tower is None:
+        raise ConfigError("model.vision_tower is null; a complete LLaVA folder is opened with open_model")
+    model = build_llava(
+        language_model=parts.language_model,
+        vision_tower=parts.vision_tower,
+        projector_type=parts.mm_projector_type,
+        select_layer=parts.mm_vision_select_layer,
+        select_feature=parts.mm_vision_select_feature,
+        projector_path=projector,
+        dtype=dtype,
+        attention=attention,
+    )
+    return OpenedModel(model.eval(), build_encoder(config))
+
+
+def find_projector(adapter: str | None) -> str | None:
+    """Return the projector file that `model.pretrain_mm_mlp_adapter` names, directly or as a pretraining run.
+
+    Raises:
+        ConfigError: neither a file nor the folder of a finished pretraining run.
+    """
+    if adapter is None or Path(adapter).is_file():
+        return adapter
+    path = Path(adapter) / PROJECTOR_FILE
+    if not path.is_file():
+        raise ConfigError(
+            f"model.pretrain_mm_mlp_adapter {adapter}: expected a projector file or the folder of a finished "
+            f"pretraining run (with {PROJECTOR_FILE}); finish that run first, or correct the path"
+        )
+    return str(path)
+
+
+def _open_folder(folder: Path, dtype: torch.dtype, attention: AttentionKernel) -> OpenedModel:
+    recipe_file = folder / _RECIPE
+    if not recipe_file.is_file():
+        raise ConfigError(
+            f"{folder} has no {_RECIPE}: expected the folder of a run, or a model folder written by finetuning"
+        )
+    recipe = json.loads(recipe_file.read_text(encoding="utf-8"))
+    facts = read_llava_facts(str(folder))
+    spec = image_spec_of(facts, recipe["image_aspect_ratio"])
+    tokenizer = load_tokenizer(str(folder))
+    encoder = SampleEncoder(tokenizer, recipe["template"], spec, facts.num_features, recipe["max_length"])
+    return OpenedModel(load_llava(folder, dtype=dtype, attention=attention).eval(), encoder)

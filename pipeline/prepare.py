@@ -1,0 +1,209 @@
+"""From a config to the source of batches: encoder, index, token counts, plan. Everything before the first worker.
+
+Training builds what is missing or stale by itself; `ray-llava index` runs just this.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import AutoTokenizer, BaseImageProcessor, PreTrainedTokenizerBase
+
+from model.llava_llama import LlavaConfig
+from model.vision_tower import build_vision_tower, read_checkpoint_config
+from pipeline.config import ConfigError, ExperimentConfig
+from pipeline.loader import BatchSource
+from pipeline.plan.plan import build_plan
+from pipeline.samples.encode import SampleEncoder
+from pipeline.samples.fit import AspectRatio, ImageSpec
+from pipeline.samples.lengths import build_token_columns
+from pipeline.shards.index import RunMap, ShardIndex, ensure_index, run_serially
+from pipeline.shards.scan import Checks
+from pipeline.shards.storage import expand_shards
+
+_REJECTED_FLOOR = 20  # a small data set may lose this many samples whatever their share
+
+
+class TowerFacts(NamedTuple):
+    """What the data side must know of a vision tower; read from its configs, no weights."""
+
+    processor: dict[str, Any]
+    """Content of preprocessor_config.json."""
+    num_features: int
+    """Features per image after selection."""
+
+
+class _TowerArgs(NamedTuple):
+    vision_tower: str
+    mm_vision_select_layer: int
+    mm_vision_select_feature: str
+
+
+def prepare_source(config: ExperimentConfig, *, console: Console, run_map: RunMap = run_serially) -> BatchSource:
+    """Index the shards if needed and plan the run.
+
+    Raises:
+        ConfigError: model parts or shards do not exist, or too many samples are unusable.
+        ShardError: a shard is defective and data.on_bad_shard is `fail`.
+    """
+    encoder = build_encoder(config)
+    index, tokens = index_data(config, encoder, console=console, run_map=run_map)
+    num_tokens = tokens["num_tokens"].to_numpy()
+    _check_rejected(config, tokens)
+    training = config.training
+    plan = build_plan(
+        num_tokens,
+        data_fingerprint=f"{index.fingerprint}:{encoder.fingerprint}",
+        seed=config.seed,
+        global_batch_size=training.global_batch_size,
+        num_epochs=training.num_epochs,
+        max_steps=training.max_steps,
+        micro_batch_tokens=training.micro_batch_tokens,
+    )
+    console.print(
+        f"{config.name}: {plan.num_samples} of {index.num_samples} samples in {len(index.shards)} shards, "
+        f"{int(num_tokens.sum())} tokens; {plan.total_steps} steps of {training.global_batch_size} samples"
+    )
+    return BatchSource(plan, index, encoder)
+
+
+def index_data(
+    config: ExperimentConfig, encoder: SampleEncoder, *, console: Console, run_map: RunMap = run_serially
+) -> tuple[ShardIndex, pa.Table]:
+    """Return the up-to-date index and its token counts, row by row.
+
+    Raises:
+        ConfigError: no shard matches data.shards.
+        ShardError: a shard is defective and data.on_bad_shard is `fail`.
+    """
+    folder = index_folder(config)
+    try:
+        urls = expand_shards(config.data.shards)
+    except ValueError as error:
+        raise ConfigError(f"data.shards: {error}") from error
+    with _progress(console, f"{config.name}: indexing shards") as report:
+        index = ensure_index(
+            urls,
+            folder,
+            checks=Checks(images=config.data.check_images),
+            on_bad_shard=config.data.on_bad_shard,
+            run_map=run_map,
+            progress=report,
+        )
+    with _progress(console, f"{config.name}: counting tokens") as report:
+        tokens = build_token_columns(index, encoder, cache_dir=folder, run_map=run_map, progress=report)
+    return index, tokens
+
+
+def index_folder(config: ExperimentConfig) -> Path:
+    """Return where the index of a run lives."""
+    return Path(config.data.index_dir) if config.data.index_dir else Path(config.run_dir) / "index"
+
+
+def build_encoder(config: ExperimentConfig) -> SampleEncoder:
+    """Build the encoder that a config describes, from configs and tokenizer only.
+
+    Raises:
+        ConfigError: a model part is missing or cannot be read.
+    """
+    try:
+        facts = read_tower_facts(config)
+        spec = ImageSpec.from_preprocessor_config(facts.processor, config.data.image_aspect_ratio)
+        tokenizer = load_tokenizer(config.model.language_model)
+        return SampleEncoder(tokenizer, config.data.template, spec, facts.num_features, config.data.max_length)
+    except ValueError as error:
+        raise ConfigError(f"model: {error}") from error
+
+
+def read_tower_facts(config: ExperimentConfig) -> TowerFacts:
+    """Read what the data side must know of the config's tower, which a LLaVA folder may hold inside.
+
+    Raises:
+        ValueError: the tower or its preprocessor_config.json is missing.
+    """
+    parts = config.model
+    if parts.vision_tower is None:
+        return read_llava_facts(parts.language_model)
+    args = _TowerArgs(parts.vision_tower, parts.mm_vision_select_layer, parts.mm_vision_select_feature)
+    tower = build_vision_tower(args, delay_load=True)
+    return TowerFacts(_read_processor(parts.vision_tower), tower.num_features)
+
+
+def read_llava_facts(folder: str) -> TowerFacts:
+    """Read what the data side must know of the tower of a LLaVA folder.
+
+    Raises:
+        ValueError: it is no LLaVA folder, or has neither a preprocessor_config.json nor a tower that has one.
+    """
+    values = read_checkpoint_config(folder, "model.language_model")
+    if not values.get("mm_vision_tower"):
+        raise ValueError(
+            f"{folder} is a language model without a vision tower; set model.vision_tower to a tower's folder or hub id"
+        )
+    model_config = LlavaConfig.from_dict({**values, "model_type": LlavaConfig.model_type})
+    tower = build_vision_tower(model_config, delay_load=True)
+    own = Path(folder) / "preprocessor_config.json"
+    return TowerFacts(_read_processor(folder if own.is_file() else tower.spec.name), tower.num_features)
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Load a tokenizer from a folder or hub id, never running code from it.
+
+    Raises:
+        ValueError: there is none.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except OSError as error:
+        raise ValueError(f"{name}: no tokenizer found ({error}); copy tokenizer.json into that folder") from error
+    return tokenizer
+
+
+def image_spec_of(facts: TowerFacts, aspect_ratio: AspectRatio) -> ImageSpec:
+    """Return how images become what the tower expects."""
+    return ImageSpec.from_preprocessor_config(facts.processor, aspect_ratio)
+
+
+def _read_processor(name: str) -> dict[str, Any]:
+    try:
+        values, _ = BaseImageProcessor.get_image_processor_dict(name)
+    except OSError as error:
+        raise ValueError(
+            f"{name}: no preprocessor_config.json found, which says how images are sized and normalised; copy it into "
+            "that folder"
+        ) from error
+    return dict(values)
+
+
+def _check_rejected(config: ExperimentConfig, tokens: pa.Table) -> None:
+    reasons = Counter(reason for reason in tokens["reason"].to_pylist() if reason)
+    num_rejected = sum(reasons.values())
+    allowed = max(_REJECTED_FLOOR, config.data.max_rejected_fraction * tokens.num_rows)
+    if num_rejected > allowed:
+        listing = ", ".join(f"{reason} {number}" for reason, number in reasons.most_common())
+        raise ConfigError(
+            f"{num_rejected} of {tokens.num_rows} samples are unusable ({listing}), more than the {allowed:.0f} that "
+            "data.max_rejected_fraction allows; `ray-llava index` lists each of them. Repair the shards, or raise it"
+        )
+
+
+@contextmanager
+def _progress(console: Console, title: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar that appears with the first report, so that finding everything up to date prints nothing."""
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("eta"), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        tasks: list[Any] = []
+
+        def report(done: int, total: int) -> None:
+            if not tasks:
+                tasks.append(progress.add_task(title, total=total))
+            progress.update(tasks[0], completed=done)
+
+        yield report
