@@ -65,14 +65,13 @@ class TextTokenizer:
         self.bos_id: int | None = first[0] if first == [tokenizer.bos_token_id] else None
         tree = _plain_definition(backend)
         self.definition = json.dumps([tree, self.bos_id], sort_keys=True)
-        self._added = {entry["content"]: entry for entry in tree["added_tokens"]}
-        controls = {content: entry for content, entry in self._added.items() if _is_control(entry)}
-        self._control_ids = {content: int(entry["id"]) for content, entry in controls.items()}
+        self._control_ids = {entry["content"]: int(entry["id"]) for entry in tree["added_tokens"] if _is_control(entry)}
         self._whole = _load(tree)
         literal = {**tree, "added_tokens": [entry for entry in tree["added_tokens"] if not _is_control(entry)]}
         self._literal_first = _load(literal)
         self._literal_next = _load(_without_first_prefix(literal))
-        self._control_id_array = np.array(sorted(self._control_ids.values()), dtype=np.int64)
+        self._is_control = np.zeros(backend.get_vocab_size(with_added_tokens=True) + 1, dtype=np.bool_)
+        self._is_control[list(self._control_ids.values())] = True
 
     def check_control_tokens(self, tokens: set[str], template: str) -> None:
         """Verify that each control token of a template is one token here.
@@ -97,8 +96,8 @@ class TextTokenizer:
         encoding = self._whole.encode("".join(span.text for span in spans), add_special_tokens=False)
         ids, offsets = _arrays(encoding)
         supervised, special = _character_marks(spans)
-        typed_control = np.isin(ids, self._control_id_array) & _overlaps(offsets, ~special)
-        if typed_control.any():
+        typed_control = self._is_control[ids]
+        if typed_control.any() and (typed_control & _overlaps(offsets, ~special)).any():
             return self._tokenize_literally(spans)
         return TokenizedRun(ids, _overlaps(offsets, supervised))
 
@@ -119,7 +118,7 @@ class TextTokenizer:
         text = "".join(span.text for span in spans)
         backend = self._literal_first if is_first else self._literal_next
         ids, offsets = _arrays(backend.encode(text, add_special_tokens=False))
-        if np.isin(ids, self._control_id_array).any():
+        if self._is_control[ids].any():
             raise DataError(Reason.TEXT_CONTROL_TOKEN, "text that the tokenizer turns into a control token")
         return TokenizedRun(ids, _overlaps(offsets, _character_marks(spans)[0]))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from webdataset import TarWriter
 
 _TAR_BLOCK = 512
+_NUMBER_FIELD = re.compile(r"%\d*d")
 
 
 def write_shards(
@@ -35,13 +37,14 @@ def write_shards(
     """
     if any(limit is not None and limit < 1 for limit in (max_samples, max_bytes)):
         raise ValueError(f"max_samples {max_samples} and max_bytes {max_bytes}: expected at least 1")
-    if str(pattern) % 0 == str(pattern) % 1:
+    target = Path(pattern)
+    if len(_NUMBER_FIELD.findall(target.name)) != 1 or target.name.count("%") != 1:
         raise ValueError(f"shard pattern {pattern}: expected a number field such as %06d")
     pending = iter(samples)
     sample = next(pending, None)
     shards: list[str] = []
     while sample is not None:
-        path = Path(str(pattern) % len(shards))
+        path = target.with_name(target.name % len(shards))
         with _open_writer(path) as writer:
             num_samples = num_bytes = 0
             while sample is not None and not _is_full(num_samples, num_bytes, max_samples, max_bytes):

@@ -1,0 +1,214 @@
+"""Listing and reading shards, on disk and through a remote filesystem that fails on purpose."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import pytest
+from pyarrow import fs
+
+from pipeline.shards import storage
+from pipeline.shards.storage import expand_shards, open_shard, read_range, read_ranges, stat_shard
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).write_bytes(name.encode())
+
+
+def test_expand_shards_of_folder_lists_tar_files_sorted(tmp_path: Path) -> None:
+    touch(tmp_path, "b.tar", "a.tar", "c.tar.gz", "readme.md")
+    assert expand_shards([str(tmp_path)]) == [str(tmp_path / "a.tar"), str(tmp_path / "b.tar")]
+
+
+def test_expand_shards_of_range_and_glob_keeps_pattern_order(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"t-{idx:03d}.tar" for idx in range(12)))
+    found = expand_shards([f"{tmp_path}/t-{{009..011}}.tar", f"{tmp_path}/t-00[0-1].tar"])
+    assert [os.path.basename(url) for url in found] == [f"t-{idx}.tar" for idx in ("009", "010", "011", "000", "001")]
+
+
+def test_expand_shards_of_nested_braces_is_a_product() -> None:
+    found = expand_shards(["/x/{a,b}-{8..10}.tar"])
+    assert found == [f"/x/{letter}-{number}.tar" for letter in "ab" for number in (8, 9, 10)]
+
+
+def test_expand_shards_of_folder_with_glob_characters_is_taken_literally(tmp_path: Path) -> None:
+    folder = tmp_path / "run[1]"
+    folder.mkdir()
+    touch(folder, "a.tar")
+    assert expand_shards([str(folder)]) == [str(folder / "a.tar")]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("{missing}", "no \\*.tar in folder"),
+        ("{missing}/*.tar", "no files that match"),
+        ("/x/{{5..2}}.tar", "expected a range"),
+        ("/x/{{0..99999999}}.tar", "more than"),
+    ],
+)
+def test_expand_shards_that_finds_nothing_names_the_place(tmp_path: Path, pattern: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        expand_shards([pattern.format(missing=tmp_path)])
+
+
+def test_expand_shards_of_no_patterns_or_repeated_shard_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "a.tar")
+    with pytest.raises(ValueError, match="no shards given"):
+        expand_shards([])
+    with pytest.raises(ValueError, match="named twice"):
+        expand_shards([str(tmp_path), str(tmp_path / "a.tar")])
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "pipe:touch /tmp/marker",
+        "pipe://cat",
+        "http://example.org/a.tar",
+        "https://169.254.169.254/latest",
+        "ftp://h/a.tar",
+        "hf://datasets/a",
+        "hdfs://h/a.tar",
+        "data:application/x-tar;base64,AAAA",
+        "javascript:x",
+        "file://host/a.tar",
+        "s3://",
+        "gopen+http://h/a.tar",
+        "S3://bucket/a.tar",
+    ],
+)
+def test_storage_of_forbidden_url_is_refused_everywhere(url: str) -> None:
+    with pytest.raises(ValueError, match="shard "):
+        expand_shards([url])
+    with pytest.raises(ValueError, match="shard "):
+        stat_shard(url)
+    with pytest.raises(ValueError, match="shard "):
+        read_range(url, 0, 1)
+
+
+def test_stat_and_read_of_local_file_and_file_url_agree(tmp_path: Path) -> None:
+    path = tmp_path / "with space.tar"
+    path.write_bytes(bytes(range(101)))
+    url = f"file://{str(path).replace(' ', '%20')}"
+    assert stat_shard(url) == stat_shard(str(path))
+    assert stat_shard(url).size_bytes == 101
+    assert read_range(url, 7, 13) == bytes(range(7, 20))
+    assert list(read_ranges(str(path), [(0, 2), (50, 3)])) == [b"\x00\x01", bytes((50, 51, 52))]
+
+
+def test_stat_of_missing_shard_names_it(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no such file; check"):
+        stat_shard(str(tmp_path / "none.tar"))
+    with pytest.raises(FileNotFoundError):
+        stat_shard(str(tmp_path))
+
+
+def test_stat_of_rewritten_shard_changes(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    path.write_bytes(b"1")
+    before = stat_shard(str(path))
+    os.utime(path, ns=(1, 1))
+    assert stat_shard(str(path)) != before
+
+
+def test_read_range_beyond_the_end_is_an_error_not_a_short_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    path.write_bytes(b"12345")
+    with pytest.raises(OSError, match="expected 4 bytes at byte 3, storage returned 2"):
+        read_range(str(path), 3, 4)
+
+
+class FlakyFile:
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def __enter__(self) -> FlakyFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def read_at(self, size: int, offset: int) -> bytes:
+        return self._data[offset : offset + size]
+
+
+class FlakyFilesystem:
+    """A remote filesystem whose first requests fail."""
+
+    def __init__(self, data: bytes, failures: int) -> None:
+        self._data, self.failures, self.requests = data, failures, 0
+
+    def open_input_file(self, _path: str) -> FlakyFile:
+        self.requests += 1
+        if self.requests <= self.failures:
+            raise OSError("503 slow down")
+        return FlakyFile(self._data)
+
+    def open_input_stream(self, _path: str, *, buffer_size: int) -> io.BytesIO:
+        assert buffer_size > 0
+        return io.BytesIO(self._data)
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    recorded: list[float] = []
+    monkeypatch.setattr("time.sleep", recorded.append)
+    return recorded
+
+
+def use(monkeypatch: pytest.MonkeyPatch, filesystem: FlakyFilesystem) -> None:
+    monkeypatch.setattr(storage, "_locate", lambda url: (filesystem, url))
+
+
+def test_read_range_of_remote_shard_retries_and_returns_the_bytes(
+    monkeypatch: pytest.MonkeyPatch, waits: list[float]
+) -> None:
+    remote = FlakyFilesystem(bytes(range(53)), failures=storage.REMOTE_ATTEMPTS - 1)
+    use(monkeypatch, remote)
+    assert read_range("s3://b/a.tar", 11, 5) == bytes(range(11, 16))
+    assert remote.requests == storage.REMOTE_ATTEMPTS
+    assert len(waits) == storage.REMOTE_ATTEMPTS - 1
+
+
+def test_read_range_of_dead_remote_gives_up_with_the_last_error(
+    monkeypatch: pytest.MonkeyPatch, waits: list[float]
+) -> None:
+    remote = FlakyFilesystem(b"", failures=1000)
+    use(monkeypatch, remote)
+    with pytest.raises(OSError, match="storage failed 5 times, last with: 503 slow down"):
+        read_range("s3://b/a.tar", 0, 1)
+    assert remote.requests == storage.REMOTE_ATTEMPTS
+    assert waits
+
+
+def test_read_ranges_of_remote_shard_streams_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, FlakyFilesystem(bytes(range(53)), failures=0))
+    assert list(read_ranges("s3://b/a.tar", [(3, 2), (5, 1), (40, 3)])) == [b"\x03\x04", b"\x05", bytes((40, 41, 42))]
+    with pytest.raises(OSError, match="storage returned 1"):
+        list(read_ranges("s3://b/a.tar", [(52, 2)]))
+
+
+def test_expand_shards_of_remote_folder_lists_and_filters(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Listing:
+        def get_file_info(self, selector: fs.FileSelector) -> list[fs.FileInfo]:
+            assert selector.base_dir == "bucket/data"
+            names = ("t-1.tar", "t-0.tar", "notes.txt")
+            return [fs.FileInfo(f"bucket/data/{name}", fs.FileType.File) for name in names]
+
+    monkeypatch.setattr(storage, "_locate", lambda url: (Listing(), url.removeprefix("s3://").partition("?")[0]))
+    both = ["s3://bucket/data/t-0.tar", "s3://bucket/data/t-1.tar"]
+    assert expand_shards(["s3://bucket/data"]) == both
+    assert expand_shards(["s3://bucket/data/t-*.tar"]) == both
+    assert expand_shards(["s3://bucket/data/t-{0..1}.tar"]) == both
+    with pytest.raises(ValueError, match="no "):
+        expand_shards(["s3://bucket/data/v-*.tar"])
+
+
+def test_open_shard_reads_a_local_file_from_the_start(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(b"abc")
+    with open_shard(str(tmp_path / "a.tar")) as file:
+        assert file.read(2) == b"ab"
