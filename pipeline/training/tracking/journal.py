@@ -189,12 +189,17 @@ def save_state(run_dir: Path, state: SentState) -> None:
 
 
 def resolve_tracking_uri(configured: str | None, environment: Mapping[str, str], run_dir: Path) -> str:
-    """Choose the tracking server: the config's, else MLFLOW_TRACKING_URI, else SQLite beside the run folder.
+    """Choose the tracking server of a run.
 
-    The default does not depend on the current directory, so a run resumed from elsewhere finds its database, and the
-    runs of one parent folder share it.
+    The config's comes first, then MLFLOW_TRACKING_URI, then where the run was sent before, then SQLite beside the run
+    folder. None of them depends on the current directory, and runs of one parent folder share a database.
     """
-    return configured or environment.get("MLFLOW_TRACKING_URI") or f"sqlite:///{run_dir.resolve().parent / 'mlflow.db'}"
+    if configured or environment.get("MLFLOW_TRACKING_URI"):
+        return configured or environment["MLFLOW_TRACKING_URI"]
+    state_path = run_dir / STATE_NAME
+    if state_path.exists():
+        return SentState.model_validate_json(state_path.read_bytes()).tracking_uri
+    return f"sqlite:///{run_dir.resolve().parent / 'mlflow.db'}"
 
 
 def flatten_params(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

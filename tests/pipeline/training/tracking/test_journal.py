@@ -97,12 +97,16 @@ def test_state_is_kept_for_the_same_server_and_restarted_for_another(tmp_path: P
     assert (other.run_id, other.num_operations, other.metrics_offset_bytes) == (None, 0, 0)
 
 
-def test_tracking_uri_is_the_configs_then_the_environments_then_beside_the_run(tmp_path: Path) -> None:
+def test_tracking_uri_is_the_configs_then_the_environments_then_the_runs_then_beside_it(tmp_path: Path) -> None:
     environment = {"MLFLOW_TRACKING_URI": "http://env"}
     run_dir = tmp_path / "runs" / "a"
     assert resolve_tracking_uri("http://config", environment, run_dir) == "http://config"
     assert resolve_tracking_uri(None, environment, run_dir) == "http://env"
     assert resolve_tracking_uri(None, {}, run_dir) == f"sqlite:///{tmp_path}/runs/mlflow.db"
+    run_dir.mkdir(parents=True)
+    save_state(run_dir, load_state(run_dir, "http://before"))
+    assert resolve_tracking_uri(None, {}, run_dir) == "http://before"
+    assert resolve_tracking_uri(None, environment, run_dir) == "http://env"
 
 
 def test_params_are_flattened_to_dotted_names() -> None:

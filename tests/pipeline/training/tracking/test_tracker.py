@@ -82,10 +82,11 @@ def test_finished_run_holds_params_tags_config_data_metrics_and_artifacts(
     }
     assert history(tracking_uri, run.info.run_id, "train/loss") == expected_history(range(5))
     assert [row[:2] for row in history(tracking_uri, run.info.run_id, "eval/accuracy")] == [(5, 0.75)]
+    assert run.inputs is not None
     (dataset,) = run.inputs.dataset_inputs
     assert (dataset.dataset.name, dataset.dataset.digest) == ("captions", "d" * 36)
     assert json.loads(dataset.dataset.source)["shards"] == ["/d/a.tar", "/d/b.tar"]
-    assert json.loads(dataset.dataset.profile) == {"num_samples": 13, "num_shards": 2}
+    assert json.loads(dataset.dataset.profile or "") == {"num_samples": 13, "num_shards": 2}
     assert [(tag.key, tag.value) for tag in dataset.tags] == [("mlflow.data.context", "training")]
     artifacts = Path(run.info.artifact_uri.removeprefix("file://"))
     assert (artifacts / "projector" / "mm_projector.safetensors").read_bytes() == b"weights"

@@ -1,0 +1,62 @@
+"""The `ray-llava` command: its verbs, and how it ends.
+
+Each verb is a module of this package. Logging is configured here and nowhere else.
+"""
+
+import logging
+import os
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from jobs import finetune, mlflow_replay, pretrain, submit
+from jobs.failures import classify
+
+app = typer.Typer(
+    name="ray-llava",
+    help="Train LLaVA-style vision-language models from WebDataset shards on Ray.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode="rich",
+)
+app.command("pretrain")(pretrain.run)
+app.command("finetune")(finetune.run)
+app.command("submit")(submit.run)
+app.command("mlflow-replay")(mlflow_replay.run)
+
+LogLevel = Annotated[str, typer.Option(metavar="LEVEL", help="debug, info, warning or error.")]
+
+
+@app.callback()
+def configure(log_level: LogLevel = "info") -> None:
+    """Train LLaVA-style vision-language models from WebDataset shards on Ray."""
+    level = logging.getLevelNamesMapping().get(log_level.upper())
+    if level is None:
+        raise typer.BadParameter(f"{log_level!r} is no log level; expected debug, info, warning or error")
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for package in ("jobs", "pipeline", "model"):
+        logging.getLogger(package).setLevel(level)
+    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+
+
+def main() -> None:
+    """Run the command line; an error ends it with one message and the exit code of its kind."""
+    try:
+        app()
+    except (Exception, KeyboardInterrupt) as error:
+        failure = classify(error)
+        if not failure.is_explained or logging.getLogger("jobs").isEnabledFor(logging.DEBUG):
+            traceback.print_exception(error)
+        message = str(error) or type(error).__name__
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
+        sys.exit(failure.exit_code)
+
+
+if __name__ == "__main__":
+    main()

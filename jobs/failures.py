@@ -1,0 +1,44 @@
+"""What the shell is told about a failure: an exit code that scripts can rely on, and whether a traceback helps.
+
+0 done, 1 defect of the program, 2 config or usage, 3 too many bad samples, 4 corrupt data or account, 5 numbers not
+finite or no memory, 6 storage or network, 7 run already active, 130 interrupted, 143 stopped after a checkpoint.
+"""
+
+from typing import NamedTuple
+
+EXIT_CODES = {
+    "pipeline.config.ConfigError": 2,
+    "pipeline.errors.DataError": 3,
+    "pipeline.training.loop.RejectedBudgetError": 3,
+    "pipeline.training.metrics.LedgerError": 4,
+    "pipeline.training.checkpoint.CheckpointError": 4,
+    "pipeline.loader.PlanMismatchError": 4,
+    "pipeline.training.loop.NonFiniteError": 5,
+    "torch.OutOfMemoryError": 5,
+    "jobs.ray_job.JobActiveError": 7,
+    "pipeline.training.loop.StopRequestedError": 143,
+    "builtins.KeyboardInterrupt": 130,
+    "builtins.FileNotFoundError": 2,
+    "builtins.IsADirectoryError": 2,
+    "builtins.NotADirectoryError": 2,
+    "builtins.OSError": 6,
+    "builtins.ValueError": 2,  # a contract of ours that the message explains
+}
+"""Exit code of every error that explains itself. By name, since importing the classes would load torch for seconds."""
+
+
+class Failure(NamedTuple):
+    """How to end after an error."""
+
+    exit_code: int
+    is_explained: bool
+    """The message says all a user needs; otherwise the traceback is shown too."""
+
+
+def classify(error: BaseException) -> Failure:
+    """Return how the program ends on `error`: by its own class, else by the nearest base class that is known."""
+    for kind in type(error).__mro__:
+        exit_code = EXIT_CODES.get(f"{kind.__module__}.{kind.__qualname__}")
+        if exit_code is not None:
+            return Failure(exit_code, True)
+    return Failure(1, False)

@@ -1,0 +1,256 @@
+"""A client of a Ray cluster's jobs API: refuse unsafe clusters, submit a command, follow it, stop it.
+
+A Ray cluster runs whatever it is sent, so a cluster that answers without a token is one that everybody on its network
+controls. Nothing is submitted to such a cluster, and no token travels unencrypted unless told to.
+"""
+
+import asyncio
+import ipaddress
+import logging
+import os
+import re
+import shlex
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobDetails, JobSubmissionClient
+
+logger = logging.getLogger(__name__)
+
+STOPPED_EXIT_CODE = 143
+"""A stopped job was sent SIGTERM, as the shell reports it."""
+
+_PROBE_TIMEOUT_S = 10.0
+_POLL_S = 0.5
+_TERMINAL = {"STOPPED", "SUCCEEDED", "FAILED"}
+
+
+class SubmitError(ValueError):
+    """The job cannot be submitted there, or not in this way; the message says what to do."""
+
+
+class JobActiveError(RuntimeError):
+    """A job of the same name is still running or waiting."""
+
+
+class JobRequest(NamedTuple):
+    """What to run on the cluster."""
+
+    name: str
+    """Stays the same when the job is submitted again; attempts are numbered after it."""
+    entrypoint: str
+    """Shell command line."""
+    env_vars: dict[str, str]
+    working_dir: str | None
+    """Local folder or archive URL that becomes the job's current directory; None uses what is installed there."""
+
+
+def check_address(address: str, allow_unencrypted: bool) -> str:
+    """Return the address without a trailing slash.
+
+    Raises:
+        SubmitError: not an http(s) URL, or plain http to another machine without `allow_unencrypted`.
+    """
+    parts = urlsplit(address)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise SubmitError(
+            f"--address {address}: expected http://HOST:PORT or https://HOST, such as http://127.0.0.1:8265"
+        )
+    if parts.scheme == "http" and not _is_loopback(parts.hostname) and not allow_unencrypted:
+        port = parts.port or 8265
+        raise SubmitError(
+            f"--address {address}: the token would cross the network unencrypted. Open a tunnel, "
+            f"ssh -N -L {port}:127.0.0.1:{port} {parts.hostname}, and submit to http://127.0.0.1:{port}; or pass "
+            "--allow-unencrypted if the network is yours alone"
+        )
+    return address.rstrip("/")
+
+
+def check_requires_token(address: str) -> None:
+    """Make sure that the cluster turns away whoever has no token.
+
+    Raises:
+        SubmitError: it answers without a token, or does not answer at all.
+    """
+    try:
+        with urllib.request.urlopen(f"{address}/api/jobs/", timeout=_PROBE_TIMEOUT_S) as response:
+            status = response.status
+    except urllib.error.HTTPError as error:
+        status = error.code
+    except OSError as error:
+        raise SubmitError(
+            f"no Ray cluster answers at {address} ({error}); start its head node, or open the tunnel to it"
+        ) from error
+    if status not in (401, 403):
+        raise SubmitError(
+            f"the cluster at {address} accepts requests without a token (status {status}, expected 401): everybody who "
+            "reaches it can run code on it. Start it with RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH, as "
+            "ray_cluster.yaml does"
+        )
+
+
+def connect(address: str) -> "JobSubmissionClient":
+    """Return a client that has shown a valid token; reads RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token.
+
+    Raises:
+        SubmitError: no token was found, or the cluster refuses it.
+    """
+    os.environ["RAY_AUTH_MODE"] = "token"  # read once, when ray is imported
+    # Ray lets this variable and RAY_ADDRESS override the argument; what was checked must be what is used.
+    os.environ["RAY_API_SERVER_ADDRESS"] = address
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        return JobSubmissionClient(address)
+    except AuthenticationError as error:
+        raise SubmitError(
+            f"the cluster at {address} refused the token: {str(error).splitlines()[0]}. Set RAY_AUTH_TOKEN_PATH to a "
+            "file with the cluster's token (on the head node: the file its RAY_AUTH_TOKEN_PATH names)"
+        ) from error
+
+
+def job_name(*parts: str) -> str:
+    """Join parts to a name that is fit for an id."""
+    return "-".join(re.sub(r"[^A-Za-z0-9_.]+", "-", part).strip("-.") for part in parts if part)
+
+
+def next_submission_id(name: str, jobs: Iterable[tuple[str | None, str]]) -> str:
+    """Number this submission after the earlier ones of the same name: `NAME-001`, `NAME-002`, ...
+
+    Args:
+        name: Name of the job.
+        jobs: `(submission id, status)` of all jobs of the cluster.
+
+    Raises:
+        JobActiveError: one of them is not over; two would write into one run folder.
+    """
+    earlier = re.compile(re.escape(name) + r"-(\d{3,})")
+    attempt = 0
+    for submission_id, status in jobs:
+        match = earlier.fullmatch(submission_id or "")
+        if match and status not in _TERMINAL:
+            raise JobActiveError(
+                f"job {submission_id} is {status}; stop it (ray job stop {submission_id}) or wait for its end before "
+                "submitting it again, or give the other run another name"
+            )
+        if match:
+            attempt = max(attempt, int(match[1]))
+    return f"{name}-{attempt + 1:03}"
+
+
+def submit(client: "JobSubmissionClient", request: JobRequest) -> str:
+    """Submit the next attempt of a job; returns its submission id.
+
+    Raises:
+        JobActiveError: an earlier attempt is not over.
+    """
+    jobs = [(job.submission_id, str(job.status)) for job in client.list_jobs()]
+    runtime_env: dict[str, object] = {"env_vars": request.env_vars}
+    if request.working_dir is not None:
+        runtime_env["working_dir"] = request.working_dir
+    return str(
+        client.submit_job(
+            entrypoint=request.entrypoint,
+            runtime_env=runtime_env,
+            submission_id=next_submission_id(request.name, jobs),
+        )
+    )
+
+
+def build_entrypoint(python: str, verb: str, arguments: Sequence[str]) -> str:
+    """Return the command line of a verb for the cluster's shell."""
+    return shlex.join([python, "-m", "jobs", verb, *arguments])
+
+
+def forwarded_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Choose what a job inherits from the submitting shell: the address of a shared MLflow server, no secrets.
+
+    A job's environment is shown on the dashboard, so credentials belong into the environment of the cluster.
+    """
+    forwarded = {"PYTHONUNBUFFERED": "1"}  # lines appear when they are written
+    uri = environment.get("MLFLOW_TRACKING_URI", "")
+    if uri.startswith(("http://", "https://")) and "@" not in uri:
+        forwarded["MLFLOW_TRACKING_URI"] = uri
+    return forwarded
+
+
+def follow(client: "JobSubmissionClient", submission_id: str, write: Callable[[str], object]) -> int:
+    """Write the job's log as it grows, until the job is over; returns its exit code.
+
+    A broken connection is opened again, and what was written already is not repeated.
+    """
+    num_written = 0
+    while True:
+        num_written = asyncio.run(_write_log(client, submission_id, num_written, write))
+        job = client.get_job_info(submission_id)
+        if str(job.status) in _TERMINAL:
+            rest = client.get_job_logs(submission_id)[num_written:]
+            if rest:
+                write(rest)
+            return exit_code_of(job)
+        time.sleep(_POLL_S)
+
+
+def stop(client: "JobSubmissionClient", submission_id: str) -> None:
+    """Ask the job to stop and wait until it has."""
+    client.stop_job(submission_id)
+    while str(client.get_job_status(submission_id)) not in _TERMINAL:
+        time.sleep(_POLL_S)
+
+
+def exit_code_of(job: "JobDetails") -> int:
+    """Return the exit code of a job that is over; 1 if its command never ran."""
+    match str(job.status):
+        case "SUCCEEDED":
+            return 0
+        case "STOPPED":
+            return STOPPED_EXIT_CODE
+    code = job.driver_exit_code
+    if code is None:
+        return 1
+    return code if code >= 0 else 128 - code  # ended by a signal: as a shell reports it
+
+
+def check_token_file(path: Path) -> None:
+    """Check the file that RAY_AUTH_TOKEN_PATH names.
+
+    Raises:
+        SubmitError: it is missing, or others on this machine can read it.
+    """
+    if not path.is_file():
+        raise SubmitError(f"RAY_AUTH_TOKEN_PATH {path}: no such file")
+    if path.stat().st_mode & 0o077:
+        raise SubmitError(f"RAY_AUTH_TOKEN_PATH {path}: readable by others; chmod 600 {path}")
+
+
+async def _write_log(
+    client: "JobSubmissionClient", submission_id: str, num_written: int, write: Callable[[str], object]
+) -> int:
+    """Write what the log has beyond `num_written` characters until it ends or breaks; returns the new count."""
+    position = 0
+    try:
+        async for chunk in client.tail_job_logs(submission_id):
+            fresh = chunk[max(0, num_written - position) :]
+            position += len(chunk)
+            if fresh:
+                write(fresh)
+                num_written = max(num_written, position)
+    except (RuntimeError, OSError) as error:
+        logger.warning("job %s: following its log broke off (%s), trying again", submission_id, error)
+    return num_written
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,156 @@
+"""`ray-llava submit`: run any other verb as a job on a Ray cluster, as if it ran here."""
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from jobs.config_source import find_config
+from jobs.ray_job import (
+    JobRequest,
+    SubmitError,
+    build_entrypoint,
+    check_address,
+    check_requires_token,
+    check_token_file,
+    connect,
+    follow,
+    forwarded_environment,
+    job_name,
+    stop,
+    submit,
+)
+from pipeline.config import load_config
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+_INTERRUPTED_EXIT_CODE = 130
+_VERBS = ("pretrain", "finetune", "index", "generate", "demo", "mlflow-replay")
+
+Command = Annotated[
+    list[str],
+    typer.Argument(metavar="-- VERB ...", help="The command to run there, such as: -- pretrain --config FILE"),
+]
+Address = Annotated[str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard.")]
+Python = Annotated[
+    str, typer.Option(help="Interpreter on the cluster that has ray-llava; a bare `python` may be another one.")
+]
+WorkingDir = Annotated[
+    str | None, typer.Option(help="Local folder to upload as the job's current directory, at most 500 MB.")
+]
+Env = Annotated[
+    list[str] | None, typer.Option(metavar="NAME=VALUE", help="Environment of the job; visible on the dashboard.")
+]
+AllowUnencrypted = Annotated[
+    bool, typer.Option("--allow-unencrypted", help="Accept http:// to another machine: the token can be overheard.")
+]
+
+
+def run(
+    command: Command,
+    address: Address = "http://127.0.0.1:8265",
+    python: Python = sys.executable,
+    working_dir: WorkingDir = None,
+    env: Env = None,
+    allow_unencrypted: AllowUnencrypted = False,
+) -> None:
+    """Run a verb as a Ray job: its log appears here, its exit code becomes this command's.
+
+    Submitting the same run again after it was stopped or failed continues it.
+    """
+    console = Console(stderr=True)
+    request = build_request(command, python=python, working_dir=working_dir, env=env or [], environment=os.environ)
+    address = check_address(address, allow_unencrypted)
+    if token_path := os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        check_token_file(Path(token_path))
+    check_requires_token(address)
+    client = connect(address)
+    submission_id = submit(client, request)
+    console.print(f"job [bold]{submission_id}[/] submitted to {address}")
+    raise typer.Exit(_follow_or_stop(client, submission_id, console))
+
+
+def build_request(
+    command: Sequence[str], *, python: str, working_dir: str | None, env: Sequence[str], environment: Mapping[str, str]
+) -> JobRequest:
+    """Turn the command line into a job.
+
+    Args:
+        command: A verb and its arguments.
+        python: Interpreter on the cluster.
+        working_dir: Folder to upload, or None.
+        env: `NAME=VALUE` pairs for the job.
+        environment: The submitting shell's environment.
+
+    Raises:
+        SubmitError: no such verb, a malformed pair, or a run folder that another attempt would not find.
+        ConfigError: the config that the command names is here, and is wrong.
+    """
+    verb, *arguments = command
+    if verb not in _VERBS:
+        raise SubmitError(f"{verb!r} cannot be submitted; expected one of: {', '.join(_VERBS)}")
+    pairs = dict(_split_pair(pair) for pair in env)
+    return JobRequest(
+        name=job_name("ray-llava", verb, _run_name(arguments)),
+        entrypoint=build_entrypoint(python, verb, arguments),
+        env_vars=forwarded_environment(environment) | pairs,
+        working_dir=working_dir,
+    )
+
+
+def _follow_or_stop(client: "JobSubmissionClient", submission_id: str, console: Console) -> int:
+    try:
+        return follow(client, submission_id, _write)
+    except KeyboardInterrupt:
+        # Where nobody can be asked, interrupting `submit` means what it means for the command itself.
+        if sys.stdin.isatty() and not typer.confirm(f"\nStop job {submission_id}?", default=True, err=True):
+            console.print(f"it goes on; follow it with: ray job logs --follow {submission_id}")
+            return _INTERRUPTED_EXIT_CODE
+        console.print(f"stopping job {submission_id}; the same submission continues the run later")
+        stop(client, submission_id)
+        return _INTERRUPTED_EXIT_CODE
+
+
+def _run_name(arguments: Sequence[str]) -> str:
+    """Name the run that the arguments start; a config is checked before it is sent, if it is on this machine."""
+    config = _option(arguments, "--config", "-c")
+    if config is None:
+        return ""
+    path = find_config(config)
+    if not path.is_file():
+        return path.stem
+    overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
+    experiment = load_config(path, overrides)
+    if not Path(experiment.run_dir).is_absolute():
+        raise SubmitError(
+            f"run_dir {experiment.run_dir} is relative, and a job's current directory is a temporary one: nothing "
+            "could be resumed. Pass run_dir=/a/folder/that/all/nodes/share"
+        )
+    return experiment.name
+
+
+def _option(arguments: Sequence[str], *names: str) -> str | None:
+    for index, argument in enumerate(arguments):
+        option, separator, value = argument.partition("=")
+        if option in names and separator:
+            return value
+        if argument in names and index + 1 < len(arguments):
+            return arguments[index + 1]
+    return None
+
+
+def _split_pair(pair: str) -> tuple[str, str]:
+    name, separator, value = pair.partition("=")
+    if not name or not separator:
+        raise SubmitError(f"--env {pair!r}: expected NAME=VALUE")
+    return name, value
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()

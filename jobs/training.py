@@ -1,0 +1,28 @@
+"""What `pretrain` and `finetune` share: read the config, then train or say what would be done."""
+
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.syntax import Syntax
+
+from jobs.config_source import read_config
+
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and the plan; train nothing.")]
+
+
+def run_stage(
+    stage: Literal["pretrain", "finetune"], config_name: str, overrides: list[str] | None, dry_run: bool
+) -> None:
+    """Run one stage to its end, or continue it; the same command resumes a run."""
+    config = read_config(config_name, overrides, stage)
+    console = Console()
+    if dry_run:
+        console.print(Syntax(config.to_yaml().rstrip(), "yaml", background_color="default"))
+        return
+    from pipeline.training.launch import run_training  # loads torch, which a wrong config need not wait for
+
+    result = run_training(config, console)
+    console.print(f"{config.name}: finished after {result.steps} steps; result: [bold]{result.output}[/]")
+    if result.mlflow_run_id is not None:
+        console.print(f"MLflow run {result.mlflow_run_id}")

@@ -1,0 +1,174 @@
+"""`ray-llava submit` against a head node started with the commands of ray_cluster.yaml: token, logs, exit codes.
+
+The head has its own ports, folder and process group; it is ended by that group, since `ray stop` would end every Ray
+cluster on the machine.
+"""
+
+import contextlib
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+import pytest
+import yaml
+
+pytestmark = pytest.mark.ray
+
+CLUSTER_FILE = Path(__file__).parents[2] / "ray_cluster.yaml"
+START_TIMEOUT_S = 120
+
+
+class Head(NamedTuple):
+    """A running head node."""
+
+    address: str
+    token_path: Path
+    environment: dict[str, str]
+    """Environment of a shell that may submit to it."""
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [entry.getsockname()[1] for entry in sockets]
+
+
+def start_command(temp_dir: Path) -> tuple[str, int]:
+    """Return the file's own head command on free ports and with its own folder, and the dashboard's port."""
+    config = yaml.safe_load(CLUSTER_FILE.read_text(encoding="utf-8"))
+    (command,) = [entry for entry in config["head_start_ray_commands"] if "ray start" in entry]
+    names = ["port", "object-manager-port", "dashboard-port", "node-manager-port", "ray-client-server-port"]
+    names += [
+        "dashboard-agent-listen-port",
+        "dashboard-agent-grpc-port",
+        "runtime-env-agent-port",
+        "metrics-export-port",
+    ]
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
+    for name, port in ports.items():
+        command, count = re.subn(rf"--{name}=\d+", f"--{name}={port}", command)
+        command += "" if count else f" --{name}={port}"
+    command = command.replace("--autoscaling-config=$HOME/ray_bootstrap_config.yaml", "")
+    return f"{command} --num-cpus=1 --block --temp-dir={temp_dir}", ports["dashboard-port"]
+
+
+def status_of(url: str, token: str | None = None, method: str = "GET") -> int:
+    request = urllib.request.Request(url, method=method, data=b"{}" if method == "POST" else None)
+    if token is not None:
+        request.add_header("Authorization", f"Bearer {token}")
+    try:
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def end_processes_of(temp_dir: Path) -> None:
+    """End what the head started; its daemons name its folder on their command lines."""
+    for process in psutil.process_iter(["cmdline"]):
+        if process.pid != os.getpid() and any(str(temp_dir) in part for part in process.info["cmdline"] or []):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+                process.wait()
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    home = Path(tempfile.mkdtemp(prefix="rl-", dir="/tmp"))  # Ray's socket paths must stay short
+    (home / "venv" / "bin").mkdir(parents=True)
+    (home / "venv" / "bin" / "ray").symlink_to(Path(sys.executable).with_name("ray"))
+    token_path = home / ".ray" / "auth_token"
+    token_path.parent.mkdir(mode=0o700)
+    token_path.touch(mode=0o600)
+    token_path.write_text(secrets.token_hex(16), encoding="utf-8")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
+    command, port = start_command(home / "r")
+    with (home / "head.log").open("wb") as log:
+        process = subprocess.Popen(
+            ["bash", "-c", command], env=clean | {"HOME": str(home)}, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        wait_until_up(process, f"http://127.0.0.1:{port}/api/version", home / "head.log")
+        yield Head(
+            address=f"http://127.0.0.1:{port}",
+            token_path=token_path,
+            environment=clean
+            | {"RAY_AUTH_TOKEN_PATH": str(token_path), "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"},
+        )
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        end_processes_of(home)
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def wait_until_up(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        assert process.poll() is None, f"the head ended:\n{log.read_text()}"
+        with contextlib.suppress(OSError):
+            if status_of(url) == 401:
+                return
+        time.sleep(0.2)
+    raise AssertionError(f"no head after {START_TIMEOUT_S} s:\n{log.read_text()}")
+
+
+def submit(head: Head, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "jobs", "submit", *arguments],
+        env=head.environment | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(("path", "method"), [("/api/version", "GET"), ("/api/jobs/", "GET"), ("/api/jobs/", "POST")])
+def test_request_is_refused_without_the_token_and_with_a_wrong_one(head: Head, path: str, method: str) -> None:
+    assert status_of(head.address + path, method=method) == 401
+    assert status_of(head.address + path, token="0" * 32, method=method) == 403
+
+
+def test_request_with_the_token_is_answered(head: Head) -> None:
+    assert status_of(f"{head.address}/api/jobs/", token=head.token_path.read_text()) == 200
+
+
+def test_logs_of_the_head_are_private(head: Head) -> None:
+    logs = [path for path in (head.token_path.parents[1] / "r").glob("session_2*/logs/*.log") if path.stat().st_size]
+    assert [path.name for path in logs if path.stat().st_mode & 0o077] == []
+    assert len(logs) > 3
+
+
+def test_submit_with_a_wrong_token_says_where_the_right_one_is(head: Head, tmp_path: Path) -> None:
+    wrong = tmp_path / "token"
+    wrong.touch(mode=0o600)
+    wrong.write_text("0" * 32)
+    result = submit(head, "--", "index", RAY_AUTH_TOKEN_PATH=str(wrong))
+    assert result.returncode == 2
+    assert "refused the token" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_submitted_verb_shows_its_output_and_passes_its_exit_code_on(head: Head) -> None:
+    """The job fails in the ray-llava command on the cluster, with the exit code of a config error."""
+    result = submit(head, "--", "mlflow-replay", "/no/such/run")
+    assert result.returncode == 2
+    assert "job ray-llava-mlflow-replay-001 submitted" in result.stderr
+    assert result.stdout.count("error: /no/such/run: no tracked run here (tracking.jsonl is missing)") == 1
+    again = submit(head, "--", "mlflow-replay", "/no/such/run")
+    assert again.returncode == 2
+    assert "job ray-llava-mlflow-replay-002 submitted" in again.stderr

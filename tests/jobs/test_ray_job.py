@@ -1,0 +1,140 @@
+import http.server
+import shlex
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jobs.ray_job import (
+    JobActiveError,
+    SubmitError,
+    build_entrypoint,
+    check_address,
+    check_requires_token,
+    check_token_file,
+    forwarded_environment,
+    job_name,
+    next_submission_id,
+)
+
+
+@pytest.mark.parametrize(
+    "address", ["http://127.0.0.1:8265", "http://localhost:8265/", "http://[::1]:8265", "https://cluster.example"]
+)
+def test_address_that_cannot_be_overheard_is_accepted(address: str) -> None:
+    assert check_address(address, allow_unencrypted=False) == address.rstrip("/")
+
+
+@pytest.mark.parametrize("address", ["http://10.1.2.3:8265", "http://cluster.example", "http://127.0.0.1.example:8265"])
+def test_address_on_another_machine_without_tls_is_refused_unless_told_to(address: str) -> None:
+    with pytest.raises(SubmitError, match="unencrypted"):
+        check_address(address, allow_unencrypted=False)
+    assert check_address(address, allow_unencrypted=True) == address
+
+
+@pytest.mark.parametrize("address", ["auto", "ray://127.0.0.1:10001", "127.0.0.1:8265", "http://"])
+def test_address_that_is_no_http_url_is_refused(address: str) -> None:
+    with pytest.raises(SubmitError, match="expected http://HOST:PORT"):
+        check_address(address, allow_unencrypted=True)
+
+
+class _Answer(http.server.BaseHTTPRequestHandler):
+    status = 200
+
+    def do_GET(self) -> None:
+        self.send_response(self.status)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A server that answers every request with the status that the test asks for."""
+    handler = type("Answer", (_Answer,), {"status": request.param})
+    with http.server.HTTPServer(("127.0.0.1", 0), handler) as running:
+        thread = threading.Thread(target=running.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("server", [401, 403], indirect=True)
+def test_cluster_that_wants_a_token_is_accepted(server: str) -> None:
+    check_requires_token(server)
+
+
+@pytest.mark.parametrize("server", [200, 404, 500], indirect=True)
+def test_cluster_that_answers_without_a_token_is_refused(server: str) -> None:
+    with pytest.raises(SubmitError, match=r"without a token \(status \d+, expected 401\)"):
+        check_requires_token(server)
+
+
+def test_cluster_that_does_not_answer_is_reported(unused_port: int) -> None:
+    with pytest.raises(SubmitError, match=f"no Ray cluster answers at http://127.0.0.1:{unused_port}"):
+        check_requires_token(f"http://127.0.0.1:{unused_port}")
+
+
+@pytest.fixture
+def unused_port() -> int:
+    with http.server.HTTPServer(("127.0.0.1", 0), _Answer) as closed_at_once:
+        return closed_at_once.server_port
+
+
+def test_submission_id_counts_the_attempts_of_the_same_name_only() -> None:
+    jobs = [
+        ("a-001", "SUCCEEDED"),
+        ("a-007", "STOPPED"),
+        ("b-011", "RUNNING"),
+        ("a-b-013", "RUNNING"),
+        (None, "RUNNING"),
+    ]
+    assert next_submission_id("a", jobs) == "a-008"
+    assert next_submission_id("c", jobs) == "c-001"
+
+
+@pytest.mark.parametrize("status", ["PENDING", "RUNNING"])
+def test_submission_while_an_earlier_attempt_is_active_is_refused(status: str) -> None:
+    with pytest.raises(JobActiveError, match=f"job a-002 is {status}"):
+        next_submission_id("a", [("a-001", "STOPPED"), ("a-002", status)])
+
+
+def test_job_name_keeps_what_is_fit_for_an_id() -> None:
+    assert job_name("ray-llava", "pretrain", "my run/\u2116 3 (b)") == "ray-llava-pretrain-my-run-3-b"
+    assert job_name("ray-llava", "index", "") == "ray-llava-index"
+
+
+def test_entrypoint_survives_the_shell() -> None:
+    arguments = ["--config", "a b.yaml", "data.shards=['x;rm -rf /']", "name=$(touch /tmp/x)"]
+    entrypoint = build_entrypoint("/opt/my venv/bin/python", "pretrain", arguments)
+    assert shlex.split(entrypoint) == ["/opt/my venv/bin/python", "-m", "jobs", "pretrain", *arguments]
+
+
+def test_job_inherits_the_address_of_a_shared_mlflow_and_no_secrets() -> None:
+    environment = {
+        "MLFLOW_TRACKING_URI": "https://mlflow.example",
+        "MLFLOW_TRACKING_PASSWORD": "s3cret",
+        "HOME": "/root",
+    }
+    expected = {"PYTHONUNBUFFERED": "1", "MLFLOW_TRACKING_URI": "https://mlflow.example"}
+    assert forwarded_environment(environment) == expected
+
+
+@pytest.mark.parametrize("uri", ["sqlite:////home/me/mlflow.db", "https://user:s3cret@mlflow.example", ""])
+def test_job_does_not_inherit_a_tracking_address_that_is_local_or_holds_a_password(uri: str) -> None:
+    assert forwarded_environment({"MLFLOW_TRACKING_URI": uri}) == {"PYTHONUNBUFFERED": "1"}
+
+
+def test_token_file_that_others_can_read_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    with pytest.raises(SubmitError, match="no such file"):
+        check_token_file(path)
+    path.write_text("t")
+    path.chmod(0o644)
+    with pytest.raises(SubmitError, match="readable by others; chmod 600"):
+        check_token_file(path)
+    path.chmod(0o600)
+    check_token_file(path)
