@@ -7,6 +7,7 @@ workers; Ray's own checkpoint bookkeeping is not used.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import uuid
 from collections import deque
@@ -22,7 +23,7 @@ from ray.data import Dataset
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from pipeline.config import ConfigError, ExperimentConfig
+from pipeline.config import ClusterConfig, ConfigError, ExperimentConfig
 from pipeline.loader import BatchSource
 from pipeline.stream import build_dataset, data_config, iterate_stream
 from pipeline.training.checkpoint import CheckpointStore
@@ -32,6 +33,11 @@ from pipeline.training.worker import WorkerResult, run_worker
 _GROUP_TIMEOUT_S = 600
 _CONTROLLER_FAILURES = 3
 _MAP_RETRIES = 2
+_LOCAL_SETTINGS = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the end of a run is noticed by polling: 2 s by default
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody preempts the machine in front of you
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
 
 logger = logging.getLogger(__name__)
 
@@ -45,17 +51,9 @@ def connect(config: ExperimentConfig) -> None:
     cluster = config.cluster
     if not ray.is_initialized():
         if os.environ.get("RAY_ADDRESS"):
-            ray.init(log_to_driver=True)
+            ray.init()
         else:
-            # Preprocessing and training share the cores of one machine: the operating system divides them.
-            slots = cluster.num_workers * cluster.cpus_per_worker + cluster.data_workers
-            ray.init(
-                address="local",
-                num_cpus=max(int(slots + 1), os.cpu_count() or 1),
-                include_dashboard=False,
-                log_to_driver=True,
-                logging_level=logging.WARNING,
-            )
+            _start_local_cluster(cluster)
     resources = ray.cluster_resources()
     wanted = cluster.num_workers * cluster.cpus_per_worker + 1
     if resources.get("CPU", 0) < wanted:
@@ -69,6 +67,21 @@ def connect(config: ExperimentConfig) -> None:
             f"cluster.num_workers is {cluster.num_workers} with one GPU each, the Ray cluster has "
             f"{resources.get('GPU', 0)} GPUs; lower cluster.num_workers or add nodes"
         )
+
+
+def _start_local_cluster(cluster: ClusterConfig) -> None:
+    """Start Ray on this machine for the length of the process."""
+    for name, value in _LOCAL_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    # Preprocessing and training share the cores of one machine; the operating system divides them.
+    slots = math.ceil(cluster.num_workers * cluster.cpus_per_worker + cluster.data_workers)
+    ray.init(
+        address="local",
+        num_cpus=max(slots + 1, os.cpu_count() or 1),
+        include_dashboard=False,
+        log_to_driver=False,  # what the workers do is in metrics.jsonl, why they fail in the exception
+        logging_level=logging.WARNING,
+    )
 
 
 def run_on_ray(config: ExperimentConfig, source: BatchSource) -> WorkerResult:
