@@ -5,6 +5,7 @@ Original `mm_projector.bin` files are read too, restricted to tensors.
 """
 
 import os
+import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,7 +47,7 @@ def read_adapter(path: str | Path) -> dict[str, Tensor]:
     """Read every tensor of an adapter file, or of the one inside a folder, onto the CPU.
 
     Raises:
-        ValueError: there is no such file.
+        ValueError: there is no such file, or a pickle holds more than tensors.
     """
     source = Path(path)
     if source.is_dir():
@@ -57,7 +58,10 @@ def read_adapter(path: str | Path) -> dict[str, Tensor]:
     if source.suffix == ".safetensors":
         return load_file(source)
     # weights_only: an original .bin is a pickle, which could otherwise run code.
-    return dict(torch.load(source, map_location="cpu", weights_only=True))
+    try:
+        return dict(torch.load(source, map_location="cpu", weights_only=True))
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{source} holds something other than tensors and is not read: {error}") from error
 
 
 def load_projector(projector: nn.Module, path: str | Path) -> None:

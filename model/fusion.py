@@ -8,7 +8,7 @@ A *slot* is what one placeholder is replaced by: the features of one image, or o
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -113,11 +113,12 @@ def scatter_rows(
 ) -> Tensor:
     """Lay text embeddings [K, D] and image features [M, D] into a zeroed [num_positions, D]; differentiable in both.
 
-    Text and images never share a position, so one index_copy does both and its backward is a single gather.
+    Text and images never share a position, so the backward pass is one gather for each.
     """
-    rows = torch.cat([text_embeds, features.to(text_embeds.dtype)])
-    positions = torch.cat([text_positions, image_positions])
-    return rows.new_zeros(num_positions, rows.shape[-1]).index_copy(0, positions, rows)
+    scattered: Tensor = _ScatterRows.apply(
+        num_positions, text_embeds, text_positions, features.to(text_embeds.dtype), image_positions
+    )
+    return scattered
 
 
 def fuse_labels(plan: FusionPlan, labels: Tensor) -> Tensor:
@@ -157,6 +158,32 @@ def check_wrapped_images(input_ids: Tensor, attention_mask: Tensor | None) -> No
                 f"row {row}: the image placeholder at token {int(bad[0])} is not wrapped as <im_start> <image> "
                 "<im_end>; with mm_use_im_start_end every image needs both tokens around it"
             )
+
+
+class _ScatterRows(torch.autograd.Function):
+    """Write both sources into one new tensor. Plain index_copy would copy every fused row once more each way."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        num_positions: int,
+        text_embeds: Tensor,
+        text_positions: Tensor,
+        features: Tensor,
+        image_positions: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(text_positions, image_positions)
+        fused = text_embeds.new_zeros(num_positions, text_embeds.shape[-1])
+        fused.index_copy_(0, text_positions, text_embeds)
+        return fused.index_copy_(0, image_positions, features)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[None, Tensor | None, None, Tensor | None, None]:
+        (grad,) = grad_outputs
+        text_positions, image_positions = ctx.saved_tensors
+        text_grad = grad.index_select(0, text_positions) if ctx.needs_input_grad[1] else None
+        feature_grad = grad.index_select(0, image_positions) if ctx.needs_input_grad[3] else None
+        return None, text_grad, None, feature_grad, None
 
 
 def _check_shapes(input_ids: Tensor, attention_mask: Tensor | None) -> tuple[int, int]:

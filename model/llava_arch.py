@@ -6,7 +6,7 @@ generation and the packed training loss. Both only wire: planning is in `fusion`
 Shapes: B rows, T text length, S fused length, N images, P features per image, V vision width, D language-model width.
 """
 
-from abc import ABC, abstractmethod
+from abc import ABCMeta, abstractmethod
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -110,7 +110,8 @@ class LlavaMetaModel:
             config.mm_image_mean, config.mm_image_std = list(stats.mean), list(stats.std)
 
 
-class LlavaMetaForCausalLM(ABC):
+# ABCMeta, not the base class ABC: ABC has __slots__, which makes fully_shard's exchange of an instance's class fail.
+class LlavaMetaForCausalLM(metaclass=ABCMeta):
     """Mixin for the causal language model. Place it before the language model in the bases."""
 
     config: Any
@@ -273,9 +274,10 @@ class LlavaMetaForCausalLM(ABC):
         if labels is not None:
             if num_items_in_batch is None:
                 num_items_in_batch = (labels[:, 1:] != IGNORE_INDEX).sum().clamp(min=1)
-            outputs.loss = cast(Any, self).loss_function(
+            loss = cast(Any, self).loss_function(
                 outputs.logits, labels, vocab_size=self.config.vocab_size, num_items_in_batch=num_items_in_batch
             )
+            outputs = CausalLMOutputWithPast(**{**outputs, "loss": loss})
         return outputs.to_tuple() if return_dict is False else outputs
 
     @torch.no_grad()

@@ -39,19 +39,23 @@ def tower_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-@pytest.fixture(scope="session")
-def llama_config() -> LlamaConfig:
+def tiny_llama_config() -> LlamaConfig:
     return LlamaConfig(
         vocab_size=VOCAB, hidden_size=WIDTH, intermediate_size=58, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=128, initializer_range=0.2,
     )  # fmt: skip
 
 
+@pytest.fixture
+def llama_config() -> LlamaConfig:
+    return tiny_llama_config()
+
+
 @pytest.fixture(scope="session")
-def llama_path(tmp_path_factory: pytest.TempPathFactory, llama_config: LlamaConfig) -> str:
+def llama_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     torch.manual_seed(2)
     path = tmp_path_factory.mktemp("llama")
-    LlamaForCausalLM(llama_config).save_pretrained(path)
+    LlamaForCausalLM(tiny_llama_config()).save_pretrained(path)
     return str(path)
 
 
