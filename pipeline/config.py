@@ -181,6 +181,32 @@ class ExperimentConfig(Section):
             )
         return self
 
+    def with_absolute_paths(self) -> Self:
+        """Return the config with local paths made absolute, so that workers in other folders find the same files.
+
+        A model name is taken for a path when it exists here, else it stays what it is: a hub id.
+        """
+
+        def model_path(name: str | None) -> str | None:
+            return str(Path(name).absolute()) if name is not None and Path(name).exists() else name
+
+        shards = tuple(url if "://" in url else str(Path(url).absolute()) for url in self.data.shards)
+        index_dir = self.data.index_dir and str(Path(self.data.index_dir).absolute())
+        parts = self.model
+        return self.model_copy(
+            update={
+                "run_dir": str(Path(self.run_dir).absolute()),
+                "data": self.data.model_copy(update={"shards": shards, "index_dir": index_dir}),
+                "model": parts.model_copy(
+                    update={
+                        "language_model": model_path(parts.language_model),
+                        "vision_tower": model_path(parts.vision_tower),
+                        "pretrain_mm_mlp_adapter": model_path(parts.pretrain_mm_mlp_adapter),
+                    }
+                ),
+            }
+        )
+
     def to_yaml(self) -> str:
         """Return the resolved config as YAML, in field order."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=False)

@@ -51,6 +51,7 @@ def run_training(config: ExperimentConfig, console: Console | None = None) -> Tr
         pipeline.errors.DataError: a shard is defective and data.on_bad_shard is `fail`.
     """
     console = console or Console()
+    config = config.with_absolute_paths()
     if config.cluster.launcher == "local":
         return _run_locally(config, join_torchrun(config.cluster.use_gpu), console)
     from pipeline.training import ray_launch  # the local launcher must work where Ray is not installed

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from model.weights import LlavaModel
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from model.weights import LlavaModel
 from pipeline.config import ExperimentConfig
 from pipeline.loader import Rejected
 from pipeline.plan.plan import Plan

@@ -18,7 +18,6 @@ from typing import Any
 import ray
 import ray.train
 import ray.train.torch
-import torch.distributed as dist
 from ray.data import Dataset
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -28,11 +27,15 @@ from pipeline.loader import BatchSource
 from pipeline.stream import build_dataset, data_config, iterate_stream
 from pipeline.training.checkpoint import CheckpointStore
 from pipeline.training.distributed import Workers
+from pipeline.training.loop import NonFiniteError, RejectedBudgetError
+from pipeline.training.metrics import LedgerError
 from pipeline.training.worker import WorkerResult, run_worker
 
 _GROUP_TIMEOUT_S = 600
 _CONTROLLER_FAILURES = 3
 _MAP_RETRIES = 2
+_AGREED_FAILURES = (ConfigError, NonFiniteError, RejectedBudgetError, LedgerError)
+"""Raised on every rank alike and again after every restart: returned as values, so that Ray does not retry them."""
 _LOCAL_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the end of a run is noticed by polling: 2 s by default
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody preempts the machine in front of you
@@ -114,9 +117,10 @@ def run_on_ray(config: ExperimentConfig, source: BatchSource) -> WorkerResult:
         ),
     )
     result = trainer.fit()
-    if result.error is not None:
-        raise result.error
-    return WorkerResult(**result.return_value)
+    if isinstance(result.return_value, Exception):
+        raise result.return_value
+    assert isinstance(result.return_value, WorkerResult)
+    return result.return_value
 
 
 def _dataset_factory(config: ExperimentConfig, source_ref: ray.ObjectRef[BatchSource]) -> Callable[[], Dataset]:
@@ -137,27 +141,29 @@ def _dataset_factory(config: ExperimentConfig, source_ref: ray.ObjectRef[BatchSo
     return build
 
 
-def _train_function(config: ExperimentConfig, source_ref: ray.ObjectRef[BatchSource]) -> Callable[[], dict[str, Any]]:
-    def train_function() -> dict[str, Any]:
+def _train_function(
+    config: ExperimentConfig, source_ref: ray.ObjectRef[BatchSource]
+) -> Callable[[], WorkerResult | Exception]:
+    def train_function() -> WorkerResult | Exception:
         context = ray.train.get_context()
-        device = ray.train.torch.get_device()
-        workers = Workers(context.get_world_rank(), context.get_world_size(), device)
-        assert workers.world_size == dist.get_world_size()
+        workers = Workers(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
         source = ray.get(source_ref)
-        result = run_worker(
-            config,
-            source,
-            workers,
-            lambda start_step: iterate_stream(
-                ray.train.get_dataset_shard("train"),
+        try:
+            return run_worker(
+                config,
                 source,
-                start_step=start_step,
-                rank=workers.rank,
-                num_ranks=workers.world_size,
-                prefetch_steps=config.cluster.prefetch_steps,
-            ),
-        )
-        return result._asdict()
+                workers,
+                lambda start_step: iterate_stream(
+                    ray.train.get_dataset_shard("train"),
+                    source,
+                    start_step=start_step,
+                    rank=workers.rank,
+                    num_ranks=workers.world_size,
+                    prefetch_steps=config.cluster.prefetch_steps,
+                ),
+            )
+        except _AGREED_FAILURES as error:
+            return error
 
     return train_function
 

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from model.weights import LlavaModel, build_llava, load_llava, save_projector, set_trainable
+import transformers
 
+from model.weights import LlavaModel, build_llava, load_llava, save_projector, set_trainable
 from pipeline.config import ConfigError, ExperimentConfig
 from pipeline.loader import BatchSource, RankStep
 from pipeline.model_folder import MODEL_FOLDER, PROJECTOR_FILE, find_projector, save_model_folder
@@ -55,6 +56,7 @@ def run_worker(
         ValueError: model parts that do not fit together.
     """
     _use_threads(config, workers)
+    transformers.utils.logging.disable_progress_bar()  # progress is the launcher's to show
     torch.manual_seed(config.seed)
     model = build_model(config, workers.device)
     optimizer = build_optimizer(model, config.training)

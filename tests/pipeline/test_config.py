@@ -42,6 +42,18 @@ def test_to_yaml_read_back_gives_the_same_config(config_path: Path, tmp_path: Pa
     assert load_config(tmp_path / "again.yaml") == config
 
 
+def test_with_absolute_paths_leaves_urls_and_hub_ids_alone(
+    config_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tower").mkdir()
+    config = load_config(config_path, ["data.shards=[a.tar, s3://bucket/b.tar]"]).with_absolute_paths()
+    assert config.data.shards == (f"{tmp_path}/a.tar", "s3://bucket/b.tar")
+    assert (config.model.language_model, config.model.vision_tower) == ("lm", f"{tmp_path}/tower")
+    assert config.run_dir == f"{tmp_path}/runs/tiny"
+    assert config.with_absolute_paths() == config
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -1,0 +1,97 @@
+"""Training without Ray: same batches on any number of ranks, and nothing changes when the process is killed."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import ConfigError, load_config
+from pipeline.training.launch import run_training
+from tests.integration.conftest import WriteConfig
+from tests.integration.runs import assert_same_run, losses, run, start, weights
+
+
+def wait_for_steps(run_dir: Path, num_steps: int, process_alive: object) -> None:
+    path = run_dir / "metrics.jsonl"
+    while not path.exists() or len(path.read_bytes().splitlines()) < num_steps:
+        time.sleep(0.02)
+        assert process_alive() is None, "the run ended before it could be killed"  # type: ignore[operator]
+
+
+def test_run_training_pretrain_changes_only_the_projector_and_finetune_starts_from_it(
+    write_config: WriteConfig, tmp_path: Path
+) -> None:
+    pretrained = run_training(load_config(write_config("pre")))
+    assert pretrained.output == tmp_path / "pre" / "projector" / "mm_projector.safetensors"
+    assert [step for step, _ in losses(tmp_path / "pre")] == list(range(7))
+    assert all("mm_projector" in name for name in weights(tmp_path / "pre"))
+    overrides = [f"model.pretrain_mm_mlp_adapter={tmp_path / 'pre'}"]
+    finetuned = run_training(load_config(write_config("fine", "finetune"), overrides))
+    assert (finetuned.output / "tokenizer.json").is_file()
+    assert losses(tmp_path / "fine")[-1][1] < losses(tmp_path / "fine")[0][1]
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_run_killed_twice_and_started_again_equals_undisturbed_run_bitwise(
+    write_config: WriteConfig, tmp_path: Path, stage: str
+) -> None:
+    run_training(load_config(write_config("calm", stage)))
+    config = write_config("killed", stage)
+    for num_steps in (3, 6):
+        process = start("jobs", stage, "--config", str(config))
+        wait_for_steps(tmp_path / "killed", num_steps, process.poll)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    run("jobs", stage, "--config", str(config))
+    assert_same_run(tmp_path / "calm", tmp_path / "killed")
+
+
+@pytest.mark.chaos
+def test_sigterm_finishes_the_step_saves_and_exits_143(write_config: WriteConfig, tmp_path: Path) -> None:
+    run_training(load_config(write_config("calm")))
+    config = write_config("stopped")
+    process = start("jobs", "pretrain", "--config", str(config), "checkpoint.every_steps=1000")
+    wait_for_steps(tmp_path / "stopped", 2, process.poll)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate()
+    assert process.returncode == 143, output
+    done = len(losses(tmp_path / "stopped"))
+    assert [path.name for path in (tmp_path / "stopped" / "checkpoints").iterdir()] == [f"step-{done:08d}"]
+    run("jobs", "pretrain", "--config", str(config))
+    assert_same_run(tmp_path / "calm", tmp_path / "stopped")
+
+
+def test_two_ranks_train_the_same_batches_with_the_same_loss(write_config: WriteConfig, tmp_path: Path) -> None:
+    run_training(load_config(write_config("one", "finetune")))
+    config = write_config("two", "finetune")
+    run("torch.distributed.run", "--nproc-per-node=2", "-m", "jobs", "finetune", "--config", str(config))
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert [step for step, _ in one] == [step for step, _ in two]
+    assert [loss for _, loss in two] == pytest.approx([loss for _, loss in one], rel=2e-5)
+
+
+def test_finished_run_started_again_trains_nothing(write_config: WriteConfig, tmp_path: Path) -> None:
+    config = load_config(write_config("once"))
+    run_training(config)
+    before = losses(tmp_path / "once")
+    assert run_training(config).metrics == {}
+    assert losses(tmp_path / "once") == before
+
+
+def test_resume_with_changed_seed_is_refused_naming_both_values(write_config: WriteConfig) -> None:
+    path = write_config("once")
+    run_training(load_config(path))
+    with pytest.raises(ConfigError, match="seed: the run was started with 3, now 4"):
+        run_training(load_config(path, ["seed=4"]))
+
+
+def test_resume_with_changed_tokens_budget_keeps_batches_and_loss(write_config: WriteConfig, tmp_path: Path) -> None:
+    run_training(load_config(write_config("wide"), ["training.micro_batch_tokens=2003"]))
+    run_training(load_config(write_config("narrow")))
+    wide, narrow = losses(tmp_path / "wide"), losses(tmp_path / "narrow")
+    assert [loss for _, loss in wide] == pytest.approx([loss for _, loss in narrow], rel=2e-5)
