@@ -115,7 +115,7 @@ def scatter_rows(
 
     Text and images never share a position, so the backward pass is one gather for each.
     """
-    scattered: Tensor = _ScatterRows.apply(
+    scattered: Tensor = _ScatterRows.apply(  # type: ignore[no-untyped-call]
         num_positions, text_embeds, text_positions, features.to(text_embeds.dtype), image_positions
     )
     return scattered

@@ -7,19 +7,19 @@ from model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 from model.llava_config import LlavaFields
 
 
-class LlavaConfig(LlavaFields, LlamaConfig):  # type: ignore[no-untyped-call]
+class LlavaConfig(LlavaFields, LlamaConfig):
     """LLaMA configuration with the fields of a vision-language model."""
 
     model_type = "llava_llama"
 
 
-class LlavaLlamaModel(LlavaMetaModel, LlamaModel):  # type: ignore[no-untyped-call]
+class LlavaLlamaModel(LlavaMetaModel, LlamaModel):
     """LLaMA decoder body with vision tower and projector."""
 
     config_class = LlavaConfig
 
 
-class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):  # type: ignore[misc, no-untyped-call]
+class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):  # type: ignore[misc]
     """LLaMA language model that reads images."""
 
     config_class = LlavaConfig

@@ -33,7 +33,9 @@ def cross_entropy_sum(
     if hidden.shape[0] != targets.shape[0]:
         raise ValueError(f"{hidden.shape[0]} hidden rows but {targets.shape[0]} targets")
     needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or head_weight.requires_grad)
-    loss: Tensor = _CrossEntropySum.apply(hidden, head_weight, targets, chunk_rows, needs_grad)
+    loss: Tensor = _CrossEntropySum.apply(  # type: ignore[no-untyped-call]
+        hidden, head_weight, targets, chunk_rows, needs_grad
+    )
     return loss
 
 

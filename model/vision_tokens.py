@@ -51,7 +51,7 @@ def add_vision_tokens(model: PreTrainedModel, model_args: VisionTokenArgs, token
 
 
 def _tables(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
-    head = cast(nn.Linear, model.get_output_embeddings())  # type: ignore[no-untyped-call]
+    head = cast(nn.Linear, model.get_output_embeddings())
     return cast(nn.Embedding, model.get_input_embeddings()).weight, head.weight
 
 

@@ -64,7 +64,8 @@ def make_llava(llama_path: str, tower_path: str) -> Callable[..., LlavaLlamaForC
     def make(projector_type: str = "mlp2x_gelu", attention: str = "sdpa") -> LlavaLlamaForCausalLM:
         torch.manual_seed(3)
         model = build_llava(llama_path, tower_path, projector_type, attention=attention)  # type: ignore[arg-type]
-        return model.eval()
+        model.train(False)
+        return model
 
     return make
 

@@ -30,7 +30,7 @@ def test_load_original_bin_with_embeddings(tmp_path: Path, prefix: str) -> None:
     state = {prefix + name: tensor for name, tensor in source.state_dict().items()}
     torch.save({**state, "model.embed_tokens.weight": torch.zeros(2, 5)}, tmp_path / "mm_projector.bin")
     load_projector(target, tmp_path)
-    assert torch.equal(target[2].weight, source[2].weight)
+    assert torch.equal(target.state_dict()["2.weight"], source.state_dict()["2.weight"])
 
 
 def test_load_bin_with_code_is_refused(tmp_path: Path) -> None:

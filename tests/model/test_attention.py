@@ -11,7 +11,9 @@ LENGTHS = (5, 1, 11, 3)
 @pytest.fixture
 def body(llama_config: LlamaConfig) -> LlamaModel:
     torch.manual_seed(6)
-    return LlamaModel(llama_config).eval()
+    model = LlamaModel(llama_config)
+    model.eval()
+    return model
 
 
 def run_packed(model: LlamaModel, ids: list[torch.Tensor], kernel: AttentionKernel) -> list[torch.Tensor]:
@@ -40,10 +42,10 @@ def test_packed_samples_equal_samples_run_alone(body: LlamaModel, kernel: Attent
 
 def test_packed_gradients_equal_samples_run_alone(body: LlamaModel) -> None:
     ids = [torch.arange(2, 7), torch.arange(3, 6)]
-    weight = body.layers[0].self_attn.k_proj.weight
-    (wanted,) = torch.autograd.grad(sum((body(row[None]).last_hidden_state ** 3).sum() for row in ids), [weight])  # type: ignore[union-attr, arg-type]
-    packed = run_packed(body, ids, "sdpa")
-    (got,) = torch.autograd.grad(sum((part**3).sum() for part in packed), [weight])  # type: ignore[union-attr, arg-type]
+    weight = body.get_parameter("layers.0.self_attn.k_proj.weight")
+    alone = [body(row[None]).last_hidden_state for row in ids]
+    (wanted,) = torch.autograd.grad([(part**3).sum() for part in alone], [weight])
+    (got,) = torch.autograd.grad([(part**3).sum() for part in run_packed(body, ids, "sdpa")], [weight])
     assert torch.allclose(got, wanted, rtol=1e-4, atol=1e-4)
 
 

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from transformers import LlamaForCausalLM
@@ -20,7 +22,7 @@ def greedy(model: LlavaLlamaForCausalLM, ids: list[int], images: torch.Tensor | 
     return out
 
 
-def generate(model: LlavaLlamaForCausalLM, ids: list[list[int]], **kwargs: object) -> list[list[int]]:
+def generate(model: LlavaLlamaForCausalLM, ids: list[list[int]], **kwargs: Any) -> list[list[int]]:
     tokens = model.generate(torch.tensor(ids), max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, **kwargs)
     return [list(row) for row in tokens.tolist()]
 
@@ -56,7 +58,7 @@ def test_generate_mixed_batch_equals_prompts_run_alone(llava: LlavaLlamaForCausa
 
 
 def test_generate_text_only_equals_the_plain_language_model(llava: LlavaLlamaForCausalLM, llama_path: str) -> None:
-    plain = LlamaForCausalLM.from_pretrained(llama_path)
+    plain: Any = LlamaForCausalLM.from_pretrained(llama_path)
     ids = torch.tensor([[1, 5, 9]])
     wanted = plain.generate(ids, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, eos_token_id=None)
     assert generate(llava, [[1, 5, 9]]) == wanted[:, 3:].tolist()

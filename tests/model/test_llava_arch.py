@@ -67,7 +67,7 @@ def test_initialize_twice_keeps_trained_projector_and_tower(
     body.initialize_vision_modules(vision_args)
     projector, tower = body.mm_projector, body.get_vision_tower()
     projector.requires_grad_(False)
-    weight = projector[0].weight.clone()  # type: ignore[index, operator]
+    weight = projector[0].weight.clone()  # type: ignore[index]
     body.initialize_vision_modules(vision_args)
     assert body.mm_projector is projector
     assert body.get_vision_tower() is tower
@@ -148,7 +148,7 @@ def test_start_end_keep_the_label_of_end_and_drop_the_placeholders(llava: LlavaL
 def test_start_end_let_a_gradient_through_to_their_own_rows_only(llava: LlavaLlamaForCausalLM) -> None:
     wrap_images(llava)
     embeds, _, _ = prepare(llava, [[1, 90, X, 91, 7], [5, 6, 7, 8, 9]], random_images(1))
-    embeds.sum().backward()  # type: ignore[no-untyped-call]
+    embeds.sum().backward()
     gradient = llava.model.embed_tokens.weight.grad
     assert gradient is not None
     assert gradient.abs().sum(dim=1).nonzero().flatten().tolist() == [90, 91]
@@ -285,7 +285,7 @@ def test_text_without_images_passes_through(llava: LlavaLlamaForCausalLM) -> Non
 
 def test_text_batch_with_dummies_reaches_the_projector_with_zero_gradient(llava: LlavaLlamaForCausalLM) -> None:
     embeds, _, _ = prepare(llava, [[1, 2], [3, 4]], torch.zeros_like(random_images(2)))
-    embeds.sum().backward()  # type: ignore[no-untyped-call]
+    embeds.sum().backward()
     gradient = llava.model.mm_projector[0].weight.grad
     assert gradient is not None
     assert not gradient.any()

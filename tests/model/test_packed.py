@@ -80,7 +80,11 @@ def test_pack_random_samples_equals_token_by_token_reference(data: st.DataObject
     sizes = data.draw(st.lists(st.integers(1, 4), min_size=count, max_size=count))
     batch = pack_samples([(torch.tensor(r), torch.tensor(la)) for r, la in zip(rows, labels, strict=True)], sizes)
 
-    ids, positions, lengths, targets, left = [], [], [], [], list(sizes)
+    ids: list[int] = []
+    positions: list[int] = []
+    lengths: list[int] = []
+    targets: list[tuple[int, int]] = []
+    left = list(sizes)
     for row, row_labels in zip(rows, labels, strict=True):
         fused: list[tuple[int, int]] = []
         for token_id, label in zip(row, row_labels, strict=True):

@@ -32,13 +32,13 @@ def test_tower_is_frozen_and_stays_in_evaluation_mode(tower_path: str) -> None:
     tower = build_vision_tower(arguments(tower_path)).train()
     assert not any(parameter.requires_grad for parameter in tower.parameters())
     assert not tower.vision_tower.training
-    assert not tower(random_images(1)).requires_grad  # type: ignore[union-attr]
+    assert not tower(random_images(1)).requires_grad
 
 
 def test_unfrozen_tower_receives_gradients(tower_path: str) -> None:
     tower = build_vision_tower(arguments(tower_path))
     tower.set_frozen(False)
-    tower(random_images(1)).sum().backward()  # type: ignore[union-attr]
+    tower(random_images(1)).sum().backward()
     assert tower.vision_tower.embeddings.patch_embedding.weight.grad is not None
 
 
@@ -63,7 +63,7 @@ def test_delayed_tower_has_sizes_but_no_weights_until_loaded(tower_path: str) ->
         tower(random_images(1))
     tower.load_model()
     expected = build_vision_tower(arguments(tower_path))
-    assert torch.equal(tower(random_images(1)), expected(random_images(1)))  # type: ignore[arg-type]
+    assert torch.equal(tower(random_images(1)), expected(random_images(1)))
 
 
 def test_kind_comes_from_the_config_whatever_the_path_says(tower_path: str, tmp_path: Path) -> None:
