@@ -169,6 +169,11 @@ def _orient(pixels: Pixels, orientation: int) -> Pixels:
 
 def _broken(error: Exception, data: bytes) -> DataError:
     """Translate a decoder's error; its text is not repeated, since it may quote the file."""
-    if "truncated" in str(error).lower():
+    if "truncated" in str(error).lower() or _is_cut_webp(data):
         return DataError(Reason.IMAGE_TRUNCATED, f"the image ends early, after {len(data)} bytes")
     return DataError(Reason.IMAGE_CORRUPT, f"{len(data)} bytes that do not decode ({type(error).__name__})")
+
+
+def _is_cut_webp(data: bytes) -> bool:
+    """Whether a RIFF header promises more bytes than there are; the WebP decoder itself does not say why it failed."""
+    return data[:4] == b"RIFF" and int.from_bytes(data[4:8], "little") + 8 > len(data)

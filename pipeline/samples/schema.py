@@ -154,7 +154,7 @@ def _instruction(
     if conversation.num_images != len(extensions):
         raise DataError(
             Reason.IMAGE_TOKEN_MISMATCH,
-            f"{conversation.num_images} <image> placeholders but {len(extensions)} images",
+            f"{_count(conversation.num_images, '<image> placeholder')} but {_count(len(extensions), 'image')}",
         )
     return Layout("instruction", extensions, conversation, text_bytes)
 
@@ -234,3 +234,7 @@ def _with_leading_image(conversation: Conversation) -> Conversation:
     first = next(idx for idx, turn in enumerate(turns) if turn.role == "user")
     turns[first] = Turn("user", (Image(), "\n", *turns[first].parts))
     return Conversation(tuple(turns))
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -78,7 +78,7 @@ def test_index_shard_with_bad_samples_gives_each_its_reason(tmp_path: Path) -> N
         ("dotted", "unknown_member"),
         ("good1", ""),
     ]
-    assert "2 <image> placeholders but 1 images" in scan.samples["detail"][5].as_py()
+    assert "2 <image> placeholders but 1 image" in scan.samples["detail"][5].as_py()
 
 
 def test_index_shard_with_header_checks_only_trusts_pixels(tmp_path: Path) -> None:

@@ -1,0 +1,205 @@
+"""Decoding: the written rule for every colour mode, and one reason code for every kind of broken file."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageFile, ImageOps
+
+from pipeline.errors import DataError, Reason
+from pipeline.samples import image as image_module
+from pipeline.samples.image import ImageHeader, ImageLimits, Pixels, decode_image, probe_image
+from tests.pipeline.samples.pictures import encoded, picture, png_header, smooth_rgb
+
+
+def expect(data: bytes, reason: Reason, limits: ImageLimits | None = None) -> DataError:
+    with pytest.raises(DataError) as caught:
+        decode_image(data, limits or ImageLimits())
+    assert caught.value.reason == reason
+    return caught.value
+
+
+def pixels_or_reason(data: bytes, limits: ImageLimits | None = None) -> Pixels | str:
+    try:
+        return decode_image(data, limits or ImageLimits())
+    except DataError as error:
+        return error.reason.value
+
+
+def pillow_rgb(data: bytes) -> Pixels:
+    return np.array(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+@pytest.mark.parametrize(("image_format", "options"), [("PNG", {}), ("WEBP", {"lossless": True})])
+def test_decode_of_lossless_picture_returns_its_pixels(image_format: str, options: dict[str, bool]) -> None:
+    data = picture(13, 29, image_format, **options)
+    assert (decode_image(data) == smooth_rgb(13, 29)).all()
+    assert probe_image(data) == ImageHeader(image_format, 29, 13)
+
+
+@pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"progressive": True}, {"quality": 30}])
+def test_decode_of_jpeg_equals_pillow_with_and_without_the_fast_decoder(
+    options: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = picture(61, 83, "JPEG", **options)
+    fast = decode_image(data)
+    monkeypatch.setattr(image_module, "simplejpeg", None)
+    assert (decode_image(data) == pillow_rgb(data)).all()
+    assert (fast == pillow_rgb(data)).all()
+
+
+def test_image_module_imports_and_decodes_without_simplejpeg() -> None:
+    program = (
+        "import sys; sys.modules['simplejpeg'] = None\n"
+        "from pipeline.samples.image import decode_image, simplejpeg\n"
+        "assert simplejpeg is None\n"
+        "print(decode_image(sys.stdin.buffer.read()).shape)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], input=picture(7, 11, "JPEG"), capture_output=True, check=True
+    )
+    assert done.stdout.decode().strip() == "(7, 11, 3)"
+
+
+def constant(mode: str, value: object) -> Image.Image:
+    return Image.new(mode, (5, 3), value)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("data", "colour"),
+    [
+        (encoded(constant("L", 77), "PNG"), (77, 77, 77)),
+        (encoded(constant("L", 77), "JPEG"), (77, 77, 77)),
+        (encoded(constant("1", 1), "PNG"), (255, 255, 255)),
+        (encoded(constant("LA", (40, 255)), "PNG"), (40, 40, 40)),
+        (encoded(constant("LA", (40, 0)), "PNG"), (255, 255, 255)),
+        (encoded(constant("RGBA", (10, 20, 30, 255)), "PNG"), (10, 20, 30)),
+        (encoded(constant("RGBA", (10, 20, 30, 0)), "PNG"), (255, 255, 255)),
+        (encoded(constant("RGBA", (0, 0, 0, 51)), "PNG"), (204, 204, 204)),
+        (encoded(constant("RGBA", (10, 20, 30, 0)), "WEBP", lossless=True, exact=True), (255, 255, 255)),
+        (encoded(constant("RGB", (9, 8, 7)), "PNG", transparency=(9, 8, 7)), (255, 255, 255)),
+        (encoded(constant("RGB", (9, 8, 7)).quantize(4), "PNG"), (9, 8, 7)),
+        (encoded(constant("RGB", (9, 8, 7)).quantize(4), "PNG", transparency=0), (255, 255, 255)),
+    ],
+)
+def test_decode_of_colour_mode_follows_the_rule(data: bytes, colour: tuple[int, int, int]) -> None:
+    pixels = decode_image(data)
+    assert pixels.shape == (3, 5, 3)
+    assert pixels.dtype == np.uint8
+    assert np.abs(pixels.reshape(-1, 3).astype(int) - colour).max() <= 1
+
+
+@pytest.mark.parametrize(("value", "grey"), [(0, 0), (255, 0), (256, 1), (0x8000, 0x80), (0xFFFF, 0xFF)])
+def test_decode_of_16_bit_grey_keeps_the_upper_bits(value: int, grey: int) -> None:
+    data = encoded(Image.fromarray(np.full((3, 5), value, np.uint16)), "PNG")
+    assert (decode_image(data) == grey).all()
+
+
+def test_decode_of_cmyk_jpeg_equals_pillow() -> None:
+    data = encoded(Image.fromarray(smooth_rgb(31, 37)).convert("CMYK"), "JPEG", quality=95)
+    assert (decode_image(data) == pillow_rgb(data)).all()
+    assert np.abs(decode_image(data).astype(int) - smooth_rgb(31, 37)).mean() < 12
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "WEBP"])
+def test_decode_of_animation_shows_the_first_frame(image_format: str) -> None:
+    frames = [Image.fromarray(np.full((7, 5, 3), value, np.uint8)) for value in (31, 97, 211)]
+    data = encoded(frames[0], image_format, save_all=True, append_images=frames[1:], lossless=True)
+    assert Image.open(io.BytesIO(data)).n_frames == 3  # type: ignore[attr-defined]
+    assert (decode_image(data) == 31).all()
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_decode_applies_exif_orientation(orientation: int, image_format: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = picture(40, 24, image_format, exif=exif.tobytes())
+    expected = np.array(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+    assert (decode_image(data) == expected).all()
+    height, width, _ = expected.shape
+    assert probe_image(data) == ImageHeader(image_format, width, height)
+    assert (width, height) == ((40, 24) if orientation >= 5 else (24, 40))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0garbage", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"]
+)
+def test_decode_with_damaged_exif_ignores_it(exif: bytes) -> None:
+    assert decode_image(picture(16, 8, "JPEG", exif=exif)).shape == (16, 8, 3)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"not an image",
+        b"<html><body>404</body></html>",
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        picture(5, 7, "GIF"),
+        picture(5, 7, "TIFF"),
+        picture(5, 7, "BMP"),
+        picture(5, 7, "PPM"),
+    ],
+)
+def test_decode_of_other_formats_is_refused_by_both(data: bytes) -> None:
+    expect(data, Reason.IMAGE_UNSUPPORTED_FORMAT)
+    with pytest.raises(DataError):
+        probe_image(data)
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
+def test_decode_of_file_cut_anywhere_refuses_or_returns_all_pixels(image_format: str) -> None:
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES
+    data = picture(33, 41, image_format)
+    whole = decode_image(data)
+    refused = 0
+    for cut in range(0, len(data), 7):
+        pixels = pixels_or_reason(data[:cut])
+        refused += isinstance(pixels, str)
+        assert isinstance(pixels, str) or (pixels == whole).all(), cut
+    assert refused > 0.8 * len(range(0, len(data), 7))
+    expect(data[: len(data) // 2], Reason.IMAGE_TRUNCATED)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize(("width", "height"), [(40000, 40000), (10000, 10000), (60000, 1000), (2**31 - 1, 1)])
+def test_decode_of_bomb_is_refused_from_the_header(width: int, height: int) -> None:
+    data = png_header(width, height)
+    assert len(data) < 200
+    expect(data, Reason.IMAGE_TOO_LARGE)
+    with pytest.raises(DataError):
+        probe_image(data)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 64), (2, 201), (201, 2)])
+def test_decode_of_degenerate_picture_is_refused(height: int, width: int) -> None:
+    expect(picture(height, width), Reason.IMAGE_DEGENERATE)
+
+
+@pytest.mark.parametrize(("height", "width"), [(2, 2), (2, 200), (200, 2)])
+def test_decode_of_picture_at_the_limits_is_accepted(height: int, width: int) -> None:
+    assert decode_image(picture(height, width)).shape == (height, width, 3)
+    assert decode_image(picture(5, 7), ImageLimits(max_pixels=35)).shape == (5, 7, 3)
+    expect(picture(5, 7), Reason.IMAGE_TOO_LARGE, ImageLimits(max_pixels=34))
+
+
+SEEDS = [picture(17, 19, "JPEG"), picture(17, 19, "PNG"), picture(17, 19, "WEBP")]
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_decode_of_damaged_bytes_gives_pixels_or_a_data_error(data: st.DataObject) -> None:
+    content = bytearray(data.draw(st.sampled_from(SEEDS)))
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    pixels = pixels_or_reason(bytes(content), ImageLimits(max_pixels=10_000))
+    assert pixels.startswith("image_") if isinstance(pixels, str) else pixels.ndim == 3
