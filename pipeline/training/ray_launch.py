@@ -56,7 +56,7 @@ def connect(config: ExperimentConfig) -> None:
         if os.environ.get("RAY_ADDRESS"):
             ray.init()
         else:
-            _start_local_cluster(cluster)
+            start_local_cluster(cluster)
     resources = ray.cluster_resources()
     wanted = cluster.num_workers * cluster.cpus_per_worker + 1
     if resources.get("CPU", 0) < wanted:
@@ -72,7 +72,7 @@ def connect(config: ExperimentConfig) -> None:
         )
 
 
-def _start_local_cluster(cluster: ClusterConfig) -> None:
+def start_local_cluster(cluster: ClusterConfig) -> None:
     """Start Ray on this machine for the length of the process."""
     for name, value in _LOCAL_SETTINGS.items():
         os.environ.setdefault(name, value)

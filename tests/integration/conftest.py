@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import ray
 
+from pipeline.config import ClusterConfig
 from pipeline.demo.shards import DemoSizes, write_demo_shards
+from pipeline.training.ray_launch import start_local_cluster
 
 WEIGHTS = Path(__file__).parents[2] / "pipeline" / "demo" / "weights"
 
@@ -46,3 +49,11 @@ def write_config(tmp_path: Path, shards: dict[str, list[str]]) -> WriteConfig:
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """One Ray for all tests of a session, on this machine only, with room for two workers and their data."""
+    start_local_cluster(ClusterConfig(num_workers=2, cpus_per_worker=0.5, data_workers=2))
+    yield
+    ray.shutdown()

@@ -1,0 +1,81 @@
+"""Training on Ray: the plan arrives in order, and losing workers changes nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipeline.config import ConfigError, load_config
+from pipeline.training.launch import run_training
+from tests.integration.conftest import WriteConfig
+from tests.integration.runs import assert_same_run, losses, run
+
+ON_RAY = ["cluster.launcher=ray", "cluster.num_workers=2", "cluster.data_workers=2"]
+
+
+class Killer(threading.Thread):
+    """Kills the first own process whose command line starts with `title`, once `num_steps` steps are logged."""
+
+    def __init__(self, run_dir: Path, title: str, num_steps: int) -> None:
+        super().__init__(daemon=True)
+        self._metrics, self._title, self._num_steps = run_dir / "metrics.jsonl", title, num_steps
+        self.killed: int | None = None
+
+    def run(self) -> None:
+        while not self._metrics.exists() or len(self._metrics.read_bytes().splitlines()) < self._num_steps:
+            time.sleep(0.01)
+        for process in psutil.Process().children(recursive=True):
+            if " ".join(process.cmdline()).startswith(self._title):
+                os.kill(process.pid, signal.SIGKILL)
+                self.killed = process.pid
+                return
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_two_ray_workers_equal_two_torchrun_ranks_bitwise(write_config: WriteConfig, tmp_path: Path) -> None:
+    run_training(load_config(write_config("ray"), ON_RAY))
+    config = str(write_config("plain"))
+    run("torch.distributed.run", "--nproc-per-node=2", "-m", "jobs", "pretrain", "--config", config)
+    assert_same_run(tmp_path / "ray", tmp_path / "plain")
+
+
+@pytest.mark.ray
+@pytest.mark.chaos
+@pytest.mark.usefixtures("local_ray")
+def test_train_worker_killed_is_restarted_and_the_run_equals_an_undisturbed_one(
+    write_config: WriteConfig, tmp_path: Path
+) -> None:
+    run_training(load_config(write_config("calm"), ON_RAY))
+    killer = Killer(tmp_path / "killed", "ray::RayTrainWorker", num_steps=3)
+    killer.start()
+    run_training(load_config(write_config("killed"), ON_RAY))
+    assert killer.killed is not None
+    assert_same_run(tmp_path / "calm", tmp_path / "killed")
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_defect_found_on_every_rank_ends_the_run_once_with_its_own_error(
+    write_config: WriteConfig, tmp_path: Path
+) -> None:
+    run_training(load_config(write_config("run"), [*ON_RAY, "training.max_steps=2"]))
+    config = load_config(write_config("run"), ON_RAY)
+    (tmp_path / "run" / "config.yaml").unlink()
+    changed = ["data.shards=[" + config.data.shards[0].replace("pretrain-0", "finetune-0") + "]", "data.template=v1"]
+    with pytest.raises(ConfigError, match="was trained on plan"):
+        run_training(load_config(write_config("run"), [*ON_RAY, *changed]))
+    assert len(losses(tmp_path / "run")) == 2
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_more_workers_than_cpus_is_refused_before_anything_starts(write_config: WriteConfig) -> None:
+    with pytest.raises(ConfigError, match="preprocessing would starve"):
+        run_training(load_config(write_config("big"), [*ON_RAY, "cluster.num_workers=97"]))
