@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import re
+from pathlib import Path
 
 import pytest
 
@@ -40,3 +42,9 @@ def test_errors_survive_pickling(kind: type[DataError]) -> None:
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is kind
     assert (again.reason, again.what, again.where, str(again)) == (error.reason, error.what, error.where, str(error))
+
+
+def test_documentation_lists_every_reason_with_its_advice() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "data_format.md").read_text(encoding="utf-8")
+    documented = re.findall(r"^\| `(\w+)` \| .+ \| (.+) \|$", text.partition("## Reason codes")[2], re.MULTILINE)
+    assert documented == [(reason.value, advice(reason)) for reason in Reason]
