@@ -62,7 +62,7 @@ ADVICE: dict[Reason, str] = {
     Reason.SHARD_TRAILING_DATA: "one archive per shard: do not concatenate tar files, write the shard again",
     Reason.MEMBER_TYPE_FORBIDDEN: "store regular files only (tar -h follows links)",
     Reason.MEMBER_TOO_LARGE: "shrink the file or leave it out of the shard",
-    Reason.UNKNOWN_MEMBER: "name members KEY[.N].jpg|jpeg|png|webp, KEY.txt or KEY.json, with no dot in KEY",
+    Reason.UNKNOWN_MEMBER: "name members KEY.txt, KEY.json, KEY.jpg or KEY.N.jpg (jpeg, png, webp), with no dot in KEY",
     Reason.DUPLICATE_MEMBER: "keep one file per name, one sample per key",
     Reason.DUPLICATE_KEY: "give every sample its own key, or allow duplicate keys",
     Reason.MEMBERS_NOT_CONTIGUOUS: "keep the files of a sample together (tar --sort=name)",

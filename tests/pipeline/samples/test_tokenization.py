@@ -126,7 +126,8 @@ def test_v1_prompt_and_labels_written_out() -> None:
     spans = render(conversation, V1)
     assert prompt_of(spans) == (
         "A chat between a curious user and an artificial intelligence assistant. "
-        "The assistant gives helpful, detailed, and polite answers to the user's questions. USER: <image>\nWhat colour is the ball? ASSISTANT: red</s>"
+        "The assistant gives helpful, detailed, and polite answers to the user's questions. "
+        "USER: <image>\nWhat colour is the ball? ASSISTANT: red</s>"
         "USER: How many? ASSISTANT: three</s>"
     )
     text = encode(conversation, V1, "first")
