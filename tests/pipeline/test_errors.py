@@ -46,5 +46,6 @@ def test_errors_survive_pickling(kind: type[DataError]) -> None:
 
 def test_documentation_lists_every_reason_with_its_advice() -> None:
     text = (Path(__file__).resolve().parents[2] / "docs" / "data_format.md").read_text(encoding="utf-8")
-    documented = re.findall(r"^\| `(\w+)` \| .+ \| (.+) \|$", text.partition("## Reason codes")[2], re.MULTILINE)
+    section = text.partition("## Reason codes")[2].partition("\n## ")[0]
+    documented = re.findall(r"^\| `(\w+)` \| .+ \| (.+) \|$", section, re.MULTILINE)
     assert documented == [(reason.value, advice(reason)) for reason in Reason]
