@@ -9,8 +9,9 @@ Shapes: S tokens of all samples, A query heads, G key/value heads (A a multiple 
 import importlib.util
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final, Literal, NamedTuple, cast, get_args
+from typing import Any, Final, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -23,12 +24,20 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from model.packed import PackedBatch
 
 AttentionKernel = Literal["auto", "sdpa", "varlen", "flash_attention_2", "flex"]
+ChosenKernel = Literal["sdpa", "varlen", "flash_attention_2", "flex"]
 _PREFIX: Final = "packed_"
 
 
-class Segments(NamedTuple):
-    """The samples of a packed row, on the device and on the host."""
+@dataclass(eq=False)
+class Segments:
+    """The samples of a packed row, on the device and on the host.
 
+    A plain object rather than a tuple, of which torch.compile would guard every length and compile a layer again for
+    each new number of samples; compiled layers read the kernel, `cu_seqlens` and `max_seqlen` only.
+    """
+
+    kernel: ChosenKernel
+    """What runs."""
     cu_seqlens: Tensor
     """[B + 1] int32."""
     max_seqlen: int
@@ -56,7 +65,7 @@ def enable_packed_attention(model: PreTrainedModel, kernel: AttentionKernel = "a
     if kernel == "flash_attention_2" and not _has_flash_attn():
         raise ValueError("attention kernel 'flash_attention_2' needs the flash-attn package; install it or use 'auto'")
     for name in get_args(AttentionKernel):
-        AttentionInterface.register(_PREFIX + name, _ATTENTION[name])
+        AttentionInterface.register(_PREFIX + name, _attention_forward)
         AttentionMaskInterface.register(_PREFIX + name, sdpa_mask)
     model.set_attn_implementation(_PREFIX + kernel)
 
@@ -67,10 +76,23 @@ def packed_kernel(model: PreTrainedModel) -> AttentionKernel | None:
     return name.removeprefix(_PREFIX) if name.startswith(_PREFIX) else None  # type: ignore[return-value]
 
 
-def segments_of(batch: PackedBatch, kernel: AttentionKernel) -> Segments:
-    """Describe the samples of `batch` for the given kernel."""
-    block_mask = _document_mask(batch) if kernel == "flex" else None
-    return Segments(batch.cu_seqlens, batch.max_seqlen, batch.seqlens, block_mask)
+def segments_of(batch: PackedBatch, kernel: AttentionKernel, dtype: torch.dtype = torch.float32) -> Segments:
+    """Describe the samples of `batch` for the given kernel; `dtype` is what attention computes in."""
+    chosen = choose_kernel(kernel, batch.cu_seqlens.device, dtype)
+    block_mask = _document_mask(batch) if chosen == "flex" else None
+    return Segments(chosen, batch.cu_seqlens, batch.max_seqlen, batch.seqlens, block_mask)
+
+
+def choose_kernel(kernel: AttentionKernel, device: torch.device, dtype: torch.dtype) -> ChosenKernel:
+    """Resolve `auto`: the fastest installed kernel for `device` and `dtype`."""
+    if kernel != "auto":
+        return kernel
+    if device.type == "cuda" and dtype in (torch.float16, torch.bfloat16):
+        if _has_varlen():
+            return "varlen"
+        if _has_flash_attn():
+            return "flash_attention_2"
+    return "sdpa"
 
 
 def no_mask(device: torch.device) -> Tensor:
@@ -82,6 +104,8 @@ def no_mask(device: torch.device) -> Tensor:
     return torch.empty(0, 0, 0, 0, dtype=torch.bool, device=device)
 
 
+# Not traced: the lengths are Python numbers, and a compiled layer would be compiled again for every batch.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _sdpa(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float) -> Tensor:
     parts = zip(*(torch.split(x, list(segments.seqlens), dim=2) for x in (query, key, value)), strict=True)
     grouped = query.shape[1] != key.shape[1]
@@ -96,7 +120,7 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale
 
     options: dict[str, Any] = {"window_size": (-1, 0), "scale": scale}
     if query.shape[1] != key.shape[1]:
-        if "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters:
+        if _varlen_groups_heads():
             options["enable_gqa"] = True
         else:
             groups = query.shape[1] // key.shape[1]
@@ -119,63 +143,50 @@ def _flash_attention_2(query: Tensor, key: Tensor, value: Tensor, segments: Segm
 
 
 def _flex(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float) -> Tensor:
-    attend: Callable[..., Tensor] = _compiled_flex() if query.is_cuda else cast(Any, flex_attention)
+    is_eager_on_gpu = query.is_cuda and not torch.compiler.is_compiling()
+    attend: Callable[..., Tensor] = _compiled_flex() if is_eager_on_gpu else cast(Any, flex_attention)
     grouped = query.shape[1] != key.shape[1]
     out = attend(query, key, value, block_mask=segments.block_mask, scale=scale, enable_gqa=grouped)
     return out.transpose(1, 2)
 
 
-def _auto(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float) -> Tensor:
-    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
-        if _has_varlen():
-            return _varlen(query, key, value, segments, scale)
-        if _has_flash_attn():
-            return _flash_attention_2(query, key, value, segments, scale)
-    return _sdpa(query, key, value, segments, scale)
-
-
 Kernel = Callable[[Tensor, Tensor, Tensor, Segments, float], Tensor]
 
 
-def _with_fallback(kernel: Kernel) -> Callable[..., tuple[Tensor, None]]:
-    """Give `kernel` the calling convention of transformers: [1, A, S, E] in, [1, S, A, E] out."""
-
-    def attention_forward(
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        *,
-        segments: Segments | None = None,
-        dropout: float = 0.0,
-        scaling: float | None = None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, None]:
-        if segments is None:
-            out, _ = sdpa_attention_forward(
-                module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-            )
-            return out, None
-        if dropout:
-            raise ValueError(f"packed attention has no dropout, but attention_dropout is {dropout}; set it to 0")
-        if torch.is_autocast_enabled(query.device.type):
-            # Rotary embedding leaves q and k in float32 under autocast; v is already in the low precision.
-            dtype = torch.get_autocast_dtype(query.device.type)
-            query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        return kernel(query, key, value, segments, scale).contiguous(), None
-
-    return attention_forward
-
-
-_ATTENTION: Final[dict[str, Callable[..., tuple[Tensor, None]]]] = {
-    "auto": _with_fallback(_auto),
-    "sdpa": _with_fallback(_sdpa),
-    "varlen": _with_fallback(_varlen),
-    "flash_attention_2": _with_fallback(_flash_attention_2),
-    "flex": _with_fallback(_flex),
+_KERNELS: Final[dict[ChosenKernel, Kernel]] = {
+    "sdpa": _sdpa,
+    "varlen": _varlen,
+    "flash_attention_2": _flash_attention_2,
+    "flex": _flex,
 }
+
+
+def _attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    segments: Segments | None = None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attend in the calling convention of transformers: [1, A, S, E] in, [1, S, A, E] out."""
+    if segments is None:
+        out, _ = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+        return out, None
+    if dropout:
+        raise ValueError(f"packed attention has no dropout, but attention_dropout is {dropout}; set it to 0")
+    if torch.is_autocast_enabled(query.device.type):
+        # Rotary embedding leaves q and k in float32 under autocast; v is already in the low precision.
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return _KERNELS[segments.kernel](query, key, value, segments, scale).contiguous(), None
 
 
 def _document_mask(batch: PackedBatch) -> BlockMask:
@@ -202,6 +213,13 @@ def _has_varlen() -> bool:
     from torch.nn.attention.varlen import varlen_attn
 
     return {"window_size", "scale"} <= set(inspect.signature(varlen_attn).parameters)  # since torch 2.11
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _varlen_groups_heads() -> bool:
+    from torch.nn.attention.varlen import varlen_attn
+
+    return "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
 @lru_cache(maxsize=1)

@@ -175,12 +175,15 @@ class LlavaMetaForCausalLM(metaclass=ABCMeta):
         if isinstance(self.lm_head.weight, DTensor):
             raise ValueError("lm_head must not be sharded on its own: leave it in the root group of fully_shard")
         embeds = self._embed_packed(batch, image_features)
+        if torch.is_autocast_enabled(embeds.device.type):
+            # A float32 embedding would keep the whole residual stream in float32: twice the memory traffic.
+            embeds = embeds.to(torch.get_autocast_dtype(embeds.device.type))
         hidden: Tensor = self.get_model()(
-            inputs_embeds=embeds[None],
+            inputs_embeds=torch.stack([embeds]),  # a view would make torch.compile build the first layer on its own
             position_ids=batch.position_ids[None],
             attention_mask=no_mask(embeds.device),
             use_cache=False,
-            segments=segments_of(batch, kernel),
+            segments=segments_of(batch, kernel, embeds.dtype),
         ).last_hidden_state[0]
         rows = hidden.index_select(0, batch.target_positions)
         return cross_entropy_sum(rows, self.lm_head.weight, batch.targets)
