@@ -78,7 +78,7 @@ def conversation_sample(split: Split, index: int, max_questions: int = 4) -> Con
         for _ in range(max(1, num_images))
     )
     preamble = image_preamble(num_images) if num_images else f"A picture shows {caption(rng, scenes[0])} "
-    questions = tuple(ask(rng, scenes, max_questions))
+    questions = tuple(ask(rng, scenes, max_questions, one_wording=split == "backbones"))
     return ConversationSample(scenes if num_images else (), preamble, questions)
 
 

@@ -1,0 +1,72 @@
+"""Writes the demo's data as WebDataset shards: captioned scenes, conversations, and held-out conversations.
+
+The bytes depend on nothing but the sizes asked for, so writing them again gives the same shards.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from pipeline.demo.drawing import draw_scene, encode_picture
+from pipeline.demo.samples import Split, caption_sample, conversation_sample
+from pipeline.demo.scenes import Scene
+from pipeline.shards.writer import write_shards
+
+PictureFormat: TypeAlias = Literal["jpg", "png"]
+
+_SAMPLES_PER_SHARD = 1000
+_PNG_SHARE = 0.2
+_PIXELS_PER_CELL = (16, 32)
+_JPEG_QUALITY = (80, 95)
+
+
+@dataclass(frozen=True)
+class DemoSizes:
+    """Numbers of samples."""
+
+    pretrain: int
+    finetune: int
+    held_out: int
+
+
+def write_demo_shards(folder: Path, sizes: DemoSizes) -> dict[str, list[str]]:
+    """Write all shards of the demo.
+
+    Returns:
+        Paths of the shards of `pretrain`, `finetune` and `held_out`.
+    """
+    pretrain = (caption_member_files("pretrain", index) for index in range(sizes.pretrain))
+    finetune = (conversation_member_files("finetune", index) for index in range(sizes.finetune))
+    held_out = (conversation_member_files("held_out", index) for index in range(sizes.held_out))
+    return {
+        name: write_shards(samples, folder / f"{name}-%06d.tar", max_samples=_SAMPLES_PER_SHARD)
+        for name, samples in (("pretrain", pretrain), ("finetune", finetune), ("held_out", held_out))
+    }
+
+
+def caption_member_files(split: Split, index: int) -> dict[str, str | bytes]:
+    """Return a captioned scene as members of a tar file, as img2dataset lays them out."""
+    sample = caption_sample(split, index)
+    file_format, picture = _picture(random.Random(f"picture/caption/{split}/{index}"), sample.scene)
+    return {"__key__": f"{split}{index:06d}", file_format: picture, "txt": sample.caption}
+
+
+def conversation_member_files(split: Split, index: int) -> dict[str, str | bytes]:
+    """Return a conversation as members of a tar file: numbered images and LLaVA's JSON."""
+    sample = conversation_sample(split, index)
+    rng = random.Random(f"picture/conversation/{split}/{index}")
+    pictures = [_picture(rng, scene) for scene in sample.scenes]
+    images = {f"{number}.{file_format}": picture for number, (file_format, picture) in enumerate(pictures)}
+    key = f"{split}{index:06d}"
+    return {"__key__": key, **images, "json": json.dumps(sample.record(key, list(images)))}
+
+
+def _picture(rng: random.Random, scene: Scene) -> tuple[PictureFormat, bytes]:
+    """Draw a scene at a random resolution and encode it in a random format."""
+    picture = draw_scene(scene, rng.randint(*_PIXELS_PER_CELL))
+    file_format: PictureFormat = "png" if rng.random() < _PNG_SHARE else "jpg"
+    return file_format, encode_picture(picture, file_format, rng.randint(*_JPEG_QUALITY))
