@@ -6,6 +6,7 @@ control token (`</s>`, `<|im_end|>`) is tokenized again without those tokens, so
 
 from __future__ import annotations
 
+import functools
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -47,7 +48,7 @@ class TextTokenizer:
 
     Attributes:
         bos_id: id that the tokenizer puts before every text, or None when it puts none.
-        definition: the tokenizer as JSON, for fingerprints.
+        definition: everything that decides ids, as JSON.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -62,16 +63,29 @@ class TextTokenizer:
                 f"tokenizer {type(tokenizer).__name__} has no fast backend; convert it to a tokenizer.json first"
             )
         first = tokenizer("a").input_ids[:1]
-        self.bos_id: int | None = first[0] if first == [tokenizer.bos_token_id] else None
-        tree = _plain_definition(backend)
-        self.definition = json.dumps([tree, self.bos_id], sort_keys=True)
+        bos_id = first[0] if first == [tokenizer.bos_token_id] else None
+        facts = {"tokenizer": _plain_definition(backend), "bos_id": bos_id, "unk_id": tokenizer.unk_token_id}
+        self._build(json.dumps(facts, sort_keys=True))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Travel as JSON; a process that receives the same tokenizer again reuses the one it has built."""
+        return _restore, (self.definition,)
+
+    def _build(self, definition: str) -> None:
+        facts = json.loads(definition)
+        tree = facts["tokenizer"]
+        self.definition = definition
+        self.bos_id: int | None = facts["bos_id"]
         self._control_ids = {entry["content"]: int(entry["id"]) for entry in tree["added_tokens"] if _is_control(entry)}
         self._whole = _load(tree)
         literal = {**tree, "added_tokens": [entry for entry in tree["added_tokens"] if not _is_control(entry)]}
         self._literal_first = _load(literal)
         self._literal_next = _load(_without_first_prefix(literal))
-        self._is_control = np.zeros(backend.get_vocab_size(with_added_tokens=True) + 1, dtype=np.bool_)
+        self._is_control = np.zeros(max(self._whole.get_vocab(with_added_tokens=True).values()) + 1, dtype=np.bool_)
         self._is_control[list(self._control_ids.values())] = True
+        # the id of unk also stands for ordinary text outside the vocabulary: only its letters show that it was typed
+        self._unk_letters = [text for text, token_id in self._control_ids.items() if token_id == facts["unk_id"]]
+        self._is_control[[self._control_ids[text] for text in self._unk_letters]] = False
 
     def check_control_tokens(self, tokens: set[str], template: str) -> None:
         """Verify that each control token of a template is one token here.
@@ -93,11 +107,12 @@ class TextTokenizer:
         Raises:
             DataError: user text that this tokenizer can only encode as a control token.
         """
-        encoding = self._whole.encode("".join(span.text for span in spans), add_special_tokens=False)
-        ids, offsets = _arrays(encoding)
+        text = "".join(span.text for span in spans)
+        ids, offsets = _arrays(self._whole.encode(text, add_special_tokens=False))
         supervised, special = _character_marks(spans)
-        typed_control = self._is_control[ids]
-        if typed_control.any() and (typed_control & _overlaps(offsets, ~special)).any():
+        controls = self._is_control[ids]
+        typed = controls.any() and (controls & _overlaps(offsets, ~special)).any()
+        if typed or any(letters in text for letters in self._unk_letters):
             return self._tokenize_literally(spans)
         return TokenizedRun(ids, _overlaps(offsets, supervised))
 
@@ -121,6 +136,13 @@ class TextTokenizer:
         if self._is_control[ids].any():
             raise DataError(Reason.TEXT_CONTROL_TOKEN, "text that the tokenizer turns into a control token")
         return TokenizedRun(ids, _overlaps(offsets, _character_marks(spans)[0]))
+
+
+@functools.lru_cache(maxsize=4)
+def _restore(definition: str) -> TextTokenizer:
+    tokenizer = TextTokenizer.__new__(TextTokenizer)
+    tokenizer._build(definition)
+    return tokenizer
 
 
 def _arrays(encoding: Any) -> tuple[Ids, npt.NDArray[np.int64]]:

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from model.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from pipeline.errors import DataError, Reason
@@ -197,14 +199,6 @@ def test_control_token_in_one_turn_leaves_the_other_turns_as_they_were(kind: Tok
     assert typed[:10] == clean[:10]
 
 
-def test_text_that_only_a_control_token_can_spell_is_refused() -> None:
-    wrapped = TextTokenizer(build_tokenizer("first"))
-    wrapped._is_control[build_tokenizer("first").convert_tokens_to_ids("<0x3C>")] = True
-    with pytest.raises(DataError) as caught:
-        encode_text(render(dialogue("a<b", "c"), V1), wrapped, None, FEATURES)
-    assert caught.value.reason == Reason.TEXT_CONTROL_TOKEN
-
-
 def test_truncation_cuts_text_from_the_end_and_counts_it() -> None:
     conversation = dialogue("What?", "The ball is red. " * 5, images=2)
     whole = encode(conversation, V1, "first")
@@ -251,6 +245,26 @@ def test_text_tokenizer_survives_pickling() -> None:
     spans = render(dialogue("a</s>b", "c"), CHATML)
     assert encode_prompt(spans, again).tolist() == encode_prompt(spans, wrapped).tolist()
     assert again.definition == wrapped.definition
+    assert pickle.loads(pickle.dumps(wrapped)) is again
+
+
+def word_tokenizer() -> TextTokenizer:
+    """Return a tokenizer without bytes to fall back on, whose vocabulary holds the end token as a word."""
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "red": 2, "ASSISTANT:": 3}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return TextTokenizer(PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", unk_token="<unk>"))
+
+
+def test_text_outside_the_vocabulary_is_unknown_and_not_refused() -> None:
+    text = encode_text(render(dialogue("zebra <unk>", "red"), V1), word_tokenizer(), None, FEATURES)
+    assert text.labels[text.labels != IGNORE_INDEX].tolist() == [2, 1]
+    assert int((text.input_ids == 1).sum()) == 1
+
+
+def test_text_that_only_a_control_token_can_spell_is_refused() -> None:
+    with pytest.raises(DataError) as caught:
+        encode_text(render(dialogue("zebra </s> red", "red"), V1), word_tokenizer(), None, FEATURES)
+    assert caught.value.reason == Reason.TEXT_CONTROL_TOKEN
 
 
 def test_template_whose_control_tokens_the_tokenizer_lacks_is_refused() -> None:
