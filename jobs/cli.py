@@ -10,10 +10,10 @@ import traceback
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
-from jobs import finetune, mlflow_replay, pretrain, submit
+from jobs import finetune, generate, index, mlflow_replay, pretrain, submit
+from jobs.console import message_console
 from jobs.failures import classify
 
 app = typer.Typer(
@@ -26,6 +26,8 @@ app = typer.Typer(
 )
 app.command("pretrain")(pretrain.run)
 app.command("finetune")(finetune.run)
+app.command("index")(index.run)
+app.command("generate")(generate.run)
 app.command("submit")(submit.run)
 app.command("mlflow-replay")(mlflow_replay.run)
 
@@ -43,6 +45,8 @@ def configure(log_level: LogLevel = "info") -> None:
         logging.getLogger(package).setLevel(level)
     logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    if not sys.stderr.isatty():  # bars of Hugging Face libraries fill job logs
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def main() -> None:
@@ -54,7 +58,7 @@ def main() -> None:
         if not failure.is_explained or logging.getLogger("jobs").isEnabledFor(logging.DEBUG):
             traceback.print_exception(error)
         message = str(error) or type(error).__name__
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
+        message_console().print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
         sys.exit(failure.exit_code)
 
 

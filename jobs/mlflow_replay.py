@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from jobs.console import output_console
 from pipeline.config import load_config
 from pipeline.training.tracking import replay, resolve_tracking_uri
 
@@ -18,7 +18,7 @@ def run(run_dir: RunDir, uri: Uri = None) -> None:
     """Send everything of a run that its MLflow server lacks; sending twice changes nothing."""
     configured = load_config(run_dir / "config.yaml").tracking.uri if (run_dir / "config.yaml").is_file() else None
     sender = replay(run_dir, resolve_tracking_uri(uri or configured, os.environ, run_dir))
-    console = Console()
+    console = output_console()
     console.print(f"MLflow run {sender.state.run_id} at {sender.state.tracking_uri} is complete")
     if sender.num_refused:
         console.print(f"{sender.num_refused} records were refused by the server, see above")

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from jobs.config_source import find_config
+from jobs.console import message_console
 from jobs.ray_job import (
     JobRequest,
     SubmitError,
@@ -63,7 +64,7 @@ def run(
 
     Submitting the same run again after it was stopped or failed continues it.
     """
-    console = Console(stderr=True)
+    console = message_console()
     request = build_request(command, python=python, working_dir=working_dir, env=env or [], environment=os.environ)
     address = check_address(address, allow_unencrypted)
     if token_path := os.environ.get("RAY_AUTH_TOKEN_PATH"):

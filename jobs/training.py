@@ -3,10 +3,10 @@
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.syntax import Syntax
 
 from jobs.config_source import read_config
+from jobs.console import output_console
 
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and the plan; train nothing.")]
 
@@ -16,9 +16,12 @@ def run_stage(
 ) -> None:
     """Run one stage to its end, or continue it; the same command resumes a run."""
     config = read_config(config_name, overrides, stage)
-    console = Console()
+    console = output_console()
     if dry_run:
         console.print(Syntax(config.to_yaml().rstrip(), "yaml", background_color="default"))
+        from pipeline.prepare import prepare_source
+
+        prepare_source(config, console=console)
         return
     from pipeline.training.launch import run_training  # loads torch, which a wrong config need not wait for
 

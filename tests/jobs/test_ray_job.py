@@ -55,7 +55,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[str]:
     """A server that answers every request with the status that the test asks for."""
     handler = type("Answer", (_Answer,), {"status": request.param})
     with http.server.HTTPServer(("127.0.0.1", 0), handler) as running:
-        thread = threading.Thread(target=running.serve_forever, daemon=True)
+        thread = threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         yield f"http://127.0.0.1:{running.server_port}"
         running.shutdown()

@@ -1,0 +1,88 @@
+"""What a user sees: the verbs, and one clear message with the right exit code for each mistake."""
+
+from pathlib import Path
+
+import pytest
+from webdataset import TarWriter
+
+from tests.jobs.conftest import RunCommand, png
+
+SHARDS = "data.shards=[a.tar]"
+
+
+def test_command_without_a_verb_lists_the_verbs(run_command: RunCommand) -> None:
+    ended = run_command()
+    for verb in ("pretrain", "finetune", "index", "generate", "submit", "mlflow-replay"):
+        assert verb in ended.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("pretrain", "-c", "nope"), "config nope: no such file, and the included ones are"),
+        (("finetune", "-c", "nlvr_pretrain", SHARDS), "is for stage 'pretrain': run `ray-llava pretrain` with it"),
+        (("pretrain", "-c", "nlvr_pretrain"), "data.shards is required"),
+        (
+            ("pretrain", "-c", "nlvr_pretrain", SHARDS, "training.learning_rat=1"),
+            "unknown key training.learning_rat; did you mean 'learning_rate'?",
+        ),
+        (("pretrain", "-c", "nlvr_pretrain", SHARDS, "training.learning_rate=fast"), "training.learning_rate"),
+        (("pretrain", "-c", "nlvr_pretrain", SHARDS, "seed"), "expected section.key=value"),
+        (("generate", "/no/such/model", "Why?"), "/no/such/model"),
+        (("generate", "/no/such/model", "Why?", "-i", "/no/image.png"), "--image /no/image.png: no such file"),
+        (("submit", "--", "reticulate"), "'reticulate' cannot be submitted; expected one of: pretrain"),
+        (
+            ("submit", "--address", "http://10.1.2.3:8265", "--", "index"),
+            "the token would cross the network unencrypted",
+        ),
+        (("mlflow-replay", "/no/such/run"), "/no/such/run: no tracked run here"),
+    ],
+)
+def test_mistake_ends_with_two_and_one_message(
+    run_command: RunCommand, arguments: tuple[str, ...], message: str
+) -> None:
+    ended = run_command(*arguments)
+    assert ended.exit_code == 2
+    assert message in ended.messages
+    assert ended.messages.startswith("error: ")
+    assert "Traceback" not in ended.messages
+
+
+def test_mistake_at_debug_level_shows_where_it_was_found(run_command: RunCommand) -> None:
+    ended = run_command("--log-level", "debug", "pretrain", "-c", "nope")
+    assert ended.exit_code == 2
+    assert "Traceback" in ended.messages
+
+
+def test_defect_of_the_program_ends_with_one_and_a_traceback(
+    run_command: RunCommand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("out of order [red]")
+
+    monkeypatch.setattr("jobs.pretrain.run_stage", broken)
+    ended = run_command("pretrain", "-c", "nlvr_pretrain", SHARDS)
+    assert ended.exit_code == 1
+    assert "Traceback" in ended.messages
+    assert "error: out of order [red]" in ended.messages
+
+
+@pytest.mark.parametrize("arguments", [("pretrain",), ("pretrain", "--bogus"), ("--log-level", "loud", "pretrain")])
+def test_wrong_usage_ends_with_two(run_command: RunCommand, arguments: tuple[str, ...]) -> None:
+    assert run_command(*arguments).exit_code == 2
+
+
+def test_dry_run_prints_config_and_plan_and_starts_no_run(run_command: RunCommand, tmp_path: Path) -> None:
+    run_dir, shard = tmp_path / "run", tmp_path / "captions.tar"
+    with TarWriter(str(shard)) as writer:
+        for idx in range(23):
+            writer.write({"__key__": f"{idx:05}", "png": png(idx, 13, 17), "txt": f"Caption {idx}."})
+    ended = run_command(
+        "pretrain", "--dry-run", "-c", "nlvr_pretrain", f"data.shards=[{shard}]", f"run_dir={run_dir}",
+        "training.global_batch_size=7", "training.num_epochs=1",
+    )  # fmt: skip
+    assert ended.exit_code in (None, 0)
+    assert "global_batch_size: 7" in ended.output
+    assert "23 of 23 samples in 1 shards" in ended.output
+    assert "4 steps of 7 samples" in ended.output
+    assert not (run_dir / "config.yaml").exists()
