@@ -23,20 +23,20 @@ EMBEDDING_KEY: Final = "model.embed_tokens.weight"
 """Input embeddings, present in adapters trained with `<im_start>` and `<im_end>`."""
 
 
-def write_projector(projector: nn.Module, path: str | Path) -> Path:
+def write_projector(state: Mapping[str, Tensor], path: str | Path) -> Path:
     """Write the projector's weights atomically and return the file's path.
 
     Args:
-        projector: the projector module.
+        state: the projector's state dict, whole tensors.
         path: target file ending in `.safetensors`, or a folder, which then gets `mm_projector.safetensors`.
     """
     target = Path(path)
     if target.suffix != ".safetensors":
         target = target / PROJECTOR_FILE
     target.parent.mkdir(parents=True, exist_ok=True)
-    state = {_PREFIX + name: tensor.detach().cpu().contiguous() for name, tensor in projector.state_dict().items()}
+    tensors = {_PREFIX + name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     part = target.with_name(f"{target.name}.{os.getpid()}.part")
-    save_file(state, part, metadata={"format": "pt"})
+    save_file(tensors, part, metadata={"format": "pt"})
     with part.open("rb") as written:
         os.fsync(written.fileno())
     part.replace(target)

@@ -1,10 +1,12 @@
 """Whole models on disk: put together from a language model and a tower, saved, loaded again, set up for a stage."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final, Literal, NamedTuple, cast
 
 import torch
+from torch import Tensor
 
 from model.adapter import load_projector, write_projector
 from model.attention import AttentionKernel, enable_packed_attention
@@ -105,14 +107,20 @@ def load_llava(path: str | Path, dtype: torch.dtype = torch.float32, attention: 
     return model
 
 
-def save_llava(model: LlavaModel, path: str | Path) -> None:
-    """Write config and all weights, the tower's included, as a folder that `load_llava` reads."""
-    model.save_pretrained(str(path))
+def save_llava(model: LlavaModel, path: str | Path, state: Mapping[str, Tensor] | None = None) -> None:
+    """Write config and all weights, the tower's included, as a folder that `load_llava` reads.
+
+    Args:
+        model: the model.
+        path: folder.
+        state: weights to write in place of the model's own, which may be sharded over processes.
+    """
+    model.save_pretrained(str(path), state_dict=None if state is None else dict(state))
 
 
 def save_projector(model: LlavaModel, path: str | Path) -> Path:
     """Write the model's projector; see `write_projector`."""
-    return write_projector(model.get_model().mm_projector, path)
+    return write_projector(model.get_model().mm_projector.state_dict(), path)
 
 
 def set_trainable(model: LlavaModel, stage: Stage) -> None:

@@ -6,10 +6,12 @@ Written at the end of finetuning, opened by `generate` and `evaluate`; also open
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from model.attention import AttentionKernel
 from model.weights import LlavaModel, build_llava, load_llava, save_llava
@@ -36,9 +38,16 @@ class OpenedModel(NamedTuple):
     """Encodes conversations and images as in training."""
 
 
-def save_model_folder(model: LlavaModel, config: ExperimentConfig, folder: Path) -> None:
-    """Write the model and what belongs to it; the folder loads without the run that made it."""
-    save_llava(model, folder)
+def save_model_folder(model: LlavaModel, state: Mapping[str, Tensor], config: ExperimentConfig, folder: Path) -> None:
+    """Write the model and what belongs to it; the folder loads without the run that made it.
+
+    Args:
+        model: gives the architecture; its own weights may be sharded.
+        state: whole tensors of all its weights.
+        config: of the run that trained it.
+        folder: target.
+    """
+    save_llava(model, folder, state)
     load_tokenizer(config.model.language_model).save_pretrained(str(folder))
     processor = json.dumps(read_tower_facts(config).processor, indent=2)
     (folder / "preprocessor_config.json").write_text(processor, encoding="utf-8")

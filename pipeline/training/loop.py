@@ -143,7 +143,7 @@ def save_checkpoint(session: TrainingSession, next_step: int) -> None:
         LedgerError: samples planned and samples accounted for differ.
     """
     session.ledger.check(session.plan.num_planned(next_step))
-    tensors: dict[str, dict[str, Tensor]] = collect(session.model, session.optimizer)
+    tensors: dict[str, dict[str, Tensor]] = collect(session.model, session.optimizer, keep=session.workers.is_first)
     generators = session.workers.gather(random_state(session.workers.device))
     if session.workers.is_first:
         tensors["random"] = {

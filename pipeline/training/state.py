@@ -20,20 +20,35 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def collect(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
+def collect(model: nn.Module, optimizer: torch.optim.Optimizer, *, keep: bool) -> dict[str, dict[str, Tensor]]:
     """Copy trained weights and optimizer state to the CPU; a collective when the model is sharded.
+
+    Args:
+        model: the model.
+        optimizer: its optimizer.
+        keep: whether this rank wants the copies; the others only take part in gathering.
 
     Returns:
         `{"model": {name: tensor}, "optimizer": {"exp_avg.name": tensor, ...}}`, whole tensors.
     """
-    weights: dict[str, Tensor] = {}
-    moments: dict[str, Tensor] = {}
-    for name, parameter in trained_parameters(model).items():
-        weights[name] = _whole(parameter)
-        for moment in _MOMENTS:
-            if moment in optimizer.state[parameter]:
-                moments[f"{moment}.{name}"] = _whole(optimizer.state[parameter][moment])
-    return {"model": weights, "optimizer": moments}
+    parameters = trained_parameters(model)
+    moments = {
+        f"{moment}.{name}": optimizer.state[parameter][moment]
+        for name, parameter in parameters.items()
+        for moment in _MOMENTS
+        if moment in optimizer.state[parameter]
+    }
+    return {"model": gather_whole(parameters, keep=keep), "optimizer": gather_whole(moments, keep=keep)}
+
+
+def gather_whole(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
+    """Return CPU copies of tensors with all their shards, one at a time; nothing on ranks that do not `keep`."""
+    whole = {}
+    for name, tensor in tensors.items():
+        full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if keep:
+            whole[name] = full.detach().to("cpu", copy=True)
+    return whole
 
 
 def restore(
@@ -69,11 +84,6 @@ def _restore_moment(moment: str, saved: Tensor, parameter: nn.Parameter, optimiz
         return _like(saved, parameter)
     # AdamW keeps its step counter on the CPU, except for the fused kernel
     return saved.to(parameter.device) if optimizer.defaults["fused"] else saved.clone()
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-    return whole.detach().cpu().clone()
 
 
 def _like(saved: Tensor, parameter: nn.Parameter) -> Tensor:

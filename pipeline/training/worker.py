@@ -16,7 +16,8 @@ from typing import NamedTuple
 import torch
 import transformers
 
-from model.weights import LlavaModel, build_llava, load_llava, save_projector, set_trainable
+from model.adapter import write_projector
+from model.weights import LlavaModel, build_llava, load_llava, set_trainable
 from pipeline.config import ConfigError, ExperimentConfig
 from pipeline.loader import BatchSource, RankStep
 from pipeline.model_folder import MODEL_FOLDER, PROJECTOR_FILE, find_projector, save_model_folder
@@ -26,7 +27,8 @@ from pipeline.training.distributed import Workers
 from pipeline.training.loop import TrainingSession, train
 from pipeline.training.metrics import Ledger, MetricsLog
 from pipeline.training.optim import build_optimizer
-from pipeline.training.state import restore
+from pipeline.training.sharding import shard_model
+from pipeline.training.state import gather_whole, restore
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -59,6 +61,8 @@ def run_worker(
     transformers.utils.logging.disable_progress_bar()  # progress is the launcher's to show
     torch.manual_seed(config.seed)
     model = build_model(config, workers.device)
+    if config.training.sharding == "fsdp" and workers.world_size > 1:
+        shard_model(model, workers, _DTYPES[config.training.precision])
     optimizer = build_optimizer(model, config.training)
     run_dir = Path(config.run_dir)
     store = CheckpointStore(run_dir / "checkpoints", config.checkpoint.keep_last)
@@ -106,9 +110,11 @@ def check_same_plan(checkpoint: Checkpoint, source: BatchSource) -> None:
 def build_model(config: ExperimentConfig, device: torch.device) -> LlavaModel:
     """Put the model of a stage together on `device`, with what the stage trains requiring gradients."""
     parts, training = config.model, config.training
-    frozen_dtype = _DTYPES[training.precision]
+    frozen_dtype, trained_dtype = _DTYPES[training.precision], _DTYPES[training.master_dtype]
+    # What is trained must not pass through a narrower type on its way from the checkpoint.
+    load_dtype = frozen_dtype if config.stage == "pretrain" else trained_dtype
     if parts.vision_tower is None:
-        model = load_llava(parts.language_model, dtype=frozen_dtype, attention=parts.attention)
+        model = load_llava(parts.language_model, dtype=load_dtype, attention=parts.attention)
     else:
         model = build_llava(
             language_model=parts.language_model,
@@ -117,13 +123,12 @@ def build_model(config: ExperimentConfig, device: torch.device) -> LlavaModel:
             select_layer=parts.mm_vision_select_layer,
             select_feature=parts.mm_vision_select_feature,
             projector_path=find_projector(parts.pretrain_mm_mlp_adapter),
-            dtype=frozen_dtype,
+            dtype=load_dtype,
             attention=parts.attention,
         )
     set_trainable(model, config.stage)
     for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.to(_DTYPES[training.master_dtype])
+        parameter.data = parameter.data.to(trained_dtype if parameter.requires_grad else frozen_dtype)
     if training.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     return model.to(device).train()
@@ -132,11 +137,13 @@ def build_model(config: ExperimentConfig, device: torch.device) -> LlavaModel:
 def _save_result(config: ExperimentConfig, model: LlavaModel, workers: Workers) -> str:
     run_dir = Path(config.run_dir)
     target = run_dir / (PROJECTOR_FILE if config.stage == "pretrain" else MODEL_FOLDER)
-    if workers.is_first:
-        if config.stage == "pretrain":
-            save_projector(model, target)
-        else:
-            save_model_folder(model, config, target)
+    parts = model.get_model().mm_projector if config.stage == "pretrain" else model
+    state = gather_whole(parts.state_dict(), keep=workers.is_first)
+    if workers.is_first and config.stage == "pretrain":
+        write_projector(state, target)
+    elif workers.is_first:
+        dtype = _DTYPES[config.training.precision]
+        save_model_folder(model, {name: tensor.to(dtype) for name, tensor in state.items()}, config, target)
     workers.barrier()
     return str(target)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -95,3 +96,23 @@ def test_resume_with_changed_tokens_budget_keeps_batches_and_loss(write_config: 
     run_training(load_config(write_config("narrow")))
     wide, narrow = losses(tmp_path / "wide"), losses(tmp_path / "narrow")
     assert [loss for _, loss in wide] == pytest.approx([loss for _, loss in narrow], rel=2e-5)
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_two_sharded_ranks_train_like_one_and_resume_unsharded(
+    write_config: WriteConfig, tmp_path: Path, stage: str
+) -> None:
+    run_training(load_config(write_config("whole", stage)))
+    path, run_dir = write_config("sharded", stage), tmp_path / "sharded"
+    sharded = ["training.sharding=fsdp", "checkpoint.keep_last=9"]
+    run("torch.distributed.run", "--nproc-per-node=2", "-m", "jobs", stage, "--config", str(path), *sharded)
+    whole = [loss for _, loss in losses(tmp_path / "whole")]
+    assert [loss for _, loss in losses(run_dir)] == pytest.approx(whole, rel=2e-4)
+    ours, theirs = weights(run_dir), weights(tmp_path / "whole")
+    assert ours.keys() == theirs.keys()
+    assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 2e-3
+    for late in ("step-00000006", "step-00000007"):
+        shutil.rmtree(run_dir / "checkpoints" / late)
+    (run_dir / "metrics.jsonl").unlink()
+    run_training(load_config(path))
+    assert losses(run_dir) == [(step, pytest.approx(whole[step], rel=2e-4)) for step in (4, 5, 6)]

@@ -13,7 +13,7 @@ def projector(width: int = 5) -> nn.Sequential:
 
 def test_write_and_load_round_trip_under_published_names(tmp_path: Path) -> None:
     source, target = projector(), projector()
-    path = write_projector(source, tmp_path / "run")
+    path = write_projector(source.state_dict(), tmp_path / "run")
     assert path == tmp_path / "run" / "mm_projector.safetensors"
     assert [file.name for file in path.parent.iterdir()] == [path.name]
     assert sorted(read_adapter(path)) == [

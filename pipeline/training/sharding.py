@@ -1,0 +1,39 @@
+"""Sharding a model over the workers with FSDP2, so that no worker holds all weights, gradients and optimizer state.
+
+Each decoder layer is a unit, gathered for its own forward and backward only; the rest (embeddings, projector, head)
+is one unit at the root. The frozen vision tower stays whole on every worker. See Zhao et al., "PyTorch FSDP:
+Experiences on Scaling Fully Sharded Data Parallel", VLDB 2023.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+from model.weights import LlavaModel
+from pipeline.training.distributed import Workers
+
+
+def shard_model(model: LlavaModel, workers: Workers, compute_dtype: torch.dtype) -> None:
+    """Shard `model` in place over all workers.
+
+    Gradients are summed over workers, not averaged: the loss is already divided by the global token count.
+
+    Args:
+        model: on this worker's device, with `requires_grad` set.
+        workers: the ranks to shard over; the process group must exist.
+        compute_dtype: type of gathered weights in forward and backward; gradients are reduced in float32.
+    """
+    mesh = init_device_mesh(workers.device.type, (workers.world_size,))
+    policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    tower = model.get_vision_tower()
+    whole = set() if tower is None else set(tower.parameters())
+    for layer in model.get_model().layers:
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy, ignored_params=whole)
+    register_fsdp_forward_method(model, "packed_loss")
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)  # a pre-multiplied sum is not known to gloo
