@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -101,20 +101,17 @@ def build_rank_step(source: BatchSource, plan: RankPlan) -> RankStep:
     )
 
 
-_TENSORS = ("sample_ids", "batch_sizes", "text_lengths", "num_images", "input_ids", "labels", "pixels")
-
-
 def to_bytes(rank_step: RankStep) -> bytes:
     """Serialise a rank-step in the safetensors layout: one flat buffer, no pickle."""
     facts = {"step": rank_step.step, "rank": rank_step.rank, "checksum": rank_step.checksum}
     facts_json = json.dumps({**facts, "rejected": rank_step.rejected}).encode()
-    tensors = {name: rank_step[RankStep._fields.index(name)] for name in _TENSORS}
+    tensors = {name: value for name, value in rank_step._asdict().items() if isinstance(value, Tensor)}
     return save_tensors({**tensors, "facts": torch.frombuffer(bytearray(facts_json), dtype=torch.uint8)})
 
 
 def from_bytes(payload: bytes) -> RankStep:
     """Read what `to_bytes` wrote."""
-    tensors = load_tensors(payload)
+    tensors: dict[str, Any] = load_tensors(payload)
     facts = json.loads(tensors.pop("facts").numpy().tobytes())
     rejected = tuple(Rejected(*entry) for entry in facts.pop("rejected"))
     return RankStep(**facts, **tensors, rejected=rejected)

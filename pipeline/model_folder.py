@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.attention import AttentionKernel
 from model.weights import LlavaModel, build_llava, load_llava, save_llava
@@ -103,7 +103,8 @@ def assemble_model(
         dtype=dtype,
         attention=attention,
     )
-    return OpenedModel(model.eval(), build_encoder(config))
+    nn.Module.eval(model)
+    return OpenedModel(model, build_encoder(config))
 
 
 def find_projector(adapter: str | None) -> str | None:
@@ -134,4 +135,6 @@ def _open_folder(folder: Path, dtype: torch.dtype, attention: AttentionKernel) -
     spec = image_spec_of(facts, recipe["image_aspect_ratio"])
     tokenizer = load_tokenizer(str(folder))
     encoder = SampleEncoder(tokenizer, recipe["template"], spec, facts.num_features, recipe["max_length"])
-    return OpenedModel(load_llava(folder, dtype=dtype, attention=attention).eval(), encoder)
+    model = load_llava(folder, dtype=dtype, attention=attention)
+    nn.Module.eval(model)
+    return OpenedModel(model, encoder)

@@ -171,10 +171,10 @@ def _train_function(
 def map_tasks(function: Callable[[Any], Any], items: Sequence[Any], /) -> Iterator[Any]:
     """Apply a picklable function to items in parallel Ray tasks; results come in order (a `RunMap`)."""
 
-    @ray.remote(max_retries=_MAP_RETRIES)
-    def task(item: Any) -> Any:
+    def apply(item: Any) -> Any:
         return function(item)
 
+    task = ray.remote(max_retries=_MAP_RETRIES)(apply)
     window = max(1, int(ray.cluster_resources().get("CPU", 1)) * 2)
     pending: deque[ray.ObjectRef[Any]] = deque()
     for item in items:

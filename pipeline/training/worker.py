@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 import transformers
+from torch import nn
 
 from model.adapter import write_projector
 from model.weights import LlavaModel, build_llava, load_llava, set_trainable
@@ -131,7 +132,9 @@ def build_model(config: ExperimentConfig, device: torch.device) -> LlavaModel:
         parameter.data = parameter.data.to(trained_dtype if parameter.requires_grad else frozen_dtype)
     if training.gradient_checkpointing:
         model.gradient_checkpointing_enable()
-    return model.to(device).train()
+    nn.Module.to(model, device)
+    nn.Module.train(model)
+    return model
 
 
 def _save_result(config: ExperimentConfig, model: LlavaModel, workers: Workers) -> str:

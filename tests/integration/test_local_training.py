@@ -115,4 +115,5 @@ def test_two_sharded_ranks_train_like_one_and_resume_unsharded(
         shutil.rmtree(run_dir / "checkpoints" / late)
     (run_dir / "metrics.jsonl").unlink()
     run_training(load_config(path))
-    assert losses(run_dir) == [(step, pytest.approx(whole[step], rel=2e-4)) for step in (4, 5, 6)]
+    assert [step for step, _ in losses(run_dir)] == [4, 5, 6]
+    assert [loss for _, loss in losses(run_dir)] == pytest.approx(whole[4:], rel=2e-4)
