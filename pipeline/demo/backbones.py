@@ -63,9 +63,7 @@ def main() -> None:
     tower_lesson, language_lesson = TowerLesson(), LanguageLesson()
     if arguments.rehearsal:
         tower_lesson = replace(tower_lesson, num_images=500, num_steps=20, batch_size=32)
-        language_lesson = replace(
-            language_lesson, num_captions=200, num_conversations=400, num_steps=20, batch_size=16
-        )
+        language_lesson = replace(language_lesson, num_captions=200, num_conversations=400, num_steps=20, batch_size=16)
     if arguments.only != "language_model":
         save_tower(teach_tower(tower_lesson, device, arguments.processes), arguments.out / TOWER.name)
     if arguments.only != "tower":

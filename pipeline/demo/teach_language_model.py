@@ -1,7 +1,7 @@
 """Teaches the demo's language model to caption and to answer questions about scenes that are given in words.
 
-It never sees a picture or a vision feature. So that features which say roughly the same can take the words' place later,
-the word grids are disturbed: blurred over neighbouring cells, rescaled and mixed with noise.
+It never sees a picture or a vision feature. So that features which say roughly the same can take the words' place
+later, the word grids are disturbed: blurred over neighbouring cells, rescaled and mixed with noise.
 
 Shapes: R examples, T tokens, N grids per example, C cells per grid, D model width.
 """
@@ -11,15 +11,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from model.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
-from pipeline.demo.schedule import cosine_with_warmup
 from pipeline.demo.scenes import GRID
+from pipeline.demo.schedule import cosine_with_warmup
 from pipeline.demo.worded_scenes import NO_WORD, ExampleWriter, WordedBatch, write_examples
 
 logger = logging.getLogger(__name__)
@@ -72,14 +73,16 @@ def teach_language_model(
     held_out = write_examples(ExampleWriter(tokenizer, "conversation", "held_out"), range(1500), num_processes)
     logger.info("examples: %s", [tuple(group.input_ids.shape) for group in groups])
     torch.manual_seed(0)
-    model = LlamaForCausalLM(language_config(tokenizer)).to(device)
+    model = LlamaForCausalLM(language_config(tokenizer))
+    nn.Module.to(model, device)  # `PreTrainedModel.to` has no usable type
     # Words start at the scale of vision features, so that a projector need not shrink them first.
-    torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.3)
+    nn.init.normal_(cast(nn.Embedding, model.get_input_embeddings()).weight, std=0.3)
     _train(model, lesson, groups)
     for group in held_out:
         accuracy = answer_accuracy(model, group.to(device))
         logger.info("answers about %d worded scenes: %.4f", group.cells.shape[1], accuracy)
-    return model.cpu()
+    nn.Module.cpu(model)
+    return model
 
 
 def _train(model: LlamaForCausalLM, lesson: LanguageLesson, groups: Sequence[WordedBatch]) -> None:
@@ -111,7 +114,7 @@ def supervised_logits(
 
     Padding is on the right and attention causal, so no attention mask is needed.
     """
-    embed = model.get_input_embeddings()
+    embed = cast(nn.Embedding, model.get_input_embeddings())
     is_cell = batch.input_ids == IMAGE_TOKEN_INDEX
     inputs = embed(batch.input_ids.clamp(min=0).long())
     cells = _embed_cells(embed.weight, batch.cells)
@@ -158,8 +161,7 @@ def answer_accuracy(model: LlamaForCausalLM, group: WordedBatch) -> float:
         # An answer is a run of supervised positions; a run starts where the position before is not supervised.
         starts = supervised & ~F.pad(supervised, (1, 0))[:, :-1]
         answer = starts.flatten().cumsum(0)[supervised.flatten()] - 1
-        wrong = (logits.argmax(-1) != targets).long()
-        errors = torch.zeros(int(answer.max()) + 1, dtype=torch.long, device=wrong.device).scatter_add_(0, answer, wrong)
+        errors = torch.bincount(answer, weights=(logits.argmax(-1) != targets).float())
         right += int((errors == 0).sum())
         total += len(errors)
     return right / total

@@ -25,8 +25,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from pipeline.demo.drawing import draw_scene
 from pipeline.demo.samples import caption_sample
-from pipeline.demo.schedule import cosine_with_warmup
 from pipeline.demo.scenes import ALL_COMBINATIONS, COLORS, GRID, SHAPES, Scene
+from pipeline.demo.schedule import cosine_with_warmup
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,8 @@ def teach_tower(lesson: TowerLesson, device: torch.device, num_processes: int) -
     held_out = labelled_images(range(lesson.num_images, lesson.num_images + 2_000), num_processes)
     torch.manual_seed(0)
     config = tower_config()
-    tower, readout = CLIPVisionModel(config).to(device), _Readout(config.hidden_size).to(device)
+    tower, readout = CLIPVisionModel(config), _Readout(config.hidden_size).to(device)
+    nn.Module.to(tower, device)  # `PreTrainedModel.to` has no usable type
     parameters = [*tower.parameters(), *readout.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=lesson.learning_rate, weight_decay=0.05)
     images = LabelledImages._make(tensor.to(device) for tensor in images)
@@ -113,7 +114,8 @@ def teach_tower(lesson: TowerLesson, device: torch.device, num_processes: int) -
             logger.info("tower step %d loss %.4f", step, loss.item())
     batch = LabelledImages._make(tensor.to(device) for tensor in held_out)
     logger.info("tower on %d unseen images: %s", len(batch.pixels), _accuracy(tower.eval(), readout, batch))
-    return tower.cpu()
+    nn.Module.cpu(tower)
+    return tower
 
 
 def labelled_images(indices: Iterable[int], num_processes: int) -> LabelledImages:
@@ -175,7 +177,8 @@ def _loss(tower: CLIPVisionModel, readout: _Readout, batch: LabelledImages) -> T
     shown = F.binary_cross_entropy_with_logits(readout.presence(output.pooler_output).float(), batch.presence)
     # Features of unit size suit a freshly initialised projector.
     size = (patches.float().square().mean() - 1).square()
-    return dense + 0.3 * place + shown + 0.1 * size
+    loss: Tensor = dense + 0.3 * place + shown + 0.1 * size
+    return loss
 
 
 @torch.no_grad()

@@ -22,12 +22,13 @@ _TEMPLATE_WORDS = (
 )
 # Not asked about in the demo; whoever trains the small language model further on other pictures will need them.
 _FURTHER_WORDS = (
-    "The There This How Is Are What Which Who In On the and of in on at to is are was with there this that it has have only all each every least most more than "
-    "same different other one two three four five six seven eight nine ten exactly box boxes tower towers block "
-    "blocks item items object objects picture scene wall base top bottom side edge corner touching near below above "
-    "between left right small medium large big statement true false yes no what which where how many number largest "
-    "total contain contains both white pink brown gray rectangle color shape describe question answer none nothing "
-    "empty background not any some either another"
+    "The There This How Is Are What Which Who In On the and of in on at to is are was with there this that it "
+    "has have only all each every least most more than same different other one two three four five six seven "
+    "eight nine ten exactly box boxes tower towers block blocks item items object objects picture scene wall "
+    "base top bottom side edge corner touching near below above between left right small medium large big "
+    "statement true false yes no what which where how many number largest total contain contains both white "
+    "pink brown gray rectangle color shape describe question answer none nothing empty background not any "
+    "some either another"
 )
 
 
@@ -35,9 +36,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     """Train the tokenizer; the same every time."""
     tokenizer = Tokenizer(_with_bytes(_trained_pieces()))
     tokenizer.pre_tokenizer = _pre_tokenizer()
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
-    )
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in _SPECIALS])
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]

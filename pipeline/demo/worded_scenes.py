@@ -107,13 +107,14 @@ def find_word_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     """
     places = [word for cell in product(range(GRID), repeat=2) for word in region_words(*cell)]
     words = sorted({*COLORS, *SHAPES, EMPTY, *places})
-    found = {word: int(tokenizer.convert_tokens_to_ids(f"\u2581{word}")) for word in words}
-    missing = [word for word, index in found.items() if index == tokenizer.unk_token_id]
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    missing = [word for word in words if f"\u2581{word}" not in vocabulary]
     if missing:
         raise ValueError(
-            f"the demo's vocabulary has no single token for {', '.join(missing)}; enlarge it in pipeline.demo.vocabulary"
+            f"the demo's vocabulary has no single token for {', '.join(missing)}; "
+            "enlarge it in pipeline.demo.vocabulary"
         )
-    return found
+    return {word: vocabulary[f"\u2581{word}"] for word in words}
 
 
 def write_examples(writer: ExampleWriter, indices: Sequence[int], num_processes: int) -> list[WordedBatch]:

@@ -76,8 +76,8 @@ def _read(index: ShardIndex, row: int) -> EvaluationSample:
     kinds = _given_kinds(content) or tuple(question_kind(question) for question, _ in asked)
     if len(kinds) != len(asked):
         raise ValueError(
-            f"{shard}, key {key}: `kinds` names {len(kinds)} question kinds but the conversation has {len(asked)} answers; "
-            "give one per answer, or leave the field out"
+            f"{shard}, key {key}: `kinds` names {len(kinds)} question kinds but the conversation has {len(asked)} "
+            "answers; give one per answer, or leave the field out"
         )
     return EvaluationSample(sample, kinds)
 

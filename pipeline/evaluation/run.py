@@ -53,7 +53,7 @@ def evaluate(
     opened: OpenedModel,
     tokenizer: PreTrainedTokenizerBase,
     samples: Sequence[EvaluationSample],
-    settings: EvaluationSettings = EvaluationSettings(),  # noqa: B008
+    settings: EvaluationSettings = EvaluationSettings(),
 ) -> Evaluation:
     """Compute loss and answers.
 
@@ -110,9 +110,7 @@ def _prompts(encoder: SampleEncoder, entry: EvaluationSample, pixels: Tensor) ->
     for number, (kind, (question, expected)) in enumerate(zip(entry.kinds, asked, strict=True)):
         conversation = Conversation(turns[: first_answer + 2 * number])
         input_ids = torch.from_numpy(encoder.encode_prompt(conversation))
-        answer = Answer(
-            entry.sample.key, number, kind, len(entry.sample.images), question.strip(), expected, given=""
-        )
+        answer = Answer(entry.sample.key, number, kind, len(entry.sample.images), question.strip(), expected, given="")
         yield _Prompt(answer, input_ids, pixels[: conversation.num_images])
 
 
@@ -126,9 +124,7 @@ def _ask(
     for start in range(0, len(order), settings.batch_size):
         chosen = order[start : start + settings.batch_size]
         texts = _generate(opened, tokenizer, [prompts[idx] for idx in chosen], settings.max_new_tokens)
-        answers.update(
-            (idx, prompts[idx].answer._replace(given=text)) for idx, text in zip(chosen, texts, strict=True)
-        )
+        answers.update((idx, prompts[idx].answer._replace(given=text)) for idx, text in zip(chosen, texts, strict=True))
     return [answers[idx] for idx in range(len(prompts))]
 
 

@@ -1,0 +1,75 @@
+"""The demo's figures as one table: what was measured on the held-out samples at each point of the training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from pipeline.demo.scenes import HELD_OUT_COMBINATIONS
+from pipeline.evaluation.scores import Answer, Evaluation, Score, score
+
+
+class Point(NamedTuple):
+    """One evaluation and when it was made."""
+
+    name: str
+    evaluation: Evaluation
+
+
+class Row(NamedTuple):
+    """One line of the table, ready to be shown."""
+
+    label: str
+    cells: tuple[str, ...]
+    """One per point, then what guessing reaches; empty where there is no figure."""
+    is_headline: bool = False
+
+
+GUESSING = "guessing"
+"""Head of the last column: always giving the commonest answer to a kind of question."""
+
+
+def table_rows(points: Sequence[Point]) -> list[Row]:
+    """Lay out losses and accuracies, a column per point; all points have answered the same questions.
+
+    Raises:
+        ValueError: no point.
+    """
+    if not points:
+        raise ValueError("no evaluation to show")
+    losses = tuple(f"{point.evaluation.loss:.3f}" for point in points)
+    rows = [Row("held-out loss", (*losses, ""))]
+    overall = [point.evaluation.overall for point in points]
+    rows.append(_row(f"all questions about images ({overall[0].num_answers})", overall, is_headline=True))
+    for grouped in (
+        [point.evaluation.by_kind() for point in points],
+        [point.evaluation.by_images() for point in points],
+    ):
+        rows += [_row(_label(name, grouped[0]), [groups[name] for groups in grouped]) for name in grouped[0]]
+    new = [[answer for answer in point.evaluation.about_images if is_new_combination(answer)] for point in points]
+    if new[0]:
+        label = f"naming a combination never trained on ({len(new[0])})"
+        rows.append(_row(label, [score(answers) for answers in new]))
+    return rows
+
+
+def is_new_combination(answer: Answer) -> bool:
+    """Whether a question names a colour and a shape that no training sample combines."""
+    return any(f"{color} {shape}" in answer.question for color, shape in HELD_OUT_COMBINATIONS)
+
+
+def flat_metrics(evaluation: Evaluation) -> dict[str, float]:
+    """Return the figures of one point under names for a tracker, e.g. `accuracy/which_image`."""
+    metrics = {"loss": evaluation.loss, "accuracy": evaluation.overall.accuracy}
+    for name, group in {**evaluation.by_kind(), **evaluation.by_images()}.items():
+        metrics[f"accuracy/{name.replace(' ', '_')}"] = group.accuracy
+    return metrics
+
+
+def _label(name: str, groups: Mapping[str, Score]) -> str:
+    return f"{name.replace('_', ' ')} ({groups[name].num_answers})"
+
+
+def _row(label: str, scores: Sequence[Score], *, is_headline: bool = False) -> Row:
+    cells = [*(entry.accuracy for entry in scores), scores[0].majority]
+    return Row(label, tuple(f"{cell:.1%}" for cell in cells), is_headline)
