@@ -15,13 +15,10 @@ from pathlib import Path
 import torch
 from transformers import CLIPImageProcessor, CLIPVisionModel, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from pipeline.demo.backbone_folders import LANGUAGE_MODEL, TOWER, WEIGHTS
 from pipeline.demo.teach_language_model import LanguageLesson, teach_language_model
 from pipeline.demo.teach_tower import CLIP_MEAN, CLIP_STD, IMAGE_SIZE, TowerLesson, teach_tower
 from pipeline.demo.vocabulary import build_tokenizer
-
-WEIGHTS = Path(__file__).parent / "weights"
-TOWER = WEIGHTS / "tower"
-LANGUAGE_MODEL = WEIGHTS / "language_model"
 
 
 def save_tower(tower: CLIPVisionModel, folder: Path) -> None:

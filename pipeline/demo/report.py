@@ -67,14 +67,15 @@ def render_report(
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>ray-llava demo</title><style>{_STYLE}</style></head><body><main>
 <h1>What the demo learnt</h1>
-<p class="quiet">Measured on {len(samples)} held-out samples. Answers are generated greedily, with the conversation before
-each question as the data says it, and count when they equal the expected word. &ldquo;{GUESSING}&rdquo; always gives the
-commonest answer to that kind of question. Blanked images: the same model, every picture replaced by one flat colour.</p>
+<p class="quiet">Measured on {len(samples)} held-out samples. Answers are generated greedily, with the conversation
+before each question as the data says it, and count when they equal the expected word. &ldquo;{GUESSING}&rdquo; always
+gives the commonest answer to that kind of question. Blanked images: the finetuned model, with every picture replaced by
+one flat colour.</p>
 <div class="panel">{_table(heads, table_rows(points))}</div>
 <h2>Training loss per step</h2><div class="curves">{charts}</div>
 <h2>Answers beside their pictures</h2>
-<p class="quiet">The first held-out samples with one image and the first with several; they were not selected by how well
-they are answered.</p>
+<p class="quiet">The first held-out samples with one image and the first with several; they were not selected by how
+well they are answered.</p>
 <div class="cards">{cards}</div>
 </main></body></html>
 """

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from pipeline.demo.drawing import draw_scene, encode_picture
 from pipeline.demo.samples import Split, caption_sample, conversation_sample
@@ -24,8 +23,7 @@ _PIXELS_PER_CELL = (16, 32)
 _JPEG_QUALITY = (80, 95)
 
 
-@dataclass(frozen=True)
-class DemoSizes:
+class DemoSizes(NamedTuple):
     """Numbers of samples."""
 
     pretrain: int
