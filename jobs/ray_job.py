@@ -107,6 +107,8 @@ def connect(address: str) -> "JobSubmissionClient":
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
+    # Importing it sets this logger to INFO, and every job would end with a line about a closed WebSocket.
+    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
     try:
         return JobSubmissionClient(address)
     except AuthenticationError as error:
@@ -181,28 +183,48 @@ def forwarded_environment(environment: Mapping[str, str]) -> dict[str, str]:
     return forwarded
 
 
-def follow(client: "JobSubmissionClient", submission_id: str, write: Callable[[str], object]) -> int:
-    """Write the job's log as it grows, until the job is over; returns its exit code.
+class FollowedJob:
+    """A submitted job whose log is written somewhere as it grows, every character once."""
 
-    A broken connection is opened again, and what was written already is not repeated.
-    """
-    num_written = 0
-    while True:
-        num_written = asyncio.run(_write_log(client, submission_id, num_written, write))
-        job = client.get_job_info(submission_id)
-        if str(job.status) in _TERMINAL:
-            rest = client.get_job_logs(submission_id)[num_written:]
-            if rest:
-                write(rest)
-            return exit_code_of(job)
-        time.sleep(_POLL_S)
+    def __init__(self, client: "JobSubmissionClient", submission_id: str, write: Callable[[str], object]) -> None:
+        self.submission_id = submission_id
+        self._client = client
+        self._write = write
+        self._num_written = 0
 
+    def follow(self) -> int:
+        """Write the log until the job is over; returns its exit code.
 
-def stop(client: "JobSubmissionClient", submission_id: str) -> None:
-    """Ask the job to stop and wait until it has."""
-    client.stop_job(submission_id)
-    while str(client.get_job_status(submission_id)) not in _TERMINAL:
-        time.sleep(_POLL_S)
+        A broken connection is opened again. After an interruption, another call goes on where this one ended.
+        """
+        while True:
+            asyncio.run(self._write_log())
+            job = self._client.get_job_info(self.submission_id)
+            if str(job.status) in _TERMINAL:
+                self._write_beyond(0, self._client.get_job_logs(self.submission_id))
+                return exit_code_of(job)
+            time.sleep(_POLL_S)
+
+    def stop(self) -> None:
+        """Ask the job to stop; it gets SIGTERM, and time to write a checkpoint."""
+        self._client.stop_job(self.submission_id)
+
+    async def _write_log(self) -> None:
+        """Write what is new in the log until it ends or the connection breaks."""
+        position = 0
+        try:
+            async for chunk in self._client.tail_job_logs(self.submission_id):
+                self._write_beyond(position, chunk)
+                position += len(chunk)
+        except (RuntimeError, OSError) as error:
+            logger.warning("job %s: following its log broke off (%s), trying again", self.submission_id, error)
+
+    def _write_beyond(self, position: int, text: str) -> None:
+        """Write the part of `text`, which begins at `position` of the log, that was not written before."""
+        fresh = text[max(0, self._num_written - position) :]
+        if fresh:
+            self._write(fresh)
+            self._num_written = position + len(text)
 
 
 def exit_code_of(job: "JobDetails") -> int:
@@ -212,7 +234,7 @@ def exit_code_of(job: "JobDetails") -> int:
             return 0
         case "STOPPED":
             return STOPPED_EXIT_CODE
-    code = job.driver_exit_code
+    code: int | None = job.driver_exit_code
     if code is None:
         return 1
     return code if code >= 0 else 128 - code  # ended by a signal: as a shell reports it
@@ -228,23 +250,6 @@ def check_token_file(path: Path) -> None:
         raise SubmitError(f"RAY_AUTH_TOKEN_PATH {path}: no such file")
     if path.stat().st_mode & 0o077:
         raise SubmitError(f"RAY_AUTH_TOKEN_PATH {path}: readable by others; chmod 600 {path}")
-
-
-async def _write_log(
-    client: "JobSubmissionClient", submission_id: str, num_written: int, write: Callable[[str], object]
-) -> int:
-    """Write what the log has beyond `num_written` characters until it ends or breaks; returns the new count."""
-    position = 0
-    try:
-        async for chunk in client.tail_job_logs(submission_id):
-            fresh = chunk[max(0, num_written - position) :]
-            position += len(chunk)
-            if fresh:
-                write(fresh)
-                num_written = max(num_written, position)
-    except (RuntimeError, OSError) as error:
-        logger.warning("job %s: following its log broke off (%s), trying again", submission_id, error)
-    return num_written
 
 
 def _is_loopback(host: str) -> bool:

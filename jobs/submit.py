@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -12,6 +12,7 @@ from rich.console import Console
 from jobs.config_source import find_config
 from jobs.console import message_console
 from jobs.ray_job import (
+    FollowedJob,
     JobRequest,
     SubmitError,
     build_entrypoint,
@@ -19,19 +20,14 @@ from jobs.ray_job import (
     check_requires_token,
     check_token_file,
     connect,
-    follow,
     forwarded_environment,
     job_name,
-    stop,
     submit,
 )
 from pipeline.config import load_config
 
-if TYPE_CHECKING:
-    from ray.job_submission import JobSubmissionClient
-
 _INTERRUPTED_EXIT_CODE = 130
-_VERBS = ("pretrain", "finetune", "index", "generate", "demo", "mlflow-replay")
+_VERBS = ("pretrain", "finetune", "index", "generate", "evaluate", "demo", "mlflow-replay")
 
 Command = Annotated[
     list[str],
@@ -73,7 +69,7 @@ def run(
     client = connect(address)
     submission_id = submit(client, request)
     console.print(f"job [bold]{submission_id}[/] submitted to {address}")
-    raise typer.Exit(_follow_or_stop(client, submission_id, console))
+    raise typer.Exit(_follow_or_stop(FollowedJob(client, submission_id, _write), console))
 
 
 def build_request(
@@ -104,16 +100,17 @@ def build_request(
     )
 
 
-def _follow_or_stop(client: "JobSubmissionClient", submission_id: str, console: Console) -> int:
+def _follow_or_stop(job: FollowedJob, console: Console) -> int:
     try:
-        return follow(client, submission_id, _write)
+        return job.follow()
     except KeyboardInterrupt:
         # Where nobody can be asked, interrupting `submit` means what it means for the command itself.
-        if sys.stdin.isatty() and not typer.confirm(f"\nStop job {submission_id}?", default=True, err=True):
-            console.print(f"it goes on; follow it with: ray job logs --follow {submission_id}")
+        if sys.stdin.isatty() and not typer.confirm(f"\nStop job {job.submission_id}?", default=True, err=True):
+            console.print(f"it goes on; follow it with: ray job logs --follow {job.submission_id}")
             return _INTERRUPTED_EXIT_CODE
-        console.print(f"stopping job {submission_id}; the same submission continues the run later")
-        stop(client, submission_id)
+        console.print(f"stopping job {job.submission_id}; the same submission continues the run later")
+        job.stop()
+        job.follow()
         return _INTERRUPTED_EXIT_CODE
 
 

@@ -24,6 +24,10 @@ from typing import NamedTuple
 import psutil
 import pytest
 import yaml
+from mlflow import MlflowClient
+
+from tests.integration.conftest import WriteConfig
+from tests.integration.runs import losses
 
 pytestmark = pytest.mark.ray
 
@@ -62,7 +66,7 @@ def start_command(temp_dir: Path) -> tuple[str, int]:
         command, count = re.subn(rf"--{name}=\d+", f"--{name}={port}", command)
         command += "" if count else f" --{name}={port}"
     command = command.replace("--autoscaling-config=$HOME/ray_bootstrap_config.yaml", "")
-    return f"{command} --num-cpus=1 --block --temp-dir={temp_dir}", ports["dashboard-port"]
+    return f"{command} --num-cpus=4 --block --temp-dir={temp_dir}", ports["dashboard-port"]
 
 
 def status_of(url: str, token: str | None = None, method: str = "GET") -> int:
@@ -126,15 +130,21 @@ def wait_until_up(process: subprocess.Popen[bytes], url: str, log: Path) -> None
     raise AssertionError(f"no head after {START_TIMEOUT_S} s:\n{log.read_text()}")
 
 
-def submit(head: Head, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+def start_submit(head: Head, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
         [sys.executable, "-m", "jobs", "submit", *arguments],
         env=head.environment | environment,
-        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=120,
-        check=False,
     )
+
+
+def submit(head: Head, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    process = start_submit(head, *arguments, **environment)
+    stdout, stderr = process.communicate(timeout=240)
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 
 @pytest.mark.parametrize(("path", "method"), [("/api/version", "GET"), ("/api/jobs/", "GET"), ("/api/jobs/", "POST")])
@@ -172,3 +182,33 @@ def test_submitted_verb_shows_its_output_and_passes_its_exit_code_on(head: Head)
     again = submit(head, "--", "mlflow-replay", "/no/such/run")
     assert again.returncode == 2
     assert "job ray-llava-mlflow-replay-002 submitted" in again.stderr
+
+
+@pytest.mark.slow
+def test_training_job_stopped_by_interrupting_submit_is_continued_by_submitting_it_again(
+    head: Head, write_config: WriteConfig, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "pre"
+    command = ["--", "pretrain", "-c", str(write_config("pre")), "cluster.launcher=ray", "cluster.data_workers=1"]
+    command += ["tracking.enabled=true", "training.num_epochs=40", "training.max_steps=150"]
+    first = start_submit(head, *command)
+    while not (run_dir / "metrics.jsonl").exists() or len(losses(run_dir)) < 5:
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.1)
+    first.send_signal(signal.SIGINT)
+    output, messages = first.communicate(timeout=240)
+    assert first.returncode == 130, messages
+    assert "stopping job ray-llava-pretrain-pretrain-test-001" in messages
+    assert "pretrain-test: step 1/150" in output
+    num_before = len(losses(run_dir))
+    assert 5 <= num_before < 150
+
+    second = submit(head, *command)
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert "job ray-llava-pretrain-pretrain-test-002 submitted" in second.stderr
+    assert [step for step, _ in losses(run_dir)] == list(range(150))
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    (experiment,) = [entry for entry in client.search_experiments() if entry.name == "ray-llava"]
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert (run.info.status, run.data.tags["ray_llava.attempt"]) == ("FINISHED", "2")
+    assert sorted(m.step for m in client.get_metric_history(run.info.run_id, "train/loss")) == list(range(150))

@@ -1,12 +1,15 @@
 import http.server
 import shlex
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
 from jobs.ray_job import (
+    FollowedJob,
     JobActiveError,
     SubmitError,
     build_entrypoint,
@@ -17,6 +20,9 @@ from jobs.ray_job import (
     job_name,
     next_submission_id,
 )
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
 
 
 @pytest.mark.parametrize(
@@ -138,3 +144,50 @@ def test_token_file_that_others_can_read_is_refused(tmp_path: Path) -> None:
         check_token_file(path)
     path.chmod(0o600)
     check_token_file(path)
+
+
+class FlakyClient:
+    """A jobs API whose log connection breaks, as `JobSubmissionClient` shows it."""
+
+    def __init__(self, log: str, cuts: list[int], exit_code: int | None, status: str) -> None:
+        self._log, self._cuts, self._exit_code, self._status = log, cuts, exit_code, status
+
+    async def tail_job_logs(self, submission_id: str) -> AsyncIterator[str]:
+        if not self._cuts:
+            for start in range(0, len(self._log), 7):
+                yield self._log[start : start + 7]
+            return
+        cut = self._cuts.pop(0)
+        for start in range(0, cut, 5):
+            yield self._log[start : min(start + 5, cut)]
+        raise RuntimeError("WebSocket connection closed unexpectedly")
+
+    def get_job_info(self, submission_id: str) -> SimpleNamespace:
+        status = "RUNNING" if self._cuts else self._status
+        return SimpleNamespace(status=status, driver_exit_code=self._exit_code)
+
+    def get_job_logs(self, submission_id: str) -> str:
+        return self._log
+
+
+LOG = "".join(f"line {number}\n" for number in range(23))
+
+
+@pytest.mark.parametrize("cuts", [[], [11], [31, 0, 17, 53]])
+def test_followed_log_is_written_once_however_often_the_connection_breaks(
+    cuts: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.ray_job._POLL_S", 0)
+    written: list[str] = []
+    client = cast("JobSubmissionClient", FlakyClient(LOG, cuts, exit_code=0, status="SUCCEEDED"))
+    assert FollowedJob(client, "id", written.append).follow() == 0
+    assert "".join(written) == LOG
+
+
+@pytest.mark.parametrize(
+    ("status", "driver_exit_code", "expected"),
+    [("SUCCEEDED", 0, 0), ("FAILED", 3, 3), ("FAILED", -9, 137), ("FAILED", None, 1), ("STOPPED", None, 143)],
+)
+def test_exit_code_of_a_job_is_that_of_its_command(status: str, driver_exit_code: int | None, expected: int) -> None:
+    client = cast("JobSubmissionClient", FlakyClient("", [], driver_exit_code, status))
+    assert FollowedJob(client, "id", str).follow() == expected
