@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from jobs import evaluate, finetune, generate, index, mlflow_replay, pretrain, submit
+from jobs import demo, evaluate, finetune, generate, index, mlflow_replay, pretrain, submit
 from jobs.console import message_console
 from jobs.failures import classify
 
@@ -29,6 +29,7 @@ app.command("finetune")(finetune.run)
 app.command("index")(index.run)
 app.command("generate")(generate.run)
 app.command("evaluate")(evaluate.run)
+app.command("demo")(demo.run)
 app.command("submit")(submit.run)
 app.command("mlflow-replay")(mlflow_replay.run)
 
@@ -44,7 +45,6 @@ def configure(log_level: LogLevel = "info") -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for package in ("jobs", "pipeline", "model"):
         logging.getLogger(package).setLevel(level)
-    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     if not sys.stderr.isatty():  # bars of Hugging Face libraries fill job logs
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
