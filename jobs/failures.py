@@ -11,7 +11,7 @@ EXIT_CODES = {
     "pipeline.errors.DataError": 3,
     "pipeline.training.loop.RejectedBudgetError": 3,
     "pipeline.training.metrics.LedgerError": 4,
-    "pipeline.training.checkpoint.CheckpointError": 4,
+    "pipeline.training.manifest.CheckpointError": 4,
     "pipeline.loader.PlanMismatchError": 4,
     "pipeline.training.loop.NonFiniteError": 5,
     "torch.OutOfMemoryError": 5,

@@ -3,6 +3,9 @@
 Each row stands for one (step, rank). A map task builds rank-steps and hands each on as one block, blocks keep their
 order, and the number of rows is a multiple of the ranks W: under these conditions `streaming_split(equal=True)` deals
 the rows out round-robin. Ray does not promise that, so every rank verifies what it receives (`pipeline.loader.verify`).
+
+torch is imported where it is used: Ray loads this module in half a dozen helper processes that never use it, each of
+which would spend seconds on that at every start.
 """
 
 from __future__ import annotations
@@ -11,13 +14,15 @@ import functools
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import ray
 from ray.data import DataContext, DataIterator, Dataset, ExecutionOptions
 from ray.train import DataConfig
 
-from pipeline.loader import BatchSource, RankStep, build_rank_step, from_bytes, to_bytes, verify
+if TYPE_CHECKING:
+    from pipeline.loader import BatchSource, RankStep
 
 _ROWS_PER_TASK = 8  # fewer tasks cost less scheduling; more rows delay the first step and a retry
 _MAX_RETRIES = 2  # a map task that keeps killing its worker must end the run, not repeat for ever
@@ -34,6 +39,8 @@ class RankStepBuilder:
 
     def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
         """Build the rank-steps of `rows` (column `id`, int64), yielding each as soon as it is ready."""
+        from pipeline.loader import build_rank_step, to_bytes
+
         source = _fetch(self.source)
         for row in rows["id"].to_pylist():
             step, rank = divmod(row, self.num_ranks)
@@ -49,19 +56,22 @@ def _fetch(reference: ray.ObjectRef[BatchSource]) -> BatchSource:
     return source
 
 
-def build_dataset(source: BatchSource, *, start_step: int, num_ranks: int, data_workers: int) -> Dataset:
-    """Describe the stream of all rank-steps from `start_step` to the end of the run; nothing runs yet.
+def build_dataset(
+    source: ray.ObjectRef[BatchSource], *, start_step: int, end_step: int, num_ranks: int, data_workers: int
+) -> Dataset:
+    """Describe the stream of all rank-steps from `start_step` to `end_step`; nothing runs yet.
 
     Args:
-        source: plan, index and encoder.
+        source: plan, index and encoder in Ray's object store.
         start_step: first optimizer step, taken from the checkpoint that the weights come from.
+        end_step: optimizer steps of the run.
         num_ranks: number of training workers W.
         data_workers: most map tasks at a time.
     """
     _configure(DataContext.get_current())
-    num_rows = (source.plan.total_steps - start_step) * num_ranks
+    num_rows = (end_step - start_step) * num_ranks
     rows = ray.data.range(num_rows, override_num_blocks=max(1, -(-num_rows // _ROWS_PER_TASK)))
-    builder = RankStepBuilder(ray.put(source), start_step, num_ranks)
+    builder = RankStepBuilder(source, start_step, num_ranks)
     with warnings.catch_warnings():
         # max_retries has no named parameter yet in Ray 2.60, whose warning asks for named parameters only
         warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
@@ -89,6 +99,8 @@ def iterate_stream(
         PlanMismatchError: a row is not the one this rank must train next.
         RuntimeError: the stream ended before the run did.
     """
+    from pipeline.loader import from_bytes, verify
+
     batches = shard.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=prefetch_steps)
     payloads = (value.as_buffer().to_pybytes() for batch in batches for value in batch["payload"])
     step = start_step

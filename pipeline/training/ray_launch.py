@@ -1,7 +1,7 @@
 """Running a training on Ray: Ray Data streams the rank-steps, Ray Train runs and restarts the workers.
 
 The position of a (re)started worker group is read from the same verified checkpoint by the data stream and by the
-workers; Ray's own checkpoint bookkeeping is not used.
+workers; Ray's own checkpoint bookkeeping is not used. Like `pipeline.stream` this imports torch only where it runs.
 """
 
 from __future__ import annotations
@@ -12,37 +12,31 @@ import os
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.train
-import ray.train.torch
 from ray.data import Dataset
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipeline.config import ClusterConfig, ConfigError, ExperimentConfig
-from pipeline.loader import BatchSource
 from pipeline.stream import build_dataset, data_config, iterate_stream
-from pipeline.training.checkpoint import CheckpointStore
-from pipeline.training.distributed import Workers
-from pipeline.training.loop import NonFiniteError, RejectedBudgetError
-from pipeline.training.metrics import LedgerError
-from pipeline.training.worker import WorkerResult, run_worker
+from pipeline.training.manifest import CHECKPOINT_FOLDER, steps_done
+
+if TYPE_CHECKING:
+    from pipeline.loader import BatchSource, RankStep
+    from pipeline.training.worker import WorkerResult
 
 _GROUP_TIMEOUT_S = 600
 _CONTROLLER_FAILURES = 3
 _MAP_RETRIES = 2
-_AGREED_FAILURES = (ConfigError, NonFiniteError, RejectedBudgetError, LedgerError)
-"""Raised on every rank alike and again after every restart: returned as values, so that Ray does not retry them."""
 _LOCAL_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the end of a run is noticed by polling: 2 s by default
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody preempts the machine in front of you
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
-
-logger = logging.getLogger(__name__)
 
 
 def connect(config: ExperimentConfig) -> None:
@@ -93,11 +87,15 @@ def run_on_ray(config: ExperimentConfig, source: BatchSource) -> WorkerResult:
     Raises:
         ray.train.v2.api.exceptions.TrainingFailedError: workers failed more often than cluster.max_failures.
     """
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from pipeline.training.worker import WorkerResult
+
     source_ref = ray.put(source)
     trainer = TorchTrainer(
-        _train_function(config, source_ref),
+        _TrainFunction(config, source_ref),
         torch_config=TorchConfig(backend="nccl" if config.cluster.use_gpu else "gloo", timeout_s=_GROUP_TIMEOUT_S),
-        datasets={"train": _dataset_factory(config, source_ref)},
+        datasets={"train": _OpenDataset(config, source_ref, source.plan.total_steps)},
         dataset_config=data_config(),
         scaling_config=ScalingConfig(
             num_workers=config.cluster.num_workers,
@@ -123,49 +121,62 @@ def run_on_ray(config: ExperimentConfig, source: BatchSource) -> WorkerResult:
     return result.return_value
 
 
-def _dataset_factory(config: ExperimentConfig, source_ref: ray.ObjectRef[BatchSource]) -> Callable[[], Dataset]:
-    """Return what Ray Train calls at every start of the worker group."""
+@dataclass(frozen=True)
+class _OpenDataset:
+    """What Ray Train calls at every start of the worker group: the stream from the newest checkpoint on."""
 
-    def build() -> Dataset:
-        source = ray.get(source_ref)
-        checkpoint = CheckpointStore(Path(config.run_dir) / "checkpoints", config.checkpoint.keep_last).latest()
+    config: ExperimentConfig
+    source: ray.ObjectRef[BatchSource]
+    total_steps: int
+
+    def __call__(self) -> Dataset:
+        cluster = self.config.cluster
+        done = steps_done(Path(self.config.run_dir) / CHECKPOINT_FOLDER)
         # With nothing left to train the workers never open the stream; one row keeps Ray's split well-formed.
-        start_step = min(checkpoint.step if checkpoint else 0, source.plan.total_steps - 1)
+        start_step = min(done, self.total_steps - 1)
         return build_dataset(
-            source,
+            self.source,
             start_step=start_step,
-            num_ranks=config.cluster.num_workers,
-            data_workers=config.cluster.data_workers,
+            end_step=self.total_steps,
+            num_ranks=cluster.num_workers,
+            data_workers=cluster.data_workers,
         )
 
-    return build
 
+@dataclass(frozen=True)
+class _TrainFunction:
+    """What Ray Train runs on every worker."""
 
-def _train_function(
-    config: ExperimentConfig, source_ref: ray.ObjectRef[BatchSource]
-) -> Callable[[], WorkerResult | Exception]:
-    def train_function() -> WorkerResult | Exception:
+    config: ExperimentConfig
+    source: ray.ObjectRef[BatchSource]
+
+    def __call__(self) -> WorkerResult | Exception:
+        import ray.train.torch as ray_torch
+
+        from pipeline.training.distributed import Workers
+        from pipeline.training.loop import NonFiniteError, RejectedBudgetError
+        from pipeline.training.metrics import LedgerError
+        from pipeline.training.worker import run_worker
+
         context = ray.train.get_context()
-        workers = Workers(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
-        source = ray.get(source_ref)
-        try:
-            return run_worker(
-                config,
-                source,
-                workers,
-                lambda start_step: iterate_stream(
-                    ray.train.get_dataset_shard("train"),
-                    source,
-                    start_step=start_step,
-                    rank=workers.rank,
-                    num_ranks=workers.world_size,
-                    prefetch_steps=config.cluster.prefetch_steps,
-                ),
-            )
-        except _AGREED_FAILURES as error:
-            return error
+        workers = Workers(context.get_world_rank(), context.get_world_size(), ray_torch.get_device())
+        source = ray.get(self.source)
 
-    return train_function
+        def open_stream(start_step: int) -> Iterator[RankStep]:
+            return iterate_stream(
+                ray.train.get_dataset_shard("train"),
+                source,
+                start_step=start_step,
+                rank=workers.rank,
+                num_ranks=workers.world_size,
+                prefetch_steps=self.config.cluster.prefetch_steps,
+            )
+
+        try:
+            return run_worker(self.config, source, workers, open_stream)
+        except (ConfigError, NonFiniteError, RejectedBudgetError, LedgerError) as error:
+            # Raised on every rank alike, and again after every restart: a value, so that Ray does not retry it.
+            return error
 
 
 def map_tasks(function: Callable[[Any], Any], items: Sequence[Any], /) -> Iterator[Any]:

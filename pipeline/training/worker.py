@@ -26,6 +26,7 @@ from pipeline.training.batches import prepare_ahead
 from pipeline.training.checkpoint import Checkpoint, CheckpointStore
 from pipeline.training.distributed import Workers
 from pipeline.training.loop import TrainingSession, train
+from pipeline.training.manifest import CHECKPOINT_FOLDER
 from pipeline.training.metrics import Ledger, MetricsLog
 from pipeline.training.optim import build_optimizer
 from pipeline.training.sharding import shard_model
@@ -66,7 +67,7 @@ def run_worker(
         shard_model(model, workers, _DTYPES[config.training.precision])
     optimizer = build_optimizer(model, config.training)
     run_dir = Path(config.run_dir)
-    store = CheckpointStore(run_dir / "checkpoints", config.checkpoint.keep_last)
+    store = CheckpointStore(run_dir / CHECKPOINT_FOLDER, config.checkpoint.keep_last)
     checkpoint = store.latest()
     start_step, ledger = 0, Ledger()
     if checkpoint is not None:
