@@ -1,24 +1,21 @@
-"""The LLaVA mixins: a language model becomes a vision-language model by inheriting from these two classes.
+"""The LLaVA mixins: a language model becomes a vision-language model by inheriting from two classes.
 
-`LlavaMetaModel` holds the vision tower and the projector; `LlavaMetaForCausalLM` adds the image-aware forward pass,
-generation and the packed training loss. Both only wire: planning is in `fusion`, kernels in `attention` and `loss`.
+`LlavaMetaModel` (in `llava_body`) holds the vision tower and the projector; `LlavaMetaForCausalLM` adds the image-aware
+forward pass, generation and the packed training loss. It only wires: planning is in `fusion`, kernels in `attention`.
 
 Shapes: B rows, T text length, S fused length, N images, P features per image, V vision width, D language-model width.
 """
 
 from abc import ABCMeta, abstractmethod
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from model.adapter import load_projector
-from model.attention import no_mask, packed_kernel, segments_of
 from model.constants import IGNORE_INDEX
 from model.embedding import (
     FusedInputs,
@@ -30,96 +27,35 @@ from model.embedding import (
 )
 from model.fusion import PaddingSide
 from model.image_slots import to_image_slots
-from model.loss import cross_entropy_sum
+from model.llava_body import LlavaMetaModel
 from model.packed import PackedBatch
-from model.pixels import normalize_pixels, pixel_stats_of, read_pixel_stats
-from model.projector import build_vision_projector
+from model.packed_decoder import decode_packed, sum_loss
+from model.pixels import normalize_pixels, pixel_stats_of
 from model.vision_tokens import VisionTokenArgs, add_vision_tokens
-from model.vision_tower import ClipVisionTower, build_vision_tower
+from model.vision_tower import ClipVisionTower
+
+__all__ = ["LlavaForCausalLM", "LlavaMetaForCausalLM", "LlavaMetaModel"]
 
 Images = Tensor | Sequence[Tensor]
 
-
-class LlavaMetaModel:
-    """Mixin for the decoder body: owns `vision_tower` and `mm_projector`. Place it before the body in the bases."""
-
-    config: Any
-
-    def __init__(self, config: PretrainedConfig):
-        super().__init__(config)  # type: ignore[call-arg]
-        if hasattr(config, "mm_vision_tower") and config.mm_vision_tower:
-            tower = build_vision_tower(config, delay_load=True)
-            if hasattr(config, "mm_vision_weights") and config.mm_vision_weights == "checkpoint":
-                tower.build()
-            self.vision_tower: ClipVisionTower | list[ClipVisionTower] = tower
-            self.mm_projector = build_vision_projector(cast(Any, config))
-
-    def get_vision_tower(self) -> ClipVisionTower | None:
-        """Return the tower, or None when the model has none yet."""
-        if not hasattr(self, "vision_tower"):
-            return None
-        return self.vision_tower[0] if isinstance(self.vision_tower, list) else self.vision_tower
-
-    def initialize_vision_modules(self, model_args: Any, fsdp: Sequence[str] | str | None = None) -> None:
-        """Attach tower and projector, keeping those that exist already.
-
-        Args:
-            model_args: `vision_tower`, `mm_vision_select_layer`, `mm_vision_select_feature`,
-                `pretrain_mm_mlp_adapter` (path or None) and optionally `mm_projector_type` (default `linear`).
-            fsdp: when not empty the tower is kept in a list, out of parameters() and of sharding.
-
-        Raises:
-            ValueError: the tower or adapter cannot be read, or another projector type exists already.
-        """
-        tower = self.get_vision_tower()
-        if tower is None:
-            tower = build_vision_tower(model_args)
-        tower.load_model()
-        self._place_tower(tower, in_list=bool(fsdp))
-        requested = model_args.mm_projector_type if hasattr(model_args, "mm_projector_type") else "linear"
-        has_projector = hasattr(self, "mm_projector")
-        if has_projector and requested != self.config.mm_projector_type:
-            raise ValueError(
-                f"mm_projector_type {requested!r} is requested, but the model already has a trained "
-                f"{self.config.mm_projector_type!r} projector; ask for that type or start from the language model"
-            )
-        self._describe_in_config(tower, requested, in_list=bool(fsdp))
-        if not has_projector:
-            self.mm_projector = build_vision_projector(self.config)
-        self.mm_projector.requires_grad_(True)
-        if model_args.pretrain_mm_mlp_adapter:
-            load_projector(self.mm_projector, model_args.pretrain_mm_mlp_adapter)
-
-    def _place_tower(self, tower: ClipVisionTower, in_list: bool) -> None:
-        if hasattr(self, "vision_tower"):
-            del self.vision_tower  # nn.Module refuses to replace a registered module by a list
-        self.vision_tower = [tower] if in_list else tower
-
-    def _describe_in_config(self, tower: ClipVisionTower, projector_type: str, in_list: bool) -> None:
-        config = self.config
-        config.use_mm_proj = True
-        config.mm_projector_type = projector_type
-        config.mm_hidden_size = tower.hidden_size
-        config.mm_vision_tower = tower.spec.name
-        config.mm_vision_select_layer = tower.spec.select_layer
-        config.mm_vision_select_feature = tower.spec.select_feature
-        config.mm_vision_config = tower.config.to_dict()
-        config.mm_vision_weights = "external" if in_list else "checkpoint"
-        stats = read_pixel_stats(tower.spec.name)
-        if stats is not None:
-            config.mm_image_mean, config.mm_image_std = list(stats.mean), list(stats.std)
+if TYPE_CHECKING:  # what every class that uses the mixin is; at run time the mixin must come before it in the bases
+    _LanguageModel = PreTrainedModel
+else:
+    _LanguageModel = object
 
 
 # ABCMeta, not the base class ABC: ABC has __slots__, which makes fully_shard's exchange of an instance's class fail.
-class LlavaMetaForCausalLM(metaclass=ABCMeta):
+class LlavaMetaForCausalLM(_LanguageModel, metaclass=ABCMeta):
     """Mixin for the causal language model. Place it before the language model in the bases."""
 
     config: Any
     lm_head: nn.Linear
+    packs_rows: ClassVar[bool] = True
+    """Whether attention goes through transformers' attention interface; else packed rows are padded for the body."""
 
     @abstractmethod
     def get_model(self) -> Any:
-        """Return the decoder body, a `LlavaMetaModel` with `embed_tokens`."""
+        """Return the decoder body, a `LlavaMetaModel` with `embed_tokens` and `layers`."""
 
     def get_vision_tower(self) -> ClipVisionTower | None:
         """Return the tower, or None when the model has none."""
@@ -169,24 +105,12 @@ class LlavaMetaForCausalLM(metaclass=ABCMeta):
             ValueError: the features do not match the batch, packed attention is not enabled, or the output head is
                 sharded on its own.
         """
-        kernel = packed_kernel(cast(PreTrainedModel, self))
-        if kernel is None:
-            raise ValueError("packed rows need packed attention; call model.attention.enable_packed_attention(model)")
-        if isinstance(self.lm_head.weight, DTensor):
-            raise ValueError("lm_head must not be sharded on its own: leave it in the root group of fully_shard")
         embeds = self._embed_packed(batch, image_features)
         if torch.is_autocast_enabled(embeds.device.type):
             # A float32 embedding would keep the whole residual stream in float32: twice the memory traffic.
             embeds = embeds.to(torch.get_autocast_dtype(embeds.device.type))
-        hidden: Tensor = self.get_model()(
-            inputs_embeds=torch.stack([embeds]),  # a view would make torch.compile build the first layer on its own
-            position_ids=batch.position_ids[None],
-            attention_mask=no_mask(embeds.device),
-            use_cache=False,
-            segments=segments_of(batch, kernel, embeds.dtype),
-        ).last_hidden_state[0]
-        rows = hidden.index_select(0, batch.target_positions)
-        return cross_entropy_sum(rows, self.lm_head.weight, batch.targets)
+        hidden = decode_packed(self, embeds, batch)
+        return sum_loss(hidden, self.lm_head, batch)
 
     def prepare_inputs_labels_for_multimodal(
         self,
@@ -232,7 +156,7 @@ class LlavaMetaForCausalLM(metaclass=ABCMeta):
 
     def initialize_vision_tokenizer(self, model_args: VisionTokenArgs, tokenizer: PreTrainedTokenizerBase) -> None:
         """Add `<im_patch>`, `<im_start>`, `<im_end>` as `model_args` asks; see `add_vision_tokens`."""
-        add_vision_tokens(cast(PreTrainedModel, self), model_args, tokenizer)
+        add_vision_tokens(self, model_args, tokenizer)
         self.config.mm_use_im_patch_token = model_args.mm_use_im_patch_token
         self.config.mm_use_im_start_end = model_args.mm_use_im_start_end
         self.config.tune_mm_mlp_adapter = model_args.tune_mm_mlp_adapter
@@ -264,7 +188,7 @@ class LlavaMetaForCausalLM(metaclass=ABCMeta):
             input_ids, (inputs_embeds, attention_mask, position_ids, labels, _) = None, fused
         elif input_ids is not None and past_length == 0:
             refuse_placeholders(input_ids)
-        outputs: CausalLMOutputWithPast = super().forward(  # type: ignore[misc]
+        outputs: CausalLMOutputWithPast = super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -277,7 +201,7 @@ class LlavaMetaForCausalLM(metaclass=ABCMeta):
         if labels is not None:
             if num_items_in_batch is None:
                 num_items_in_batch = (labels[:, 1:] != IGNORE_INDEX).sum().clamp(min=1)
-            loss = cast(Any, self).loss_function(
+            loss = self.loss_function(
                 outputs.logits, labels, vocab_size=self.config.vocab_size, num_items_in_batch=num_items_in_batch
             )
             outputs = CausalLMOutputWithPast(**{**outputs, "loss": loss})
@@ -352,3 +276,23 @@ class LlavaMetaForCausalLM(metaclass=ABCMeta):
             break
         projected: Tensor = projector(features)
         return projected
+
+
+class LlavaForCausalLM(LlavaMetaForCausalLM):
+    """The second mixin made concrete: how a backbone's language model is put together. Place it before that model."""
+
+    vocab_size: int
+    body_class: ClassVar[type[PreTrainedModel]]
+    """The backbone's decoder body with `LlavaMetaModel` mixed in."""
+
+    def __init__(self, config: PretrainedConfig):
+        # Past the language model's own constructor, which would first build a body without vision modules.
+        PreTrainedModel.__init__(self, config)
+        setattr(self, self.base_model_prefix, self.body_class(config))
+        self.vocab_size = self.config.vocab_size
+        self.lm_head = nn.Linear(self.config.hidden_size, self.config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_model(self) -> Any:
+        """Return the decoder body."""
+        return self.base_model

@@ -3,31 +3,33 @@
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Final, Literal, NamedTuple, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
+from transformers import PretrainedConfig
 
 from model.adapter import load_projector, write_projector
 from model.attention import AttentionKernel, enable_packed_attention
-from model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
+from model.backbones import Backbone, backbone_of_language_model, backbone_of_llava
+from model.llava_arch import LlavaForCausalLM
 from model.vision_tower import SelectFeature, read_checkpoint_config
 
-__all__ = ["build_llava", "load_llava", "load_projector", "save_llava", "save_projector", "set_trainable"]
+__all__ = [
+    "LlavaModel",
+    "build_llava",
+    "load_llava",
+    "load_projector",
+    "read_llava_config",
+    "save_llava",
+    "save_projector",
+    "set_trainable",
+]
 
-LlavaModel = LlavaLlamaForCausalLM
-"""Any of the backbones; a union once there is a second one."""
+LlavaModel = LlavaForCausalLM
+"""Any backbone's class: the mixin over a language model of transformers."""
 
 Stage = Literal["pretrain", "finetune"]
-
-
-class _Backbone(NamedTuple):
-    config_class: type[LlavaConfig]
-    model_class: type[LlavaModel]
-
-
-_BACKBONES: Final[dict[str, _Backbone]] = {"llama": _Backbone(LlavaConfig, LlavaLlamaForCausalLM)}
-"""`model_type` of a language model -> what it becomes."""
 
 
 def build_llava(
@@ -59,13 +61,7 @@ def build_llava(
         ValueError: a folder is missing or of an unknown kind, or the projector file does not fit.
     """
     values = read_checkpoint_config(language_model, "language model")
-    kind = values.get("model_type")
-    if kind not in _BACKBONES:
-        hint = "; it is a complete LLaVA model: use load_llava" if _is_llava(values) else ""
-        raise ValueError(
-            f"language model {language_model} has model_type {kind!r}; known: {', '.join(sorted(_BACKBONES))}{hint}"
-        )
-    backbone = _BACKBONES[kind]
+    backbone = backbone_of_language_model(values, language_model)
     config = backbone.config_class.from_dict({**values, "model_type": backbone.config_class.model_type})
     model = _from_pretrained(backbone, language_model, config, dtype)
     model.get_model().initialize_vision_modules(
@@ -79,7 +75,8 @@ def build_llava(
     )
     _tower(model).to(dtype)
     model.get_model().mm_projector.float()
-    enable_packed_attention(model, attention)
+    if model.packs_rows:
+        enable_packed_attention(model, attention)
     return model
 
 
@@ -91,20 +88,23 @@ def load_llava(path: str | Path, dtype: torch.dtype = torch.float32, attention: 
     Raises:
         ValueError: the folder is missing, is no LLaVA model, or lacks tensors; all are named.
     """
-    values = read_checkpoint_config(str(path), "LLaVA model")
-    if not _is_llava(values):
-        raise ValueError(
-            f"{path} has model_type {values.get('model_type')!r}, which is no LLaVA model of a known backbone; "
-            "a language model alone is joined with a tower by build_llava"
-        )
-    backbone = _BACKBONES["llama"]
-    config = backbone.config_class.from_dict({**values, "model_type": backbone.config_class.model_type})
+    backbone, config = _read_llava(str(path))
     model = _from_pretrained(backbone, str(path), config, dtype)
     tower = _tower(model)
     tower.load_model(dtype)
     tower.set_frozen(True)
-    enable_packed_attention(model, attention)
+    if model.packs_rows:
+        enable_packed_attention(model, attention)
     return model
+
+
+def read_llava_config(path: str | Path) -> PretrainedConfig:
+    """Read the config of a complete LLaVA model, without its weights.
+
+    Raises:
+        ValueError: the folder is missing or is no LLaVA model.
+    """
+    return _read_llava(str(path))[1]
 
 
 def save_llava(model: LlavaModel, path: str | Path, state: Mapping[str, Tensor] | None = None) -> None:
@@ -147,13 +147,18 @@ def _tower(model: LlavaModel) -> Any:
     return tower
 
 
-def _is_llava(values: dict[str, Any]) -> bool:
-    """Tell this project's and the original format (`llava` without text_config) from transformers' own `llava`."""
-    kind = values.get("model_type")
-    return kind == LlavaConfig.model_type or (kind == "llava" and "text_config" not in values)
+def _read_llava(path: str) -> tuple[Backbone, PretrainedConfig]:
+    values = read_checkpoint_config(path, "LLaVA model")
+    backbone = backbone_of_llava(values)
+    if backbone is None:
+        raise ValueError(
+            f"{path} has model_type {values.get('model_type')!r}, which is no LLaVA model of a known backbone; "
+            "a language model alone is joined with a tower by build_llava"
+        )
+    return backbone, backbone.config_class.from_dict({**values, "model_type": backbone.config_class.model_type})
 
 
-def _from_pretrained(backbone: _Backbone, name: str, config: LlavaConfig, dtype: torch.dtype) -> LlavaModel:
+def _from_pretrained(backbone: Backbone, name: str, config: PretrainedConfig, dtype: torch.dtype) -> LlavaModel:
     loaded: Any = backbone.model_class.from_pretrained(name, config=config, dtype=dtype, output_loading_info=True)
     model, info = cast(tuple[LlavaModel, dict[str, Any]], loaded)
     missing = sorted(info["missing_keys"])

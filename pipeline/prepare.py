@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import AutoTokenizer, BaseImageProcessor, PreTrainedTokenizerBase
 
-from model.llava_llama import LlavaConfig
 from model.vision_tower import build_vision_tower, read_checkpoint_config
+from model.weights import read_llava_config
 from pipeline.config import ConfigError, ExperimentConfig
 from pipeline.loader import BatchSource
 from pipeline.plan.plan import build_plan
@@ -147,8 +147,7 @@ def read_llava_facts(folder: str) -> TowerFacts:
         raise ValueError(
             f"{folder} is a language model without a vision tower; set model.vision_tower to a tower's folder or hub id"
         )
-    model_config = LlavaConfig.from_dict({**values, "model_type": LlavaConfig.model_type})
-    tower = build_vision_tower(model_config, delay_load=True)
+    tower = build_vision_tower(read_llava_config(folder), delay_load=True)
     own = Path(folder) / "preprocessor_config.json"
     return TowerFacts(_read_processor(folder if own.is_file() else tower.spec.name), tower.num_features)
 

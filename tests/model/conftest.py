@@ -65,6 +65,7 @@ def make_llava(llama_path: str, tower_path: str) -> Callable[..., LlavaLlamaForC
         torch.manual_seed(3)
         model = build_llava(llama_path, tower_path, projector_type, attention=attention)  # type: ignore[arg-type]
         model.train(False)
+        assert isinstance(model, LlavaLlamaForCausalLM)
         return model
 
     return make

@@ -67,11 +67,11 @@ def test_initialize_twice_keeps_trained_projector_and_tower(
     body.initialize_vision_modules(vision_args)
     projector, tower = body.mm_projector, body.get_vision_tower()
     projector.requires_grad_(False)
-    weight = projector[0].weight.clone()  # type: ignore[index]
+    weight = projector[0].weight.clone()
     body.initialize_vision_modules(vision_args)
     assert body.mm_projector is projector
     assert body.get_vision_tower() is tower
-    assert torch.equal(projector[0].weight, weight)  # type: ignore[index]
+    assert torch.equal(projector[0].weight, weight)
     assert all(parameter.requires_grad for parameter in projector.parameters())
 
 
