@@ -44,6 +44,7 @@ RUN_KEY_TAG = "ray_llava.run_key"
 ATTEMPT_TAG = "ray_llava.attempt"
 MAX_POINTS_PER_CALL = MAX_METRICS_PER_BATCH
 
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # opens as training, not as chat traces
 _MAX_SHARDS_NAMED = 100  # a dataset's source must stay below 64 KB
 
 
@@ -191,4 +192,4 @@ def _experiment_id(client: MlflowClient, tracking_uri: str, name: str) -> str:
     if tracking_uri.startswith("sqlite:///"):
         database = Path(tracking_uri.removeprefix("sqlite:///")).resolve()
         location = (database.parent / "mlartifacts").as_uri()
-    return str(client.create_experiment(name, artifact_location=location))
+    return str(client.create_experiment(name, artifact_location=location, tags=_EXPERIMENT_TAGS))

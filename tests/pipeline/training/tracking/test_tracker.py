@@ -66,6 +66,8 @@ def test_finished_run_holds_params_tags_config_data_metrics_and_artifacts(
     assert tracker.close() == 0
 
     (run,) = runs_of(config, tracking_uri)
+    experiment = MlflowClient(tracking_uri).get_experiment(run.info.experiment_id)
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
     assert run.info.run_id == tracker.run_id
     assert run.info.experiment_id == tracker.experiment_id
     assert (run.info.run_name, run.info.status) == ("tracked", "FINISHED")
