@@ -14,7 +14,10 @@ from typing import Any, Literal, TypeAlias
 from pipeline.demo.questions import ORDINALS, Question, ask, caption
 from pipeline.demo.scenes import ALL_COMBINATIONS, TRAINING_COMBINATIONS, Combination, Scene, random_scene
 
-Split: TypeAlias = Literal["pretrain", "finetune", "held_out", "backbones"]
+Split: TypeAlias = Literal["pretrain", "finetune", "held_out", "backbones", "backbones_held_out"]
+_HELD_OUT: frozenset[Split] = frozenset({"held_out", "backbones_held_out"})
+_ONE_WORDING: frozenset[Split] = frozenset({"backbones", "backbones_held_out"})
+"""The backbones learn a single wording of each question; the demo asks in several."""
 
 _NUM_IMAGES = {0: 0.1, 1: 0.5, 2: 0.25, 3: 0.15}
 """Share of conversations about that many images; those about none describe a scene in words."""
@@ -78,7 +81,7 @@ def conversation_sample(split: Split, index: int, max_questions: int = 4) -> Con
         for _ in range(max(1, num_images))
     )
     preamble = image_preamble(num_images) if num_images else f"A picture shows {caption(rng, scenes[0])} "
-    questions = tuple(ask(rng, scenes, max_questions, one_wording=split == "backbones"))
+    questions = tuple(ask(rng, scenes, max_questions, one_wording=split in _ONE_WORDING))
     return ConversationSample(scenes if num_images else (), preamble, questions)
 
 
@@ -90,4 +93,4 @@ def image_preamble(num_images: int) -> str:
 
 
 def _combinations(split: Split) -> tuple[Combination, ...]:
-    return ALL_COMBINATIONS if split == "held_out" else TRAINING_COMBINATIONS
+    return ALL_COMBINATIONS if split in _HELD_OUT else TRAINING_COMBINATIONS

@@ -45,7 +45,6 @@ def run_demo(
     finetune: ExperimentConfig,
     folder: Path,
     console: Console,
-    sizes: DemoSizes = SIZES,
 ) -> DemoResult:
     """Run everything; a demo that was interrupted in this folder continues.
 
@@ -54,10 +53,9 @@ def run_demo(
         finetune: config of the second stage; also says how the model is put together for the evaluations.
         folder: receives shards and report.
         console: where progress is shown.
-        sizes: how much data to generate.
     """
-    console.print(f"Drawing {sum(sizes)} samples into {folder / 'shards'}")
-    shards = write_demo_shards(folder / "shards", sizes)
+    console.print(f"Drawing {sum(SIZES)} samples into {folder / 'shards'}")
+    shards = write_demo_shards(folder / "shards", SIZES)
     samples = read_evaluation_samples(build_index(shards["held_out"], folder / "held_out_index"))
 
     points = [Point("before training", _evaluate(finetune, _assembled(finetune, None), samples))]

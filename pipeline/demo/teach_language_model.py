@@ -32,6 +32,8 @@ class LanguageLesson:
 
     num_captions: int = 60_000
     num_conversations: int = 200_000
+    num_held_out: int = 1_500
+    """Conversations to check on afterwards."""
     num_steps: int = 7_000
     batch_size: int = 384
     learning_rate: float = 2e-3
@@ -70,7 +72,8 @@ def teach_language_model(
         *write_examples(conversations, range(lesson.num_conversations), num_processes),
     ]
     groups = [group.to(device) for group in groups]
-    held_out = write_examples(ExampleWriter(tokenizer, "conversation", "held_out"), range(1500), num_processes)
+    held_out_conversations = ExampleWriter(tokenizer, "conversation", "backbones_held_out")
+    held_out = write_examples(held_out_conversations, range(lesson.num_held_out), num_processes)
     logger.info("examples: %s", [tuple(group.input_ids.shape) for group in groups])
     torch.manual_seed(0)
     model = LlamaForCausalLM(language_config(tokenizer))

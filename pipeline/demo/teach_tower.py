@@ -46,6 +46,8 @@ class TowerLesson:
     """How long and on how much the tower is taught."""
 
     num_images: int = 120_000
+    num_held_out: int = 2_000
+    """Images to check on afterwards."""
     num_steps: int = 4_000
     batch_size: int = 512
     learning_rate: float = 1.5e-3
@@ -92,7 +94,7 @@ def tower_config() -> CLIPVisionConfig:
 def teach_tower(lesson: TowerLesson, device: torch.device, num_processes: int) -> CLIPVisionModel:
     """Draw images, teach a new tower on them, and log how well it does on images it has not seen."""
     images = labelled_images(range(lesson.num_images), num_processes)
-    held_out = labelled_images(range(lesson.num_images, lesson.num_images + 2_000), num_processes)
+    held_out = labelled_images(range(lesson.num_images, lesson.num_images + lesson.num_held_out), num_processes)
     torch.manual_seed(0)
     config = tower_config()
     tower, readout = CLIPVisionModel(config), _Readout(config.hidden_size).to(device)

@@ -23,9 +23,7 @@ def build(folder: Path, *records: dict[str, object]) -> ShardIndex:
 
 def talk(*pairs: tuple[str, str]) -> list[dict[str, str]]:
     return [
-        {"from": speaker, "value": text}
-        for pair in pairs
-        for speaker, text in zip(("human", "gpt"), pair, strict=True)
+        {"from": speaker, "value": text} for pair in pairs for speaker, text in zip(("human", "gpt"), pair, strict=True)
     ]
 
 

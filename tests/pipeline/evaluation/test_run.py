@@ -1,7 +1,6 @@
 """Evaluation with the demo's backbones: batching changes nothing, and agrees with the model's own forward pass."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
