@@ -16,6 +16,8 @@ EXIT_CODES = {
     "pipeline.training.loop.NonFiniteError": 5,
     "torch.OutOfMemoryError": 5,
     "jobs.ray_job.JobActiveError": 7,
+    "pipeline.training.lease.RunHeldError": 7,
+    "pipeline.training.lease.LeaseLostError": 7,
     "pipeline.training.loop.StopRequestedError": 143,
     "builtins.KeyboardInterrupt": 130,
     "builtins.FileNotFoundError": 2,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,9 +40,15 @@ class Checkpoint:
 class CheckpointStore:
     """The checkpoints of one run folder."""
 
-    def __init__(self, folder: Path, keep_last: int) -> None:
-        """Use `folder`, keeping the newest `keep_last` checkpoints."""
-        self._folder, self._keep_last = folder, keep_last
+    def __init__(self, folder: Path, keep_last: int, may_commit: Callable[[], None] = lambda: None) -> None:
+        """Use a folder.
+
+        Args:
+            folder: where the checkpoints lie.
+            keep_last: newest checkpoints kept.
+            may_commit: called right before a checkpoint becomes visible; raises to prevent it.
+        """
+        self._folder, self._keep_last, self._may_commit = folder, keep_last, may_commit
 
     def save(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
         """Write a checkpoint; returns its folder once it is durable.
@@ -64,6 +70,7 @@ class CheckpointStore:
                 save_file(dict(group), temporary / f"{name}.safetensors")
             (temporary / _STATE).write_text(json.dumps({**state, "step": step}, indent=1))
             seal(temporary, step)
+            self._may_commit()
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise

@@ -7,17 +7,18 @@ does the shared work.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Console
 
 from pipeline.config import ExperimentConfig, check_resumable, load_config
-from pipeline.loader import BatchSource, iterate_locally
+from pipeline.loader import BatchSource, RankStep, iterate_locally
 from pipeline.model_folder import find_projector
 from pipeline.prepare import prepare_source
 from pipeline.training.distributed import Workers, join_torchrun
+from pipeline.training.lease import hold_run
 from pipeline.training.loop import StopRequestedError
 from pipeline.training.progress import ProgressReporter
 from pipeline.training.worker import WorkerResult, run_worker
@@ -48,6 +49,7 @@ def run_training(config: ExperimentConfig, console: Console | None = None) -> Tr
 
     Raises:
         ConfigError: the config does not fit the run folder, the cluster or the data.
+        RunHeldError: another process is running in the run folder.
         pipeline.errors.DataError: a shard is defective and data.on_bad_shard is `fail`.
     """
     console = console or Console()
@@ -56,10 +58,11 @@ def run_training(config: ExperimentConfig, console: Console | None = None) -> Tr
         return _run_locally(config, join_torchrun(config.cluster.use_gpu), console)
     from pipeline.training import ray_launch  # the local launcher must work where Ray is not installed
 
-    adopt_run_dir(config)
-    ray_launch.connect(config)
-    source = prepare_source(config, console=console, run_map=ray_launch.map_tasks)
-    return _supervise(config, source, console, lambda: ray_launch.run_on_ray(config, source))
+    with hold_run(Path(config.run_dir)) as attempt:
+        adopt_run_dir(config)
+        ray_launch.connect(config)
+        source = prepare_source(config, console=console, run_map=ray_launch.map_tasks)
+        return _supervise(config, source, console, lambda: ray_launch.run_on_ray(config, source, attempt))
 
 
 def adopt_run_dir(config: ExperimentConfig) -> None:
@@ -78,33 +81,32 @@ def adopt_run_dir(config: ExperimentConfig) -> None:
 
 
 def _run_locally(config: ExperimentConfig, workers: Workers, console: Console) -> TrainingResult:
-    if workers.is_first:
+    if not workers.is_first:
+        workers.barrier()  # rank 0 has built the index by then
+        source = prepare_source(config, console=Console(quiet=True))
+        return _describe(config, _train_rank(config, source, workers, attempt=0), None)
+    with hold_run(Path(config.run_dir)) as attempt:
         adopt_run_dir(config)
         source = prepare_source(config, console=console)
-        workers.barrier()  # the others read the index that rank 0 has just built
-    else:
         workers.barrier()
-        source = prepare_source(config, console=Console(quiet=True))
+        return _supervise(config, source, console, lambda: _train_rank(config, source, workers, attempt))
 
-    def train() -> WorkerResult:
-        return run_worker(
-            config,
+
+def _train_rank(config: ExperimentConfig, source: BatchSource, workers: Workers, attempt: int) -> WorkerResult:
+    cluster = config.cluster
+
+    def open_stream(start_step: int) -> Iterator[RankStep]:
+        return iterate_locally(
             source,
-            workers,
-            lambda start_step: iterate_locally(
-                source,
-                start_step=start_step,
-                rank=workers.rank,
-                num_ranks=workers.world_size,
-                num_workers=config.cluster.data_workers,
-                prefetch_steps=config.cluster.prefetch_steps,
-                pin=workers.device.type == "cuda",
-            ),
+            start_step=start_step,
+            rank=workers.rank,
+            num_ranks=workers.world_size,
+            num_workers=cluster.data_workers,
+            prefetch_steps=cluster.prefetch_steps,
+            pin=workers.device.type == "cuda",
         )
 
-    if workers.is_first:
-        return _supervise(config, source, console, train)
-    return _describe(config, train(), None)
+    return run_worker(config, source, workers, open_stream, attempt)
 
 
 def _supervise(

@@ -81,7 +81,7 @@ def start_local_cluster(cluster: ClusterConfig) -> None:
     )
 
 
-def run_on_ray(config: ExperimentConfig, source: BatchSource) -> WorkerResult:
+def run_on_ray(config: ExperimentConfig, source: BatchSource, attempt: int) -> WorkerResult:
     """Train with Ray Train until the run is finished.
 
     Raises:
@@ -93,7 +93,7 @@ def run_on_ray(config: ExperimentConfig, source: BatchSource) -> WorkerResult:
 
     source_ref = ray.put(source)
     trainer = TorchTrainer(
-        _TrainFunction(config, source_ref),
+        _TrainFunction(config, source_ref, attempt),
         torch_config=TorchConfig(backend="nccl" if config.cluster.use_gpu else "gloo", timeout_s=_GROUP_TIMEOUT_S),
         datasets={"train": _OpenDataset(config, source_ref, source.plan.total_steps)},
         dataset_config=data_config(),
@@ -149,6 +149,7 @@ class _TrainFunction:
 
     config: ExperimentConfig
     source: ray.ObjectRef[BatchSource]
+    attempt: int
 
     def __call__(self) -> WorkerResult | Exception:
         import ray.train.torch as ray_torch
@@ -173,7 +174,7 @@ class _TrainFunction:
             )
 
         try:
-            return run_worker(self.config, source, workers, open_stream)
+            return run_worker(self.config, source, workers, open_stream, self.attempt)
         except (ConfigError, NonFiniteError, RejectedBudgetError, LedgerError) as error:
             # Raised on every rank alike, and again after every restart: a value, so that Ray does not retry it.
             return error

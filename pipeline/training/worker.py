@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,9 +23,11 @@ from model.weights import LlavaModel, build_llava, load_llava, set_trainable
 from pipeline.config import ConfigError, ExperimentConfig
 from pipeline.loader import BatchSource, RankStep
 from pipeline.model_folder import MODEL_FOLDER, PROJECTOR_FILE, find_projector, save_model_folder
+from pipeline.training.acceleration import accelerate
 from pipeline.training.batches import prepare_ahead
 from pipeline.training.checkpoint import Checkpoint, CheckpointStore
 from pipeline.training.distributed import Workers
+from pipeline.training.lease import check_lease
 from pipeline.training.loop import TrainingSession, train
 from pipeline.training.manifest import CHECKPOINT_FOLDER
 from pipeline.training.metrics import Ledger, MetricsLog
@@ -51,9 +54,16 @@ class WorkerResult(NamedTuple):
 
 
 def run_worker(
-    config: ExperimentConfig, source: BatchSource, workers: Workers, open_stream: OpenStream
+    config: ExperimentConfig, source: BatchSource, workers: Workers, open_stream: OpenStream, attempt: int
 ) -> WorkerResult:
     """Train this rank's part of the run, from its newest checkpoint if there is one.
+
+    Args:
+        config: the run.
+        source: its data and plan.
+        workers: this rank among the others.
+        open_stream: opens this rank's data.
+        attempt: number under which the launcher holds the run folder.
 
     Raises:
         ConfigError: the checkpoint belongs to another plan.
@@ -67,7 +77,9 @@ def run_worker(
         shard_model(model, workers, _DTYPES[config.training.precision])
     optimizer = build_optimizer(model, config.training)
     run_dir = Path(config.run_dir)
-    store = CheckpointStore(run_dir / CHECKPOINT_FOLDER, config.checkpoint.keep_last)
+    store = CheckpointStore(
+        run_dir / CHECKPOINT_FOLDER, config.checkpoint.keep_last, may_commit=partial(check_lease, run_dir, attempt)
+    )
     checkpoint = store.latest()
     start_step, ledger = 0, Ledger()
     if checkpoint is not None:
@@ -112,9 +124,8 @@ def check_same_plan(checkpoint: Checkpoint, source: BatchSource) -> None:
 def build_model(config: ExperimentConfig, device: torch.device) -> LlavaModel:
     """Put the model of a stage together on `device`, with what the stage trains requiring gradients."""
     parts, training = config.model, config.training
-    frozen_dtype, trained_dtype = _DTYPES[training.precision], _DTYPES[training.master_dtype]
     # What is trained must not pass through a narrower type on its way from the checkpoint.
-    load_dtype = frozen_dtype if config.stage == "pretrain" else trained_dtype
+    load_dtype = _DTYPES[training.precision if config.stage == "pretrain" else training.master_dtype]
     if parts.vision_tower is None:
         model = load_llava(parts.language_model, dtype=load_dtype, attention=parts.attention)
     else:
@@ -128,11 +139,16 @@ def build_model(config: ExperimentConfig, device: torch.device) -> LlavaModel:
             dtype=load_dtype,
             attention=parts.attention,
         )
+    return set_up_stage(model, config, device)
+
+
+def set_up_stage(model: LlavaModel, config: ExperimentConfig, device: torch.device) -> LlavaModel:
+    """Choose what learns, in which type, and how layers run, in place; returns the model on `device`, to be trained."""
+    frozen_dtype, trained_dtype = _DTYPES[config.training.precision], _DTYPES[config.training.master_dtype]
     set_trainable(model, config.stage)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(trained_dtype if parameter.requires_grad else frozen_dtype)
-    if training.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+    accelerate(model, config.training)
     nn.Module.to(model, device)
     nn.Module.train(model)
     return model

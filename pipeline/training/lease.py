@@ -1,0 +1,82 @@
+"""One writer per run folder: a lock that dies with its holder, and an attempt number that fences off survivors.
+
+The launcher holds a file lock for as long as it lives. Each holder gets a higher attempt number; a worker that outlives
+its launcher finds a newer number in the folder before it commits a checkpoint, and may not. Method: fencing tokens,
+Kleppmann, "Designing Data-Intensive Applications", 2017, chapter 8.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+_LOCK = "lease.lock"
+_HOLDER = "lease.json"
+
+
+class RunHeldError(RuntimeError):
+    """Another process is running in this run folder."""
+
+
+class LeaseLostError(RuntimeError):
+    """A newer attempt has taken the run folder over; this one must not write to it any more."""
+
+
+@contextmanager
+def hold_run(run_dir: Path) -> Iterator[int]:
+    """Hold the run folder for the length of the block; yields the attempt number, 1 for the first.
+
+    Raises:
+        RunHeldError: another process holds it; names host, process id and since when.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(run_dir / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunHeldError(_describe(run_dir)) from error
+        attempt = read_holder(run_dir).get("attempt", 0) + 1
+        holder = {"attempt": attempt, "host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
+        temporary = run_dir / f".{_HOLDER}.{os.getpid()}"
+        temporary.write_text(json.dumps(holder))
+        temporary.replace(run_dir / _HOLDER)
+        yield attempt
+    finally:
+        os.close(descriptor)
+
+
+def check_lease(run_dir: Path, attempt: int) -> None:
+    """Verify that no newer attempt has taken the run folder.
+
+    Raises:
+        LeaseLostError: one has.
+    """
+    current = read_holder(run_dir).get("attempt", 0)
+    if current != attempt:
+        raise LeaseLostError(
+            f"run folder {run_dir}: attempt {current} has taken over, this is attempt {attempt}; nothing is written"
+        )
+
+
+def read_holder(run_dir: Path) -> dict[str, Any]:
+    """Return who holds, or last held, a run folder; empty when nobody ever did."""
+    path = run_dir / _HOLDER
+    holder: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return holder
+
+
+def _describe(run_dir: Path) -> str:
+    holder = read_holder(run_dir)
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.get("since", 0)))
+    return (
+        f"run folder {run_dir} is held by process {holder.get('pid')} on {holder.get('host')} since {since} (attempt "
+        f"{holder.get('attempt')}); stop that run, or choose another run_dir"
+    )

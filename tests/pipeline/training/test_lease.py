@@ -1,0 +1,51 @@
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.training.checkpoint import CheckpointStore
+from pipeline.training.lease import LeaseLostError, RunHeldError, check_lease, hold_run, read_holder
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from pipeline.training.lease import hold_run
+with hold_run(Path(sys.argv[1])) as attempt:
+    print(attempt, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_hold_run_second_process_is_refused_naming_the_holder_until_it_dies(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "1\n"
+    with pytest.raises(RunHeldError, match=rf"held by process {process.pid} on .* \(attempt 1\)"), hold_run(tmp_path):
+        pass
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    with hold_run(tmp_path) as attempt:
+        assert attempt == 2
+    process.stdout.close()
+
+
+def test_hold_run_each_holder_gets_a_higher_attempt_number(tmp_path: Path) -> None:
+    attempts = []
+    for _ in range(3):
+        with hold_run(tmp_path) as attempt:
+            attempts.append(attempt)
+    assert attempts == [1, 2, 3]
+    assert read_holder(tmp_path)["attempt"] == 3
+
+
+def test_checkpoint_of_a_survivor_is_refused_once_a_newer_attempt_holds_the_run(tmp_path: Path) -> None:
+    with hold_run(tmp_path) as old:
+        survivor = CheckpointStore(tmp_path / "checkpoints", 2, may_commit=lambda: check_lease(tmp_path, old))
+        survivor.save(3, {"model": {"weight": torch.ones(5)}}, {})
+    with hold_run(tmp_path):
+        with pytest.raises(LeaseLostError, match="attempt 2 has taken over, this is attempt 1"):
+            survivor.save(7, {"model": {"weight": torch.zeros(5)}}, {})
+        assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000003"]
