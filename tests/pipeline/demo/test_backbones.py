@@ -33,7 +33,7 @@ def test_cell_words_describe_things_and_empty_cells(tokenizer: PreTrainedTokeniz
     words = cell_words(find_word_ids(tokenizer), scene)
     thing = scene.things[0]
     cell = words[thing.row * GRID + thing.column]
-    assert [tokenizer.decode([token]).strip() for token in cell[:2]] == [thing.color, thing.shape]
+    assert tokenizer.decode(cell[:2]) == f" {thing.color} {thing.shape}"
     empty = find_word_ids(tokenizer)[EMPTY]
     assert int((words[:, 0] == empty).sum()) == GRID * GRID - len(scene.things)
 

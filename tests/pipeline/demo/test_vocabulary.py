@@ -32,9 +32,9 @@ def test_any_text_survives_encoding_and_decoding(committed: PreTrainedTokenizerB
     assert committed.decode(committed(text, add_special_tokens=False).input_ids) == text
 
 
-def test_find_word_ids_without_the_words_lists_them() -> None:
+def test_find_word_ids_without_the_words_lists_them(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = build_tokenizer()
-    without = tokenizer.get_vocab()
-    tokenizer.get_vocab = lambda: {k: v for k, v in without.items() if k not in ("\u2581star", "\u2581left")}
+    pieces = {k: v for k, v in tokenizer.get_vocab().items() if k not in ("\u2581star", "\u2581left")}
+    monkeypatch.setattr(tokenizer, "get_vocab", lambda: pieces)
     with pytest.raises(ValueError, match="no single token for left, star"):
         find_word_ids(tokenizer)

@@ -81,7 +81,7 @@ def test_evaluate_loss_and_answers_equal_the_models_forward_pass_sample_by_sampl
             [label.repeat(36 if token == -200 else 1) for token, label in zip(ids[0], labels[0], strict=True)]
         )
         starts = (fused_labels[1:] >= 0) & (fused_labels[:-1] < 0)
-        first_words += [tokenizer.decode(token).strip() for token in output.logits[0, :-1][starts].argmax(-1)]
+        first_words += [str(tokenizer.decode(token)).strip() for token in output.logits[0, :-1][starts].argmax(-1)]
     assert evaluation.num_targets == count
     assert math.isclose(evaluation.loss, total / count, rel_tol=1e-4)
     given = [answer.given for answer in evaluation.answers]
