@@ -101,13 +101,13 @@ class TrainingConfig(Section):
     precision: Annotated[Literal["float32", "bfloat16"], Fixed] = "float32"
     """Arithmetic of forward and backward; bfloat16 keeps frozen weights in bfloat16 too."""
     master_dtype: Annotated[Literal["float32", "bfloat16"], Fixed] = "float32"
-    """Storage type of what learns and of its optimizer state; bfloat16 halves memory and loses small updates."""
+    """Storage type of what learns and of its optimizer state; bfloat16 halves memory and rounds stochastically."""
     sharding: Annotated[Literal["none", "fsdp"], Free] = "none"
     """`none` replicates the model on each worker; `fsdp` shards parameters, gradients and optimizer state (FSDP2)."""
-    gradient_checkpointing: Annotated[bool, Free] = False
-    """Recompute decoder activations in backward instead of storing them."""
+    gradient_checkpointing: Annotated[bool | Literal["selective"], Free] = False
+    """Recompute decoder activations in backward: true all of a layer, `selective` all but matrix products."""
     compile: Annotated[bool, Free] = False
-    """torch.compile the decoder layers."""
+    """torch.compile the layers of decoder and tower; CUDA with `varlen` attention gains, others break the graph."""
 
 
 class CheckpointConfig(Section):

@@ -8,8 +8,11 @@ import torch
 from torch import nn
 
 from pipeline.config import TrainingConfig
+from pipeline.training.stochastic_adamw import StochasticAdamW
 
 _PROJECTOR_MARKS = ("mm_projector", "image_newline")
+_BETAS = (0.9, 0.999)
+_EPS = 1e-8
 
 
 def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
@@ -17,6 +20,7 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Ada
 
     Groups are {decay, no decay} x {base, projector} as in LLaVA's `llava_trainer.py`; biases and the weights of
     normalisation layers, RMSNorm included, are exempt from weight decay. Each group carries its peak rate as `peak_lr`.
+    Parameters stored in bfloat16 get the stochastically rounded variant, see `StochasticAdamW`.
 
     Raises:
         ValueError: nothing requires gradients.
@@ -30,20 +34,18 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Ada
     if not groups:
         raise ValueError("no parameter requires gradients; the stage selected nothing to train")
     projector_lr = config.mm_projector_lr or config.learning_rate
-    return torch.optim.AdamW(
-        [
-            {
-                "params": parameters,
-                "peak_lr": projector_lr if is_projector else config.learning_rate,
-                "weight_decay": 0.0 if is_exempt else config.weight_decay,
-            }
-            for (is_projector, is_exempt), parameters in sorted(groups.items())
-        ],
-        lr=config.learning_rate,
-        betas=(0.9, 0.999),
-        eps=1e-8,
-        fused=next(model.parameters()).is_cuda,
-    )
+    described = [
+        {
+            "params": parameters,
+            "peak_lr": projector_lr if is_projector else config.learning_rate,
+            "weight_decay": 0.0 if is_exempt else config.weight_decay,
+        }
+        for (is_projector, is_exempt), parameters in sorted(groups.items())
+    ]
+    if config.master_dtype == "bfloat16":
+        return StochasticAdamW(described, lr=config.learning_rate, betas=_BETAS, eps=_EPS, compiled=config.compile)
+    is_cuda = next(model.parameters()).is_cuda
+    return torch.optim.AdamW(described, lr=config.learning_rate, betas=_BETAS, eps=_EPS, fused=is_cuda)
 
 
 def _exempt_from_decay(model: nn.Module) -> set[str]:
