@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import signal
 import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from pipeline.config import ConfigError, load_config
+from pipeline.prepare import prepare_source
+from pipeline.training.checkpoint import CheckpointStore
 from pipeline.training.launch import run_training
+from pipeline.training.loop import NonFiniteError
 from tests.integration.conftest import WriteConfig
 from tests.integration.runs import assert_same_run, losses, run, start, weights
 
@@ -117,3 +123,37 @@ def test_two_sharded_ranks_train_like_one_and_resume_unsharded(
     run_training(load_config(path))
     assert [step for step, _ in losses(run_dir)] == [4, 5, 6]
     assert [loss for _, loss in losses(run_dir)] == pytest.approx(whole[4:], rel=2e-4)
+
+
+def test_sample_damaged_after_indexing_is_quarantined_counted_and_never_replaced(
+    write_config: WriteConfig, tmp_path: Path
+) -> None:
+    config = load_config(write_config("run"))
+    shard = Path(shutil.copy(config.data.shards[0], tmp_path / "copy.tar"))
+    config = load_config(write_config("run"), [f"data.shards=[{shard}]"])
+    source = prepare_source(config.with_absolute_paths(), console=Console(quiet=True))
+    member = source.index.samples["members"][29].as_py()[0]
+    stat = shard.stat()
+    with shard.open("r+b") as file:
+        file.seek(member["offset"] + member["size"] - 9)
+        file.write(b"\x00\xff\x00\xff")
+    os.utime(shard, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # so that the index takes the shard for unchanged
+    metrics = run_training(config).metrics
+    lines = [json.loads(line) for line in (tmp_path / "run/quarantine/rank-00000.jsonl").read_text().splitlines()]
+    assert {(entry["sample_id"], entry["reason"]) for entry in lines} == {(29, "content_hash_mismatch")}
+    assert metrics["data/quarantined/content_hash_mismatch"] == metrics["data/samples_quarantined"] == len(lines)
+    assert metrics["data/samples_trained"] + metrics["data/samples_quarantined"] == source.plan.num_planned(7)
+
+
+def test_loss_that_is_not_finite_stops_before_the_update_and_names_the_samples(
+    write_config: WriteConfig, tmp_path: Path
+) -> None:
+    config = load_config(
+        write_config("run", "finetune"), ["training.learning_rate=1.0e+30", "checkpoint.every_steps=1"]
+    )
+    with pytest.raises(NonFiniteError, match=r"step \d: loss (nan|inf).* nothing was updated. Samples of the step: \["):
+        run_training(config)
+    checkpoint = CheckpointStore(tmp_path / "run" / "checkpoints", keep_last=2).latest()
+    assert checkpoint is not None
+    assert checkpoint.step == len(losses(tmp_path / "run"))
+    assert all(bool(tensor.isfinite().all()) for tensor in checkpoint.tensors("model").values())

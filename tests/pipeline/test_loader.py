@@ -1,0 +1,94 @@
+"""Rank-steps built from real shards: content, transport, verification, rejected samples."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from pipeline.config import load_config
+from pipeline.loader import (
+    BatchSource,
+    PlanMismatchError,
+    build_rank_step,
+    from_bytes,
+    iterate_locally,
+    to_bytes,
+    verify,
+)
+from pipeline.prepare import prepare_source
+from pipeline.samples.read import read_sample
+from tests.integration.conftest import WriteConfig
+
+
+@pytest.fixture
+def source(write_config: WriteConfig) -> BatchSource:
+    return prepare_source(load_config(write_config("run", "finetune")), console=Console(quiet=True))
+
+
+def test_build_rank_step_lays_samples_out_in_plan_order(source: BatchSource) -> None:
+    plan = source.plan.split(1, 3)[2]
+    rank_step = build_rank_step(source, plan)
+    ids = [sample_id for batch in plan.micro_batches for sample_id in batch]
+    encoded = [source.encoder.encode(read_sample(source.index, sample_id)) for sample_id in ids]
+    assert rank_step.sample_ids.tolist() == ids
+    assert rank_step.batch_sizes.tolist() == [len(batch) for batch in plan.micro_batches]
+    assert rank_step.input_ids.tolist() == np.concatenate([sample.input_ids for sample in encoded]).tolist()
+    assert rank_step.labels.tolist() == np.concatenate([sample.labels for sample in encoded]).tolist()
+    assert torch.equal(rank_step.pixels, torch.from_numpy(np.concatenate([sample.pixels for sample in encoded])))
+    assert rank_step.num_images.tolist() == [len(sample.pixels) for sample in encoded]
+    assert rank_step.rejected == ()
+
+
+def test_from_bytes_returns_what_to_bytes_was_given(source: BatchSource) -> None:
+    before = build_rank_step(source, source.plan.split(0, 2)[1])
+    after = from_bytes(to_bytes(before))
+    for name, ours, theirs in zip(before._fields, before, after, strict=True):
+        same = torch.equal(ours, theirs) if isinstance(ours, torch.Tensor) else ours == theirs
+        assert same, name
+
+
+def test_verify_row_of_another_step_or_rank_stops_with_both_sides(source: BatchSource) -> None:
+    expected = source.plan.split(1, 2)[0]
+    rank_step = build_rank_step(source, expected)
+    assert verify(rank_step, expected) is rank_step
+    for other in (source.plan.split(1, 2)[1], source.plan.split(0, 2)[0]):
+        with pytest.raises(PlanMismatchError, match=r"expected \(step, rank, checksum\) .* but received"):
+            verify(rank_step, other)
+
+
+def test_build_rank_step_sample_changed_since_the_index_keeps_its_place_as_rejected(
+    source: BatchSource, tmp_path: Path
+) -> None:
+    plan = source.plan.split(0, 1)[0]
+    victim = plan.micro_batches[0][1]
+    member = source.index.samples["members"][victim].as_py()[0]
+    shard = Path(source.index.shards[source.index.samples["shard"][victim].as_py()].url)
+    intact = shard.read_bytes()
+    try:
+        with shard.open("r+b") as file:
+            file.seek(member["offset"] + member["size"] // 2)
+            file.write(b"\x00\xff\x00\xff")
+        rank_step = build_rank_step(source, plan)
+    finally:
+        shard.write_bytes(intact)
+    assert [(entry.sample_id, entry.reason) for entry in rank_step.rejected] == [(victim, "content_hash_mismatch")]
+    assert shard.name in rank_step.rejected[0].detail
+    position = rank_step.sample_ids.tolist().index(victim)
+    assert rank_step.text_lengths.tolist()[position] == 0
+    assert len(rank_step.sample_ids) == sum(len(batch) for batch in plan.micro_batches)
+    assert int(rank_step.text_lengths.sum()) == len(rank_step.input_ids)
+
+
+def test_iterate_locally_from_a_later_step_yields_the_same_rank_steps(source: BatchSource) -> None:
+    def steps(start: int, workers: int) -> list[tuple[int, list[int]]]:
+        stream = iterate_locally(
+            source, start_step=start, rank=1, num_ranks=2, num_workers=workers, prefetch_steps=1, pin=False
+        )
+        return [(rank_step.step, rank_step.sample_ids.tolist()) for rank_step in stream]
+
+    whole = steps(0, 0)
+    assert [step for step, _ in whole] == list(range(source.plan.total_steps))
+    assert steps(4, 0) == whole[4:]
+    assert steps(0, 1) == whole
