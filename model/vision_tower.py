@@ -32,6 +32,9 @@ class TowerSpec(NamedTuple):
 class ClipVisionTower(nn.Module):
     """CLIP image encoder. `vision_tower` exists as a sub-module once `build` or `load_model` was called."""
 
+    num_class_tokens = 1
+    """Leading hidden states that stand for no patch."""
+
     def __init__(self, spec: TowerSpec, config: CLIPVisionConfig):
         super().__init__()
         if spec.select_feature not in ("patch", "cls_patch"):

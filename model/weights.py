@@ -20,6 +20,7 @@ __all__ = [
     "build_llava",
     "load_llava",
     "load_projector",
+    "load_weights",
     "read_llava_config",
     "save_llava",
     "save_projector",
@@ -63,7 +64,7 @@ def build_llava(
     values = read_checkpoint_config(language_model, "language model")
     backbone = backbone_of_language_model(values, language_model)
     config = backbone.config_class.from_dict({**values, "model_type": backbone.config_class.model_type})
-    model = _from_pretrained(backbone, language_model, config, dtype)
+    model = load_weights(backbone, language_model, config, dtype)
     model.get_model().initialize_vision_modules(
         SimpleNamespace(
             vision_tower=vision_tower,
@@ -89,12 +90,38 @@ def load_llava(path: str | Path, dtype: torch.dtype = torch.float32, attention: 
         ValueError: the folder is missing, is no LLaVA model, or lacks tensors; all are named.
     """
     backbone, config = _read_llava(str(path))
-    model = _from_pretrained(backbone, str(path), config, dtype)
+    model = load_weights(backbone, str(path), config, dtype)
     tower = _tower(model)
     tower.load_model(dtype)
     tower.set_frozen(True)
     if model.packs_rows:
         enable_packed_attention(model, attention)
+    return model
+
+
+def load_weights(
+    backbone: Backbone,
+    name: str | None,
+    config: PretrainedConfig,
+    dtype: torch.dtype,
+    state: dict[str, Tensor] | None = None,
+) -> LlavaModel:
+    """Make a model with the weights of a folder or hub id, or with `state` when there is no name.
+
+    Raises:
+        ValueError: tensors are missing or misshaped; all are named.
+    """
+    loaded: Any = backbone.model_class.from_pretrained(
+        cast(str, name), config=config, dtype=dtype, state_dict=state, output_loading_info=True
+    )
+    model, info = cast(tuple[LlavaModel, dict[str, Any]], loaded)
+    missing = sorted(info["missing_keys"])
+    misshaped = sorted(str(entry) for entry in info["mismatched_keys"])
+    if missing or misshaped:
+        where = name or config.mm_vision_tower
+        raise ValueError(
+            f"{where} does not fit {backbone.model_class.__name__}: missing {missing}, misshaped {misshaped}"
+        )
     return model
 
 
@@ -156,15 +183,3 @@ def _read_llava(path: str) -> tuple[Backbone, PretrainedConfig]:
             "a language model alone is joined with a tower by build_llava"
         )
     return backbone, backbone.config_class.from_dict({**values, "model_type": backbone.config_class.model_type})
-
-
-def _from_pretrained(backbone: Backbone, name: str, config: PretrainedConfig, dtype: torch.dtype) -> LlavaModel:
-    loaded: Any = backbone.model_class.from_pretrained(name, config=config, dtype=dtype, output_loading_info=True)
-    model, info = cast(tuple[LlavaModel, dict[str, Any]], loaded)
-    missing = sorted(info["missing_keys"])
-    misshaped = sorted(str(entry) for entry in info["mismatched_keys"])
-    if missing or misshaped:
-        raise ValueError(
-            f"{name} does not fit {backbone.model_class.__name__}: missing {missing}, misshaped {misshaped}"
-        )
-    return model

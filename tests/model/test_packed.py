@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
@@ -69,6 +69,7 @@ def test_pack_bad_input_names_sample_and_counts(
         pack_samples(rows, features)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_pack_random_samples_equals_token_by_token_reference(data: st.DataObject) -> None:
     token = st.one_of(st.integers(0, 50), st.just(X))
