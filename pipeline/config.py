@@ -15,6 +15,10 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+TemplateName = Literal[
+    "plain", "v0", "v1", "llama_2", "llama_3", "mistral_instruct", "mpt", "chatml", "qwen", "gemma", "phi"
+]
+
 
 class OnResume(enum.Enum):
     """What a resumed run does when a field differs from the value it was started with."""
@@ -40,8 +44,8 @@ class DataConfig(Section):
     """Shard paths or URLs (file, s3, gs); globs, `{000000..000007}` ranges and folders of *.tar are expanded."""
     index_dir: Annotated[str | None, Free] = None
     """Folder of the Parquet index; null puts it under the run folder."""
-    template: Annotated[Literal["plain", "v1"], Fixed] = "v1"
-    """Conversation template: `plain` for projector pretraining on captions, `v1` (Vicuna) for instructions."""
+    template: Annotated[TemplateName, Fixed] = "v1"
+    """Conversation template: `plain` for projector pretraining on captions; for instructions the language model's."""
     image_aspect_ratio: Annotated[Literal["pad", "crop"], Fixed] = "pad"
     """`pad` keeps the whole image on a square of the mean colour; `crop` resizes the short edge and cuts the rest."""
     max_length: Annotated[int, Fixed, Field(gt=1)] = 2048

@@ -23,8 +23,9 @@ from transformers import PreTrainedTokenizerBase
 from model.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from pipeline.demo.samples import Split, caption_sample, conversation_sample
 from pipeline.demo.scenes import COLORS, GRID, SHAPES, Scene, region_words
-from pipeline.samples.conversation import get_template, render
+from pipeline.samples.conversation import render
 from pipeline.samples.schema import conversation_from_turns
+from pipeline.samples.templates import get_template
 from pipeline.samples.text_tokenizer import TextTokenizer
 from pipeline.samples.tokenization import encode_text
 

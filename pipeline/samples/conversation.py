@@ -1,7 +1,7 @@
-"""Conversations and templates: from turns to a prompt in pieces, each marked as learnt from or not.
+"""Conversations: from turns and a template to a prompt in pieces, each marked as learnt from or not.
 
-A template is data; `render` is a pure function. Because every piece knows whether it is supervised, label masks never
-have to be recovered by tokenizing a finished prompt a second time. Templates follow LLaVA's `plain` and Vicuna `v1`.
+`render` is a pure function. Because every piece knows whether it is supervised, label masks never have to be recovered
+by tokenizing a finished prompt a second time. Templates are data, in `templates`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from model.constants import DEFAULT_IMAGE_TOKEN
+from pipeline.samples.templates import Template
 
 Role = Literal["system", "user", "assistant"]
 
@@ -54,74 +55,6 @@ class Span(NamedTuple):
     """Empty for an image."""
     supervised: bool
     """Whether the model learns to produce it."""
-
-
-@dataclass(frozen=True)
-class Template:
-    """How turns become a prompt. Every string is literal."""
-
-    name: str
-    system: str = ""
-    """System text of conversations that bring none."""
-    before_system: str = ""
-    after_system: str = ""
-    system_inside_user: bool = False
-    """The system text follows `before_user` of the first user turn instead of preceding it."""
-    before_user: str = ""
-    after_user: str = ""
-    before_assistant: str = ""
-    """Ends without the space before an answer: the space is part of the answer's first token."""
-    answer_prefix: str = ""
-    """Learnt together with the answer."""
-    answer_suffix: str = ""
-    """Learnt text after the answer."""
-    end_of_answer: str = ""
-    """Learnt control token after the answer."""
-    after_answer: str = ""
-    """Not learnt; follows every answer."""
-    before_next_user: str = ""
-    """Precedes every user turn but the first."""
-    control_tokens: tuple[str, ...] = ()
-    """Further control tokens that occur in the strings above."""
-    keeps_user_text: bool = True
-    """False discards what the user says and keeps the images, as projector pretraining does."""
-
-    @property
-    def controls(self) -> set[str]:
-        """All control tokens of the template."""
-        return {token for token in (*self.control_tokens, self.end_of_answer) if token}
-
-
-TEMPLATES: dict[str, Template] = {
-    template.name: template
-    for template in (
-        Template(name="plain", answer_suffix="\n", keeps_user_text=False),
-        Template(
-            name="v1",
-            system=(
-                "A chat between a curious user and an artificial intelligence assistant. "
-                "The assistant gives helpful, detailed, and polite answers to the user's questions."
-            ),
-            after_system=" ",
-            before_user="USER: ",
-            after_user=" ",
-            before_assistant="ASSISTANT:",
-            answer_prefix=" ",
-            end_of_answer="</s>",
-        ),
-    )
-}
-
-
-def get_template(name: str) -> Template:
-    """Return a registered template.
-
-    Raises:
-        ValueError: unknown name.
-    """
-    if name not in TEMPLATES:
-        raise ValueError(f"unknown conversation template {name!r}; known ones: {', '.join(sorted(TEMPLATES))}")
-    return TEMPLATES[name]
 
 
 def split_placeholders(text: str) -> tuple[Part, ...]:

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from pipeline.errors import DataError
-from pipeline.samples.conversation import Conversation, Template, get_template, render, render_prompt
+from pipeline.samples.conversation import Conversation, render, render_prompt
 from pipeline.samples.fit import ImageSpec, fit_image
 from pipeline.samples.image import ImageLimits, Pixels, decode_image
 from pipeline.samples.schema import Sample
+from pipeline.samples.templates import Template, get_template
 from pipeline.samples.text_tokenizer import Ids, TextTokenizer
 from pipeline.samples.tokenization import EncodedText, encode_prompt, encode_text
 

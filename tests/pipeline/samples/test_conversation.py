@@ -5,35 +5,17 @@ from __future__ import annotations
 import pytest
 
 from pipeline.samples.conversation import (
-    TEMPLATES,
     Conversation,
     Image,
     Part,
     Span,
-    Template,
     Turn,
-    get_template,
     place_images,
     render,
     render_prompt,
     split_placeholders,
 )
-
-LLAMA_2 = Template(
-    name="llama_2",
-    system="S",
-    before_system="<<SYS>>\n",
-    after_system="\n<</SYS>>\n\n",
-    system_inside_user=True,
-    before_user="[INST] ",
-    after_user=" ",
-    before_assistant="[/INST]",
-    answer_prefix=" ",
-    answer_suffix=" ",
-    end_of_answer="</s>",
-    before_next_user="<s>",
-    control_tokens=("<s>",),
-)
+from pipeline.samples.templates import TEMPLATES
 
 
 def talk(*texts: str | tuple[Part, ...]) -> Conversation:
@@ -119,24 +101,11 @@ def test_text_that_looks_like_a_control_token_stays_text() -> None:
     assert Span("text", " a</s>b", True) in spans
 
 
-def test_a_further_template_is_one_entry_of_data() -> None:
-    spans = render(talk("q", "a", "r", "b"), LLAMA_2)
-    assert written(spans) == "[INST] <<SYS>>\nS\n<</SYS>>\n\nq [/INST] a </s><s>[INST] r [/INST] b </s>"
-    assert [span.text for span in spans if span.supervised] == [" a ", "</s>", " b ", "</s>"]
-    assert [span.text for span in spans if span.kind == "special"] == ["</s>", "<s>", "</s>"]
-    assert LLAMA_2.controls == {"<s>", "</s>"}
-
-
 def test_render_prompt_ends_where_the_answer_begins() -> None:
     spans = render_prompt(talk("q", "a", "r"), TEMPLATES["v1"])
     assert written(spans).endswith("ASSISTANT: a</s>USER: r ASSISTANT:")
     with pytest.raises(ValueError, match="ends with the user's turn"):
         render_prompt(talk("q", "a"), TEMPLATES["v1"])
-
-
-def test_get_template_of_unknown_name_lists_the_known() -> None:
-    with pytest.raises(ValueError, match="known ones: plain, v1"):
-        get_template("vicuna")
 
 
 def test_conversation_counts_images_of_all_turns() -> None:

@@ -16,7 +16,8 @@ from transformers import PreTrainedTokenizerFast
 
 from model.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from pipeline.errors import DataError, Reason
-from pipeline.samples.conversation import Conversation, Image, Span, Template, Turn, get_template, render, render_prompt
+from pipeline.samples.conversation import Conversation, Image, Span, Turn, render, render_prompt
+from pipeline.samples.templates import Template, get_template
 from pipeline.samples.text_tokenizer import TextTokenizer
 from pipeline.samples.tokenization import EncodedText, encode_prompt, encode_text
 from tests.pipeline.samples.toy_tokenizers import SENTENCEPIECE, TokenizerKind, build_tokenizer
