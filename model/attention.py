@@ -65,7 +65,7 @@ def enable_packed_attention(model: PreTrainedModel, kernel: AttentionKernel = "a
     if kernel == "flash_attention_2" and not _has_flash_attn():
         raise ValueError("attention kernel 'flash_attention_2' needs the flash-attn package; install it or use 'auto'")
     for name in get_args(AttentionKernel):
-        AttentionInterface.register(_PREFIX + name, _attention_forward)
+        AttentionInterface.register(_PREFIX + name, attention_forward)
         AttentionMaskInterface.register(_PREFIX + name, sdpa_mask)
     model.set_attn_implementation(_PREFIX + kernel)
 
@@ -161,7 +161,7 @@ _KERNELS: Final[dict[ChosenKernel, Kernel]] = {
 }
 
 
-def _attention_forward(
+def attention_forward(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
