@@ -23,9 +23,9 @@ def test_reporter_in_a_log_prints_plain_lines_of_new_steps_only(tmp_path: Path) 
     path = tmp_path / "metrics.jsonl"
     path.write_text(line(0) + line(1))
     output = io.StringIO()
-    with ProgressReporter(path, name="tiny", total_steps=4, console=Console(file=output, width=300)):
-        with path.open("a") as file:
-            file.write(line(2) + line(3) + '{"step": 4, "ti')
+    reporter = ProgressReporter(path, name="tiny", total_steps=4, console=Console(file=output, width=300))
+    with reporter, path.open("a") as file:
+        file.write(line(2) + line(3) + '{"step": 4, "ti')
     text = output.getvalue()
     assert "step 1/4" not in text
     assert "step 2/4" not in text
