@@ -23,7 +23,7 @@ from model.llava_config import LlavaFields
 from model.weights import LlavaModel
 
 _PROJECTOR_TYPE: Final = "mlp2x_gelu"
-_TOWER_TYPES: Final = ("clip_vision_model",)
+_TOWER_TYPES: Final = ("clip_vision_model", "siglip_vision_model")
 _ROW_MULTIPLE: Final = 64
 """Embedding tables grow to a multiple of this, which matrix kernels like and published checkpoints do."""
 
@@ -163,7 +163,7 @@ def _write_processor(
         target / "processor_config.json",
         {
             "processor_class": "LlavaProcessor",
-            "patch_size": tower.config.patch_size,
+            "patch_size": tower.patch_size,
             "vision_feature_select_strategy": _strategy(tower),
             "num_additional_image_tokens": tower.num_class_tokens,
             "image_token": DEFAULT_IMAGE_TOKEN,

@@ -11,6 +11,7 @@ from model.attention import AttentionKernel, enable_packed_attention
 from model.backbones import Backbone, backbone_of_language_model
 from model.hf_names import imported_name
 from model.pixels import read_pixel_stats
+from model.tower_kinds import TOWER_KINDS, read_tower_config
 from model.vision_tower import read_checkpoint_config
 from model.weights import LlavaModel, load_weights
 
@@ -47,19 +48,21 @@ def _config_of(values: dict[str, Any], path: Path) -> tuple[Backbone, Any]:
     text, vision = values["text_config"], values["vision_config"]
     backbone = backbone_of_language_model({"model_type": "llama", **text}, f"{path} (text_config)")
     stats = read_pixel_stats(str(path))
+    layers = values.get("vision_feature_layer", -2)
     keeps_all = values.get("vision_feature_select_strategy", "default") == "full"
-    has_class_token = vision.get("model_type", "clip_vision_model") == "clip_vision_model"
+    tower = read_tower_config({"model_type": "clip_vision_model", **vision}, f"{path} (vision_config)")
+    has_class_token = TOWER_KINDS[tower.model_type].num_class_tokens > 0
     fields = {
         "model_type": backbone.config_class.model_type,
         "architectures": [backbone.model_class.__name__],
         "tie_word_embeddings": values.get("tie_word_embeddings", False),
         "use_mm_proj": True,
         "mm_projector_type": "mlp2x_gelu",
-        "mm_hidden_size": vision["hidden_size"],
+        "mm_hidden_size": tower.hidden_size * (1 if isinstance(layers, int) else len(layers)),
         "mm_vision_tower": str(path),
-        "mm_vision_config": {"model_type": "clip_vision_model", **vision},
+        "mm_vision_config": tower.to_dict(),
         "mm_vision_weights": "checkpoint",
-        "mm_vision_select_layer": values.get("vision_feature_layer", -2),
+        "mm_vision_select_layer": layers,
         "mm_vision_select_feature": "cls_patch" if keeps_all and has_class_token else "patch",
         "mm_image_mean": None if stats is None else list(stats.mean),
         "mm_image_std": None if stats is None else list(stats.std),

@@ -32,7 +32,7 @@ from model.packed import PackedBatch
 from model.packed_decoder import decode_packed, sum_loss
 from model.pixels import normalize_pixels, pixel_stats_of
 from model.vision_tokens import VisionTokenArgs, add_vision_tokens
-from model.vision_tower import ClipVisionTower
+from model.vision_tower import VisionTower
 
 __all__ = ["LlavaForCausalLM", "LlavaMetaForCausalLM", "LlavaMetaModel"]
 
@@ -57,7 +57,7 @@ class LlavaMetaForCausalLM(_LanguageModel, metaclass=ABCMeta):
     def get_model(self) -> Any:
         """Return the decoder body, a `LlavaMetaModel` with `embed_tokens` and `layers`."""
 
-    def get_vision_tower(self) -> ClipVisionTower | None:
+    def get_vision_tower(self) -> VisionTower | None:
         """Return the tower, or None when the model has none."""
         return cast(LlavaMetaModel, self.get_model()).get_vision_tower()
 

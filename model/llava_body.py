@@ -11,7 +11,7 @@ from transformers import PretrainedConfig
 from model.adapter import load_projector
 from model.pixels import read_pixel_stats
 from model.projector import build_vision_projector
-from model.vision_tower import ClipVisionTower, build_vision_tower
+from model.vision_tower import VisionTower, build_vision_tower
 
 
 class LlavaMetaModel:
@@ -25,10 +25,10 @@ class LlavaMetaModel:
             tower = build_vision_tower(config, delay_load=True)
             if hasattr(config, "mm_vision_weights") and config.mm_vision_weights == "checkpoint":
                 tower.build()
-            self.vision_tower: ClipVisionTower | list[ClipVisionTower] = tower
+            self.vision_tower: VisionTower | list[VisionTower] = tower
             self.mm_projector = build_vision_projector(cast(Any, config))
 
-    def get_vision_tower(self) -> ClipVisionTower | None:
+    def get_vision_tower(self) -> VisionTower | None:
         """Return the tower, or None when the model has none yet."""
         if not hasattr(self, "vision_tower"):
             return None
@@ -64,18 +64,19 @@ class LlavaMetaModel:
         if model_args.pretrain_mm_mlp_adapter:
             load_projector(self.mm_projector, model_args.pretrain_mm_mlp_adapter)
 
-    def _place_tower(self, tower: ClipVisionTower, in_list: bool) -> None:
+    def _place_tower(self, tower: VisionTower, in_list: bool) -> None:
         if hasattr(self, "vision_tower"):
             del self.vision_tower  # nn.Module refuses to replace a registered module by a list
         self.vision_tower = [tower] if in_list else tower
 
-    def _describe_in_config(self, tower: ClipVisionTower, projector_type: str, in_list: bool) -> None:
+    def _describe_in_config(self, tower: VisionTower, projector_type: str, in_list: bool) -> None:
         config = self.config
         config.use_mm_proj = True
         config.mm_projector_type = projector_type
         config.mm_hidden_size = tower.hidden_size
         config.mm_vision_tower = tower.spec.name
-        config.mm_vision_select_layer = tower.spec.select_layer
+        layers = tower.spec.layers  # a list, as config.json gives it back
+        config.mm_vision_select_layer = layers[0] if isinstance(tower.spec.select_layer, int) else list(layers)
         config.mm_vision_select_feature = tower.spec.select_feature
         config.mm_vision_config = tower.config.to_dict()
         config.mm_vision_weights = "external" if in_list else "checkpoint"

@@ -10,8 +10,8 @@ class LlavaFields:
     """Whether a projector exists."""
     mm_vision_tower: str | None = None
     """Folder or hub id of the tower; None for a plain language model."""
-    mm_vision_select_layer: int = -2
-    """Hidden state that features are taken from; -1 is the last."""
+    mm_vision_select_layer: int | list[int] = -2
+    """Hidden state that features are taken from; -1 is the last. Several are joined along the width."""
     mm_vision_select_feature: Literal["patch", "cls_patch"] = "patch"
     """Without or with the class token."""
     mm_vision_config: dict[str, Any] | None = None

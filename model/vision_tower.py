@@ -9,11 +9,13 @@ Shapes: N images, H x W pixels, P features per image after selection, V vision w
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPVisionConfig, CLIPVisionModel, PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
+
+from model.tower_kinds import TOWER_KINDS, read_tower_config
 
 SelectFeature = Literal["patch", "cls_patch"]
 
@@ -23,63 +25,98 @@ class TowerSpec(NamedTuple):
 
     name: str
     """Folder of a Hugging Face checkpoint, or hub id."""
-    select_layer: int
-    """Index into the hidden states; 0 is the embeddings, -1 the last layer, -2 the one before."""
+    select_layer: int | tuple[int, ...]
+    """Index into the hidden states; 0 is the embeddings, -1 the last layer. Several are joined along the width."""
     select_feature: SelectFeature
-    """`patch` leaves the class token out, `cls_patch` keeps it."""
+    """`patch` leaves the class tokens out, `cls_patch` keeps them."""
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The selected hidden states."""
+        return (self.select_layer,) if isinstance(self.select_layer, int) else self.select_layer
 
 
-class ClipVisionTower(nn.Module):
-    """CLIP image encoder. `vision_tower` exists as a sub-module once `build` or `load_model` was called."""
+class VisionTower(nn.Module):
+    """Image encoder of any kind. `vision_tower` exists as a sub-module once `build` or `load_model` was called."""
 
-    num_class_tokens = 1
-    """Leading hidden states that stand for no patch."""
+    vision_tower: Any
 
-    def __init__(self, spec: TowerSpec, config: CLIPVisionConfig):
+    def __init__(self, spec: TowerSpec, config: PretrainedConfig):
         super().__init__()
         if spec.select_feature not in ("patch", "cls_patch"):
             raise ValueError(f"mm_vision_select_feature is {spec.select_feature!r}; known: patch, cls_patch")
+        self.kind = TOWER_KINDS[config.model_type]
         num_layers: int = config.num_hidden_layers
-        if not -num_layers - 1 <= spec.select_layer <= num_layers:
+        if not spec.layers or not all(-num_layers - 1 <= layer <= num_layers for layer in spec.layers):
             raise ValueError(
                 f"mm_vision_select_layer is {spec.select_layer}, but {spec.name} has {num_layers} layers: "
                 f"legal are {-num_layers - 1} to {num_layers}"
             )
         self.spec = spec
         self.config = config
-        self.num_used_layers = spec.select_layer % (num_layers + 1)
+        self._states = tuple(layer % (num_layers + 1) for layer in spec.layers)
+        self.num_used_layers = max(self._states)
         self.frozen = True
         self.is_loaded = False
 
     @property
     def hidden_size(self) -> int:
         """Width V of the features."""
-        return self.config.hidden_size
+        width: int = self.config.hidden_size
+        return width * len(self._states)
 
     @property
     def image_size(self) -> int:
-        """Side of the square input, pixels."""
+        """Side of the square input that the encoder was trained with, pixels."""
         return _side(self.config.image_size)
 
     @property
+    def patch_size(self) -> int:
+        """Side of a patch, pixels."""
+        return _side(self.config.patch_size)
+
+    @property
+    def num_class_tokens(self) -> int:
+        """Leading hidden states that stand for no patch."""
+        return self.kind.num_class_tokens
+
+    @property
     def num_features(self) -> int:
-        """Features per image P after selection."""
-        patches = (self.image_size // _side(self.config.patch_size)) ** 2
-        return patches + (self.spec.select_feature == "cls_patch")
+        """Features per image of `image_size` after selection."""
+        return self.num_features_at(self.image_size)
+
+    def num_features_at(self, image_size: int) -> int:
+        """Return the features P per square image of another size, pixels.
+
+        Raises:
+            ValueError: the encoder has position embeddings for its own size only.
+        """
+        if image_size != self.image_size and not self.kind.any_size:
+            raise ValueError(
+                f"vision tower {self.spec.name} takes images of {self.image_size} pixels, but its image processor "
+                f"makes {image_size}; correct size and crop_size in preprocessor_config.json"
+            )
+        kept = self.num_class_tokens if self.spec.select_feature == "cls_patch" else 0
+        return int((image_size // self.patch_size) ** 2) + kept
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The encoder layers that are computed; nothing after the last selected one is."""
+        return list(self.kind.layers(self.vision_tower)[: self.num_used_layers])
 
     @property
     def dtype(self) -> torch.dtype:
         """Type of the weights, and of the features of uint8 images."""
-        return next(self.vision_tower.parameters()).dtype
+        return self._adopted().dtype
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next(self.vision_tower.parameters()).device
+        return self._adopted().device
 
     def build(self) -> None:
         """Create the modules with uninitialised or random weights that a surrounding checkpoint will fill."""
-        self._adopt(CLIPVisionModel(self.config))
+        self._adopt(self.kind.model_class(self.config))
 
     def load_model(self, dtype: torch.dtype | None = None) -> None:
         """Create the modules with the weights of `spec.name`; does nothing when they are loaded already.
@@ -89,7 +126,7 @@ class ClipVisionTower(nn.Module):
         """
         if not self.is_loaded:
             read_checkpoint_config(self.spec.name, "vision tower")  # for its clear error on a missing folder
-            model = CLIPVisionModel.from_pretrained(
+            model = self.kind.model_class.from_pretrained(
                 self.spec.name, config=self.config, dtype="auto" if dtype is None else dtype
             )
             self._adopt(model)
@@ -100,7 +137,7 @@ class ClipVisionTower(nn.Module):
         self.requires_grad_(not frozen)
         self.train(self.training)
 
-    def train(self, mode: bool = True) -> "ClipVisionTower":
+    def train(self, mode: bool = True) -> "VisionTower":
         """Set training mode; a frozen tower stays in evaluation mode."""
         super().train(mode and not self.frozen)
         return self
@@ -120,35 +157,37 @@ class ClipVisionTower(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             # Layer by layer rather than output_hidden_states: nothing after the selected layer is computed and no
             # other layer's output is kept, which for 64 images of ViT-L/14-336 saves about 1.8 GB in bfloat16.
-            model = self.vision_tower
-            hidden: Tensor = model.pre_layrnorm(model.embeddings(images.to(self.device, self.dtype)))
-            for layer in model.encoder.layers[: self.num_used_layers]:
-                hidden = layer(hidden, attention_mask=None)
-        if self.spec.select_feature == "patch":
-            hidden = hidden[:, 1:]
-        return hidden.to(images.dtype)
+            hidden = self.kind.embed(self.vision_tower, images.to(self.device, self.dtype))
+            states = {0: hidden} if 0 in self._states else {}
+            for number, layer in enumerate(self.layers, start=1):
+                hidden = layer(hidden, *self.kind.layer_arguments)
+                if number in self._states:
+                    states[number] = hidden
+            skipped = self.num_class_tokens if self.spec.select_feature == "patch" else 0
+            selected = [states[number][:, skipped:] for number in self._states]
+            features = selected[0] if len(selected) == 1 else torch.cat(selected, dim=-1)
+        return features.to(images.dtype)
 
-    def _adopt(self, model: CLIPVisionModel) -> None:
+    def _adopted(self) -> nn.Parameter:
+        weights: nn.Module = self.vision_tower
+        return next(weights.parameters())
+
+    def _adopt(self, model: PreTrainedModel) -> None:
         self.vision_tower = model
         self.is_loaded = True
         self.set_frozen(self.frozen)
 
 
-def _side(size: int | list[int] | tuple[int, int] | None) -> int:
-    """Return the side of a square given as one number; transformers' configs would also allow pairs."""
-    if not isinstance(size, int):
+def _side(size: object) -> int:
+    """Return the side of a square given as one number or as a pair of equal ones."""
+    sides = set(size) if isinstance(size, list | tuple) else {size}
+    side = sides.pop() if len(sides) == 1 else None
+    if not isinstance(side, int):
         raise ValueError(f"expected one side length in the tower's config.json, found {size!r}")
-    return size
+    return side
 
 
-TOWERS: Final[dict[str, type[ClipVisionTower]]] = {
-    "clip_vision_model": ClipVisionTower,
-    "clip": ClipVisionTower,
-}
-"""`model_type` in a checkpoint's config.json -> tower class. A new kind of tower is one class and one line here."""
-
-
-def build_vision_tower(config: Any, delay_load: bool = False) -> ClipVisionTower:
+def build_vision_tower(config: Any, delay_load: bool = False) -> VisionTower:
     """Build the tower that a model config or a set of model arguments names.
 
     Args:
@@ -163,15 +202,11 @@ def build_vision_tower(config: Any, delay_load: bool = False) -> ClipVisionTower
     name = config.mm_vision_tower if hasattr(config, "mm_vision_tower") else config.vision_tower
     if not name:
         raise ValueError("no vision tower is named; set mm_vision_tower to a checkpoint folder or hub id")
-    spec = TowerSpec(str(name), config.mm_vision_select_layer, config.mm_vision_select_feature)
+    select = config.mm_vision_select_layer
+    spec = TowerSpec(str(name), select if isinstance(select, int) else tuple(select), config.mm_vision_select_feature)
     saved = config.mm_vision_config if hasattr(config, "mm_vision_config") else None
     values = dict(saved) if saved is not None else read_checkpoint_config(spec.name, "vision tower")
-    kind = values.get("model_type")
-    if kind not in TOWERS:
-        raise ValueError(f"vision tower {spec.name} has model_type {kind!r}; known: {', '.join(sorted(TOWERS))}")
-    if kind == "clip":  # image and text encoder in one checkpoint
-        values = dict(values["vision_config"])
-    tower = TOWERS[kind](spec, CLIPVisionConfig.from_dict(values))
+    tower = VisionTower(spec, read_tower_config(values, spec.name))
     if not delay_load:
         tower.load_model()
     return tower

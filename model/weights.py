@@ -37,7 +37,7 @@ def build_llava(
     language_model: str,
     vision_tower: str,
     projector_type: str = "mlp2x_gelu",
-    select_layer: int = -2,
+    select_layer: int | tuple[int, ...] = -2,
     select_feature: SelectFeature = "patch",
     projector_path: str | Path | None = None,
     dtype: torch.dtype = torch.float32,

@@ -67,8 +67,8 @@ class ModelConfig(Section):
     """Hugging Face folder or hub id of the vision tower; null when the language model folder is a LLaVA model."""
     mm_projector_type: Annotated[str, Fixed] = "mlp2x_gelu"
     """linear, mlpNx_gelu or identity."""
-    mm_vision_select_layer: Annotated[int, Fixed] = -2
-    """Index into the tower's hidden states; 0 is the embedding output."""
+    mm_vision_select_layer: Annotated[int | tuple[int, ...], Fixed] = -2
+    """Index into the tower's hidden states; 0 is the embedding output. A list joins several along the width."""
     mm_vision_select_feature: Annotated[Literal["patch", "cls_patch"], Fixed] = "patch"
     """`patch` drops the class token, `cls_patch` keeps it."""
     pretrain_mm_mlp_adapter: Annotated[str | None, Fixed] = None

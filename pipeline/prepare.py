@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import AutoTokenizer, BaseImageProcessor, PreTrainedTokenizerBase
 
-from model.vision_tower import build_vision_tower, read_checkpoint_config
+from model.vision_tower import VisionTower, build_vision_tower, read_checkpoint_config
 from model.weights import read_llava_config
 from pipeline.config import ConfigError, ExperimentConfig
 from pipeline.loader import BatchSource
@@ -42,7 +42,7 @@ class TowerFacts(NamedTuple):
 
 class _TowerArgs(NamedTuple):
     vision_tower: str
-    mm_vision_select_layer: int
+    mm_vision_select_layer: int | tuple[int, ...]
     mm_vision_select_feature: str
 
 
@@ -133,7 +133,7 @@ def read_tower_facts(config: ExperimentConfig) -> TowerFacts:
         return read_llava_facts(parts.language_model)
     args = _TowerArgs(parts.vision_tower, parts.mm_vision_select_layer, parts.mm_vision_select_feature)
     tower = build_vision_tower(args, delay_load=True)
-    return TowerFacts(_read_processor(parts.vision_tower), tower.num_features)
+    return _facts(tower, parts.vision_tower)
 
 
 def read_llava_facts(folder: str) -> TowerFacts:
@@ -149,7 +149,7 @@ def read_llava_facts(folder: str) -> TowerFacts:
         )
     tower = build_vision_tower(read_llava_config(folder), delay_load=True)
     own = Path(folder) / "preprocessor_config.json"
-    return TowerFacts(_read_processor(folder if own.is_file() else tower.spec.name), tower.num_features)
+    return _facts(tower, folder if own.is_file() else tower.spec.name)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -168,6 +168,11 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 def image_spec_of(facts: TowerFacts, aspect_ratio: AspectRatio) -> ImageSpec:
     """Return how images become what the tower expects."""
     return ImageSpec.from_preprocessor_config(facts.processor, aspect_ratio)
+
+
+def _facts(tower: VisionTower, processor_folder: str) -> TowerFacts:
+    processor = _read_processor(processor_folder)
+    return TowerFacts(processor, tower.num_features_at(ImageSpec.from_preprocessor_config(processor).size))
 
 
 def _read_processor(name: str) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def compiled_layers(model: LlavaModel) -> list[nn.Module]:
     layers: list[nn.Module] = list(model.get_model().layers)
     tower = model.get_vision_tower()
     if tower is not None:
-        layers += list(tower.vision_tower.encoder.layers[: tower.num_used_layers])
+        layers += tower.layers
     return layers
 
 

@@ -13,9 +13,10 @@ from model.export import export_transformers
 from model.hf_import import import_transformers
 from model.hf_names import exported_name, imported_name
 from model.llava_llama import LlavaLlamaForCausalLM
+from model.vision_tower import SelectFeature
 from model.weights import LlavaModel, build_llava
 from tests.model.conftest import NUM_PATCHES, random_images
-from tests.model.tiny import KINDS, VOCAB, save_tiny_backbone, tiny_backbone_config
+from tests.model.tiny import KINDS, VOCAB, save_tiny_backbone, save_tiny_tower, tiny_backbone_config
 
 X = IMAGE_TOKEN_INDEX
 EXPORTED_KINDS = [kind for kind in KINDS if kind != "mpt"]
@@ -65,6 +66,30 @@ def test_logits_equal_those_of_the_exported_folder(
     assert theirs.shape[-1] == 128  # 97 words and <image>, up to a multiple of 64
     assert torch.allclose(ours, theirs[..., :VOCAB], atol=1e-5, rtol=1e-5)
     assert (theirs[..., VOCAB:] < theirs.max(dim=-1, keepdim=True).values).all()
+
+
+@pytest.mark.parametrize("tower", ["clip_vision_model", "siglip_vision_model"])
+@pytest.mark.parametrize("layer", [-1, -2, (-2, 1)])
+@pytest.mark.parametrize("feature", ["patch", "cls_patch"])
+def test_tower_selection_survives_export_and_import(
+    tower: str, layer: int, feature: SelectFeature, llama_path: str, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    model = build_llava(
+        llama_path, save_tiny_tower(tower, tmp_path / "tower"), select_layer=layer, select_feature=feature
+    ).train(False)
+    images = random_images(1)
+    with torch.no_grad():
+        ours = model(torch.tensor([[1, X, 5]]), images=images).logits
+        folder = export(model, tokenizer, tmp_path / "out")
+        again = import_transformers(folder).train(False)(torch.tensor([[1, X, 5]]), images=images).logits
+    num_features = ours.shape[1] - 2
+    config = LlavaConfig.from_pretrained(folder)
+    assert config.image_seq_length == num_features
+    theirs: Any = LlavaForConditionalGeneration.from_pretrained(folder)
+    with torch.no_grad():
+        theirs = theirs.eval()(torch.tensor([[1, *[VOCAB] * num_features, 5]]), pixel_values=images).logits
+    assert torch.allclose(ours, theirs[..., :VOCAB], atol=1e-5, rtol=1e-5)
+    assert torch.allclose(ours, again[..., :VOCAB], atol=1e-6)
 
 
 def test_written_names_and_settings_are_those_that_vllm_reads(
@@ -149,6 +174,12 @@ def test_projector_that_the_class_lacks_is_refused(
     with pytest.raises(ValueError, match=rf"projector type '{kind}'.*two linear layers"):
         export(build_llava(llama_path, tower_path, kind), tokenizer, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("tower", ["dinov2", "internvl_vision"])
+def test_other_towers_are_refused(tower: str, llama_path: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"vision tower '{tower}'"):
+        export(build_llava(llama_path, save_tiny_tower(tower, tmp_path / "tower")), tokenizer, tmp_path / "out")
 
 
 def test_mpt_is_refused(tower_path: str, tokenizer: Tokenizer, tmp_path: Path) -> None:

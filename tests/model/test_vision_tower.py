@@ -100,7 +100,7 @@ def test_folder_without_config_is_named(tmp_path: Path) -> None:
 
 def test_unknown_kind_lists_known_ones(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit_mae"}))
-    with pytest.raises(ValueError, match="model_type 'vit_mae'; known: clip, clip_vision_model"):
+    with pytest.raises(ValueError, match="model_type 'vit_mae'; known: clip, clip_vision_model, dinov2, "):
         build_vision_tower(arguments(str(tmp_path)))
 
 

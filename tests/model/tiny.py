@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of every backbone, as plain language models. Widths differ so that mix-ups show."""
+"""Tiny random checkpoints of every backbone and tower. Widths differ so that mix-ups show."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from typing import Any
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    CLIPVisionConfig,
+    Dinov2Config,
     Gemma3TextConfig,
     GemmaConfig,
+    InternVLVisionConfig,
     LlamaConfig,
     MistralConfig,
     MptConfig,
@@ -17,9 +20,12 @@ from transformers import (
     PretrainedConfig,
     Qwen2Config,
     Qwen3Config,
+    SiglipVisionConfig,
 )
+from transformers.models.clip import CLIPImageProcessor
 
 from model.backbones import BACKBONES
+from model.tower_kinds import TOWER_KINDS
 
 WIDTH = 32
 VOCAB = 97
@@ -64,3 +70,29 @@ def save_tiny_backbone(kind: str, folder: Path, *, tied: bool = False) -> str:
 
 
 KINDS = sorted(BACKBONES)
+TOWERS = sorted(TOWER_KINDS)
+
+
+def tiny_tower_config(kind: str) -> PretrainedConfig:
+    """Three layers, nine patches."""
+    shape: dict[str, Any] = {
+        "hidden_size": 22, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 21, "patch_size": 7,
+    }  # fmt: skip
+    if kind == "clip_vision_model":
+        return CLIPVisionConfig(**shape, intermediate_size=26)
+    if kind == "siglip_vision_model":
+        return SiglipVisionConfig(**shape, intermediate_size=26)
+    if kind == "dinov2":
+        return Dinov2Config(**shape, mlp_ratio=2, layerscale_value=0.7)
+    return InternVLVisionConfig(**shape, intermediate_size=26, use_qk_norm=True, layer_scale_init_value=0.7)
+
+
+def save_tiny_tower(kind: str, folder: Path) -> str:
+    """Write weights, spread more than a new model's, and an image processor."""
+    torch.manual_seed(4)
+    model: Any = TOWER_KINDS[kind].model_class(tiny_tower_config(kind))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, mean=float(parameter.ndim == 1), std=0.2)
+    model.save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 21}, crop_size=21).save_pretrained(folder)
+    return str(folder)
