@@ -12,7 +12,7 @@ from pipeline.demo.results import Point
 from pipeline.evaluation.questions import EvaluationSample
 from pipeline.evaluation.scores import Answer
 
-_CARD = (560, 300)  # pixels
+_CARD = (680, 280)  # pixels
 _COLUMNS = 2
 _MARGIN = 16
 _PICTURE_HEIGHT = 130

@@ -28,8 +28,8 @@ tr.headline td { font-weight: 700; background: #eef4ff; } td { font-variant-nume
 figure { margin: 0; } figcaption { font-size: 12px; color: #5c6675; text-align: center; }
 .pictures img { max-height: 128px; max-width: 200px; border: 1px solid #dfe3e8; border-radius: 4px; display: block; }
 .several img { max-height: 92px; max-width: 92px; }
-.card td, .card th { padding: 4px 8px; text-align: left; font-size: 14px; white-space: nowrap; }
-.card td:first-child { white-space: normal; width: 40%; }
+.card table { table-layout: fixed; } .card td, .card th { padding: 4px 8px; text-align: left; font-size: 14px; }
+.card th:first-child { width: 40%; }
 .right { color: #14733b; font-weight: 600; } .wrong { color: #b3261e; font-weight: 600; }
 .curves { display: grid; grid-template-columns: 1fr 1fr; gap: 16px; } svg { width: 100%; height: auto; display: block; }
 .curves .panel { padding: 12px 16px; } .curves h3 { font-size: 14px; margin: 0 0 6px; }
@@ -69,8 +69,8 @@ def render_report(
 <h1>What the demo learnt</h1>
 <p class="quiet">Measured on {len(samples)} held-out samples. Answers are generated greedily, with the conversation
 before each question as the data says it, and count when they equal the expected word. &ldquo;{GUESSING}&rdquo; always
-gives the commonest answer to that kind of question. Blanked images: the finetuned model, with every picture replaced by
-one flat colour.</p>
+gives the commonest answer to that kind of question. &ldquo;blanked&rdquo; is the finetuned model with every picture
+replaced by one flat colour; a &ldquo;new color and shape&rdquo; is one that no training picture combines.</p>
 <div class="panel">{_table(heads, table_rows(points))}</div>
 <h2>Training loss per step</h2><div class="curves">{charts}</div>
 <h2>Answers beside their pictures</h2>
@@ -126,7 +126,11 @@ def _card(entry: EvaluationSample, points: Sequence[Point]) -> str:
 
 def _verdict(answer: Answer) -> str:
     name, sign = ("right", "&#10003;") if answer.is_right else ("wrong", "&#10007;")
-    return f'<td class="{name}">{sign} {html.escape(answer.given[:24]) or "&mdash;"}</td>'
+    return f'<td class="{name}">{sign} {html.escape(_shortened(answer.given)) or "&mdash;"}</td>'
+
+
+def _shortened(text: str, limit: int = 20) -> str:
+    return text if len(text) <= limit else f"{text[:limit]}..."
 
 
 def _last_line(question: str) -> str:

@@ -40,7 +40,7 @@ def table_rows(points: Sequence[Point]) -> list[Row]:
     losses = tuple(f"{point.evaluation.loss:.3f}" for point in points)
     rows = [Row("held-out loss", (*losses, ""))]
     overall = [point.evaluation.overall for point in points]
-    rows.append(_row(f"all questions about images ({overall[0].num_answers})", overall, is_headline=True))
+    rows.append(_row(f"all image questions ({overall[0].num_answers})", overall, is_headline=True))
     for grouped in (
         [point.evaluation.by_kind() for point in points],
         [point.evaluation.by_images() for point in points],
@@ -48,7 +48,7 @@ def table_rows(points: Sequence[Point]) -> list[Row]:
         rows += [_row(_label(name, grouped[0]), [groups[name] for groups in grouped]) for name in grouped[0]]
     new = [[answer for answer in point.evaluation.about_images if is_new_combination(answer)] for point in points]
     if new[0]:
-        label = f"naming a combination never trained on ({len(new[0])})"
+        label = f"new color and shape named ({len(new[0])})"
         rows.append(_row(label, [score(answers) for answers in new]))
     return rows
 

@@ -21,11 +21,11 @@ def test_demo_on_little_data_leaves_report_figures_and_model(tmp_path: Path, mon
     monkeypatch.setattr(demo, "output_console", lambda: Console(file=output, width=160))
     demo.run(tmp_path, OVERRIDES)
     text = output.getvalue()
-    for name in ("before training", "after pretraining", "after finetuning", "blanked images", "held-out loss"):
+    for name in ("before", "pretrained", "finetuned", "blanked", "held-out loss"):
         assert name in text
     figures = json.loads((tmp_path / "report" / "figures.json").read_text())
-    assert list(figures) == ["before training", "after pretraining", "after finetuning", "blanked images"]
-    assert figures["after finetuning"]["loss"] != figures["blanked images"]["loss"]
+    assert list(figures) == ["before", "pretrained", "finetuned", "blanked"]
+    assert figures["finetuned"]["loss"] != figures["blanked"]["loss"]
     assert (tmp_path / "report" / "report.html").read_text().startswith("<!DOCTYPE html>")
     assert (tmp_path / "report" / "answers.png").is_file()
     assert (tmp_path / "finetune" / "model" / "config.json").is_file()

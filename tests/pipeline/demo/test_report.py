@@ -49,15 +49,15 @@ def test_table_rows_give_loss_and_accuracy_per_group() -> None:
     rows = {row.label: row.cells for row in table_rows(POINTS)}
     assert rows == {
         "held-out loss": ("2.500", "1.250", "0.500", ""),
-        "all questions about images (8)": ("0.0%", "0.0%", "100.0%", "100.0%"),
+        "all image questions (8)": ("0.0%", "0.0%", "100.0%", "100.0%"),
         "color (4)": ("0.0%", "0.0%", "100.0%", "100.0%"),
         "count (4)": ("0.0%", "0.0%", "100.0%", "100.0%"),
         "one image (4)": ("0.0%", "0.0%", "100.0%", "100.0%"),
         "several images (4)": ("0.0%", "0.0%", "100.0%", "100.0%"),
         "text only (2)": ("0.0%", "0.0%", "100.0%", "100.0%"),
-        "naming a combination never trained on (8)": ("0.0%", "0.0%", "100.0%", "100.0%"),
+        "new color and shape named (8)": ("0.0%", "0.0%", "100.0%", "100.0%"),
     }
-    assert [row.label for row in table_rows(POINTS) if row.is_headline] == ["all questions about images (8)"]
+    assert [row.label for row in table_rows(POINTS) if row.is_headline] == ["all image questions (8)"]
 
 
 def test_table_rows_without_points_is_refused() -> None:
@@ -98,7 +98,7 @@ def test_render_report_is_one_escaped_document_with_pictures() -> None:
 
 def test_render_answer_sheet_has_a_card_per_sample() -> None:
     sheet = Image.open(io.BytesIO(render_answer_sheet(POINTS[2], SAMPLES)))
-    assert (sheet.format, sheet.size) == ("PNG", (2 * 560, 2 * 300))
+    assert (sheet.format, sheet.size) == ("PNG", (2 * 680, 2 * 280))
 
 
 def test_read_losses_keeps_the_last_of_a_repeated_step(tmp_path: Path) -> None:
