@@ -1,5 +1,6 @@
 """What `pretrain` and `finetune` share: read the config, then train or say what would be done."""
 
+import os
 from typing import Annotated, Literal
 
 import typer
@@ -27,5 +28,8 @@ def run_stage(
 
     result = run_training(config, console)
     console.print(f"{config.name}: finished after {result.steps} steps; result: [bold]{result.output}[/]")
-    if result.mlflow_run_id is not None:
-        console.print(f"MLflow run {result.mlflow_run_id}")
+    if config.tracking.enabled:
+        from pipeline.training.tracking import dashboard_command, resolve_tracking_uri
+
+        uri = resolve_tracking_uri(config.tracking.uri, os.environ, result.run_dir)
+        console.print(f"curves, data and lineage, run {result.mlflow_run_id}: [bold]{dashboard_command(uri)}[/]")

@@ -6,6 +6,7 @@ All of it is in files, so nothing is lost when a process dies or the server is a
 import json
 import logging
 import os
+import shlex
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -200,6 +201,13 @@ def resolve_tracking_uri(configured: str | None, environment: Mapping[str, str],
     if state_path.exists():
         return SentState.model_validate_json(state_path.read_bytes()).tracking_uri
     return f"sqlite:///{run_dir.resolve().parent / 'mlflow.db'}"
+
+
+def dashboard_command(tracking_uri: str) -> str:
+    """Return what opens the tracking server's pages: its address, or the command that serves a local database."""
+    if tracking_uri.startswith(("http://", "https://")):
+        return tracking_uri
+    return f"mlflow ui --backend-store-uri {shlex.quote(tracking_uri)}"
 
 
 def flatten_params(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

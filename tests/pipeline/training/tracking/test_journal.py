@@ -14,6 +14,7 @@ from pipeline.training.tracking.journal import (
     MetricPoint,
     OpenRun,
     SetTags,
+    dashboard_command,
     flatten_params,
     load_state,
     read_metric_lines,
@@ -107,6 +108,11 @@ def test_tracking_uri_is_the_configs_then_the_environments_then_the_runs_then_be
     save_state(run_dir, load_state(run_dir, "http://before"))
     assert resolve_tracking_uri(None, {}, run_dir) == "http://before"
     assert resolve_tracking_uri(None, environment, run_dir) == "http://env"
+
+
+def test_dashboard_is_opened_at_the_servers_address_or_by_serving_the_database() -> None:
+    assert dashboard_command("https://mlflow.example") == "https://mlflow.example"
+    assert dashboard_command("sqlite:////a b/x.db") == "mlflow ui --backend-store-uri 'sqlite:////a b/x.db'"
 
 
 def test_params_are_flattened_to_dotted_names() -> None:
