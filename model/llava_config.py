@@ -23,7 +23,7 @@ class LlavaFields:
     mm_image_std: list[float] | None = None
     """Per-channel standard deviation of pixels scaled to 0..1."""
     mm_projector_type: str = "linear"
-    """`linear`, `mlpNx_gelu` or `identity`."""
+    """See `build_vision_projector`; may begin with what the tower merges, see `feature_merge`."""
     mm_hidden_size: int | None = None
     """Width of the tower's features."""
     mm_use_im_patch_token: bool = False

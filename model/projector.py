@@ -1,7 +1,7 @@
 """Projectors from vision features to language-model embeddings, built by name.
 
 Parameter names follow published LLaVA checkpoints (`mm_projector.0.weight`, `.2.weight`, ...); loading is in `weights`.
-Source: LLaVA `multimodal_projector/builder.py`, re-written with anchored matching.
+Sources: LLaVA and LLaVA-NeXT `multimodal_projector/builder.py`, InternVL `mlp1`; written anew, with anchored matching.
 
 Shapes: N images or slots, P features per image, V vision width, D language-model width.
 """
@@ -11,6 +11,8 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from torch import Tensor, nn
+
+from model.feature_merge import split_projector_type
 
 
 class ProjectorConfig(Protocol):
@@ -29,16 +31,41 @@ class IdentityMap(nn.Module):
         return features
 
 
+class ResidualBlock(nn.Module):
+    """LayerNorm, then two linear layers around a GELU, added to the normalised input."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.pre_norm = nn.LayerNorm(width)
+        self.proj = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Transform `features` [..., D]."""
+        normalised = self.pre_norm(features)
+        out: Tensor = normalised + self.proj(normalised)
+        return out
+
+
 def _build_linear(config: ProjectorConfig, _match: re.Match[str]) -> nn.Module:
     return nn.Linear(config.mm_hidden_size, config.hidden_size)
 
 
+def _build_ln_linear(config: ProjectorConfig, match: re.Match[str]) -> nn.Module:
+    return nn.Sequential(nn.LayerNorm(config.mm_hidden_size), _build_linear(config, match))
+
+
 def _build_mlp_gelu(config: ProjectorConfig, match: re.Match[str]) -> nn.Module:
-    depth = int(match["depth"])
-    layers: list[nn.Module] = [nn.Linear(config.mm_hidden_size, config.hidden_size)]
-    for _ in range(1, depth):
+    layers: list[nn.Module] = [nn.LayerNorm(config.mm_hidden_size)] if match["norm"] else []
+    layers.append(nn.Linear(config.mm_hidden_size, config.hidden_size))
+    for _ in range(1, int(match["depth"])):
         layers += [nn.GELU(), nn.Linear(config.hidden_size, config.hidden_size)]
     return nn.Sequential(*layers)
+
+
+def _build_mlp_residual(config: ProjectorConfig, match: re.Match[str]) -> nn.Module:
+    mlp = _build_mlp_gelu(config, re.fullmatch(_MLP_GELU, f"mlp{match['depth']}x_gelu"))  # type: ignore[arg-type]
+    blocks = (ResidualBlock(config.hidden_size) for _ in range(int(match["blocks"])))
+    return nn.Sequential(*mlp.children(), *blocks)
 
 
 def _build_identity(config: ProjectorConfig, _match: re.Match[str]) -> nn.Module:
@@ -50,14 +77,20 @@ def _build_identity(config: ProjectorConfig, _match: re.Match[str]) -> nn.Module
     return IdentityMap()
 
 
+_MLP_GELU: Final = r"(?P<norm>ln_)?mlp(?P<depth>[1-9]\d*)x_gelu"
 _BUILDERS: Final[dict[str, Callable[[ProjectorConfig, re.Match[str]], nn.Module]]] = {
     r"linear": _build_linear,
-    r"mlp(?P<depth>[1-9]\d*)x_gelu": _build_mlp_gelu,
+    r"ln_linear": _build_ln_linear,
+    _MLP_GELU: _build_mlp_gelu,
+    r"mlp(?P<depth>[1-9]\d*)x_res(?P<blocks>[1-9]\d*)x_gelu": _build_mlp_residual,
     r"identity": _build_identity,
 }
 """Full-match pattern of `mm_projector_type` -> builder. A new projector is one function and one line here."""
 
-_KNOWN: Final = "linear, mlpNx_gelu (N >= 1, e.g. mlp2x_gelu), identity"
+_KNOWN: Final = (
+    "linear, ln_linear, mlpNx_gelu (N >= 1, e.g. mlp2x_gelu), ln_mlpNx_gelu, mlpNx_resMx_gelu (M >= 1), identity; "
+    "each also after poolR_ or shuffleR_, which merge R x R patches (e.g. shuffle2_ln_mlp2x_gelu)"
+)
 
 
 def build_vision_projector(config: ProjectorConfig) -> nn.Module:
@@ -66,7 +99,8 @@ def build_vision_projector(config: ProjectorConfig) -> nn.Module:
     Raises:
         ValueError: the type is unknown, or `identity` is asked for between different widths.
     """
+    _, projector_type = split_projector_type(config.mm_projector_type)
     for pattern, build in _BUILDERS.items():
-        if match := re.fullmatch(pattern, config.mm_projector_type):
+        if match := re.fullmatch(pattern, projector_type):
             return build(config, match)
     raise ValueError(f"unknown mm_projector_type {config.mm_projector_type!r}; known: {_KNOWN}")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from model.feature_merge import FeatureMerge, split_projector_type
 from model.tower_kinds import TOWER_KINDS, read_tower_config
 
 SelectFeature = Literal["patch", "cls_patch"]
@@ -29,6 +30,8 @@ class TowerSpec(NamedTuple):
     """Index into the hidden states; 0 is the embeddings, -1 the last layer. Several are joined along the width."""
     select_feature: SelectFeature
     """`patch` leaves the class tokens out, `cls_patch` keeps them."""
+    merge: FeatureMerge = FeatureMerge()
+    """What becomes of neighbouring patches."""
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -46,6 +49,8 @@ class VisionTower(nn.Module):
         if spec.select_feature not in ("patch", "cls_patch"):
             raise ValueError(f"mm_vision_select_feature is {spec.select_feature!r}; known: patch, cls_patch")
         self.kind = TOWER_KINDS[config.model_type]
+        if spec.merge.side > 1 and spec.select_feature == "cls_patch":
+            raise ValueError("mm_vision_select_feature 'cls_patch' cannot be merged: class tokens have no neighbours")
         num_layers: int = config.num_hidden_layers
         if not spec.layers or not all(-num_layers - 1 <= layer <= num_layers for layer in spec.layers):
             raise ValueError(
@@ -54,6 +59,8 @@ class VisionTower(nn.Module):
             )
         self.spec = spec
         self.config = config
+        if not self.kind.any_size:
+            spec.merge.check(_side(config.image_size) // _side(config.patch_size), spec.name)
         self._states = tuple(layer % (num_layers + 1) for layer in spec.layers)
         self.num_used_layers = max(self._states)
         self.frozen = True
@@ -63,7 +70,7 @@ class VisionTower(nn.Module):
     def hidden_size(self) -> int:
         """Width V of the features."""
         width: int = self.config.hidden_size
-        return width * len(self._states)
+        return width * len(self._states) * self.spec.merge.width_factor
 
     @property
     def image_size(self) -> int:
@@ -96,8 +103,10 @@ class VisionTower(nn.Module):
                 f"vision tower {self.spec.name} takes images of {self.image_size} pixels, but its image processor "
                 f"makes {image_size}; correct size and crop_size in preprocessor_config.json"
             )
+        grid = image_size // self.patch_size
+        self.spec.merge.check(grid, self.spec.name)
         kept = self.num_class_tokens if self.spec.select_feature == "cls_patch" else 0
-        return int((image_size // self.patch_size) ** 2) + kept
+        return int((grid // self.spec.merge.side) ** 2) + kept
 
     @property
     def layers(self) -> list[nn.Module]:
@@ -166,6 +175,7 @@ class VisionTower(nn.Module):
             skipped = self.num_class_tokens if self.spec.select_feature == "patch" else 0
             selected = [states[number][:, skipped:] for number in self._states]
             features = selected[0] if len(selected) == 1 else torch.cat(selected, dim=-1)
+            features = self.spec.merge.apply(features)
         return features.to(images.dtype)
 
     def _adopted(self) -> nn.Parameter:
@@ -192,8 +202,9 @@ def build_vision_tower(config: Any, delay_load: bool = False) -> VisionTower:
 
     Args:
         config: has `mm_vision_tower` (model config) or `vision_tower` (model arguments), `mm_vision_select_layer`
-            and `mm_vision_select_feature`. A `mm_vision_config` mapping, which saved LLaVA models carry, takes the
-            place of the tower folder's config.json.
+            and `mm_vision_select_feature`; `mm_projector_type` may begin with what the tower merges. A
+            `mm_vision_config` mapping, which saved LLaVA models carry, takes the place of the tower folder's
+            config.json.
         delay_load: leave the modules out until `build` or `load_model` is called.
 
     Raises:
@@ -203,7 +214,11 @@ def build_vision_tower(config: Any, delay_load: bool = False) -> VisionTower:
     if not name:
         raise ValueError("no vision tower is named; set mm_vision_tower to a checkpoint folder or hub id")
     select = config.mm_vision_select_layer
-    spec = TowerSpec(str(name), select if isinstance(select, int) else tuple(select), config.mm_vision_select_feature)
+    layers = select if isinstance(select, int) else tuple(select)
+    merge = FeatureMerge()
+    if hasattr(config, "mm_projector_type"):
+        merge, _ = split_projector_type(config.mm_projector_type)
+    spec = TowerSpec(str(name), layers, config.mm_vision_select_feature, merge)
     saved = config.mm_vision_config if hasattr(config, "mm_vision_config") else None
     values = dict(saved) if saved is not None else read_checkpoint_config(spec.name, "vision tower")
     tower = VisionTower(spec, read_tower_config(values, spec.name))

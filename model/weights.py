@@ -51,7 +51,7 @@ def build_llava(
     Args:
         language_model: folder or hub id of a language model.
         vision_tower: folder or hub id of a vision tower.
-        projector_type: `linear`, `mlpNx_gelu` or `identity`.
+        projector_type: see `build_vision_projector`.
         select_layer: see `TowerSpec`.
         select_feature: see `TowerSpec`.
         projector_path: file or folder written by `save_projector`, or an original `mm_projector.bin`.

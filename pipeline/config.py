@@ -66,7 +66,7 @@ class ModelConfig(Section):
     vision_tower: Annotated[str | None, Fixed] = None
     """Hugging Face folder or hub id of the vision tower; null when the language model folder is a LLaVA model."""
     mm_projector_type: Annotated[str, Fixed] = "mlp2x_gelu"
-    """linear, mlpNx_gelu or identity."""
+    """linear, mlpNx_gelu, identity and more; `pool2_` or `shuffle2_` before it merges 2 x 2 patches."""
     mm_vision_select_layer: Annotated[int | tuple[int, ...], Fixed] = -2
     """Index into the tower's hidden states; 0 is the embedding output. A list joins several along the width."""
     mm_vision_select_feature: Annotated[Literal["patch", "cls_patch"], Fixed] = "patch"

@@ -44,6 +44,7 @@ class _TowerArgs(NamedTuple):
     vision_tower: str
     mm_vision_select_layer: int | tuple[int, ...]
     mm_vision_select_feature: str
+    mm_projector_type: str
 
 
 def prepare_source(config: ExperimentConfig, *, console: Console, run_map: RunMap = run_serially) -> BatchSource:
@@ -131,7 +132,9 @@ def read_tower_facts(config: ExperimentConfig) -> TowerFacts:
     parts = config.model
     if parts.vision_tower is None:
         return read_llava_facts(parts.language_model)
-    args = _TowerArgs(parts.vision_tower, parts.mm_vision_select_layer, parts.mm_vision_select_feature)
+    args = _TowerArgs(
+        parts.vision_tower, parts.mm_vision_select_layer, parts.mm_vision_select_feature, parts.mm_projector_type
+    )
     tower = build_vision_tower(args, delay_load=True)
     return _facts(tower, parts.vision_tower)
 

@@ -1,4 +1,5 @@
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,12 @@ def config(kind: str, vision: int = 11, width: int = 13) -> SimpleNamespace:
     [
         ("linear", ["weight", "bias"]),
         ("mlp1x_gelu", ["0.weight", "0.bias"]),
+        ("ln_linear", ["0.weight", "0.bias", "1.weight", "1.bias"]),
+        ("ln_mlp2x_gelu", ["0.weight", "0.bias", "1.weight", "1.bias", "3.weight", "3.bias"]),
+        (
+            "mlp1x_res1x_gelu",
+            [f"{name}.{kind}" for name in ("0", "1.pre_norm", "1.proj.0", "1.proj.2") for kind in ("weight", "bias")],
+        ),
         ("mlp2x_gelu", ["0.weight", "0.bias", "2.weight", "2.bias"]),
         ("mlp3x_gelu", ["0.weight", "0.bias", "2.weight", "2.bias", "4.weight", "4.bias"]),
     ],
@@ -37,7 +44,21 @@ def test_build_identity_between_widths_refuses() -> None:
         build_vision_projector(config("identity"))
 
 
-@pytest.mark.parametrize("kind", ["mlp2x_gel", "mlp2x_geluuu", "mlp0x_gelu", "xmlp2x_gelu", "linear ", "Linear", ""])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("mlp2x_gel", "mlp2x_geluuu", "mlp0x_gelu", "xmlp2x_gelu", "linear ", "Linear", ""),
+        *("ln_mlp0x_gelu", "mlp2x_res0x_gelu", "pool1_linear", "pool2_"),
+    ],
+)
 def test_build_unknown_type_lists_known(kind: str) -> None:
-    with pytest.raises(ValueError, match=r"known: linear, mlpNx_gelu.*identity"):
+    with pytest.raises(ValueError, match=r"known: linear, ln_linear, mlpNx_gelu.*identity"):
         build_vision_projector(config(kind))
+
+
+def test_residual_blocks_add_to_the_normalised_features() -> None:
+    projector: Any = build_vision_projector(config("mlp1x_res1x_gelu"))
+    first, block = projector
+    features = torch.randn(3, 11)
+    normalised = torch.nn.functional.layer_norm(first(features), (13,))
+    assert torch.allclose(block(first(features)), normalised + block.proj(normalised), atol=1e-6)
