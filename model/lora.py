@@ -1,0 +1,136 @@
+"""Low-rank adapters in the language model through peft, with the projector beside them.
+
+The model stays what it is: adapters are injected into its linear layers, so packed training, generation and the rest
+work unchanged. Vision tower, projector and output head get none. Source: Hu et al., "LoRA", ICLR 2022.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from model.adapter import load_projector, write_projector
+from model.weights import LlavaModel
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+_WEIGHTS: Final = "adapter_model.safetensors"
+_LEGACY_WEIGHTS: Final = "adapter_model.bin"
+_LEGACY_PROJECTOR: Final = "non_lora_trainables.bin"
+_PREFIX: Final = "base_model.model."
+"""What peft puts before the names of the adapted model."""
+
+
+def add_lora(
+    model: LlavaModel, rank: int, alpha: int, dropout: float = 0.0, targets: Sequence[str] | None = None
+) -> None:
+    """Inject new adapters in place and let only them and the projector learn; the model computes the same as before.
+
+    Args:
+        model: any LLaVA model.
+        rank: of the adapters; LLaVA-1.5 uses 128.
+        alpha: their scale is alpha / rank; LLaVA-1.5 uses 256.
+        dropout: on the adapters' input.
+        targets: full names of linear modules; None takes all in the decoder layers.
+
+    Raises:
+        ValueError: a target is no linear layer, or peft is not installed.
+    """
+    linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    names = list(targets) if targets is not None else linear_layers_of_decoder(model)
+    unknown = sorted(set(names) - linear)
+    if unknown:
+        raise ValueError(f"LoRA targets {unknown} are no linear layers of this model; see named_modules()")
+    config = _peft().LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=names)
+    _inject(model, config)
+
+
+def linear_layers_of_decoder(model: LlavaModel) -> list[str]:
+    """Return the full names of all linear layers inside the decoder layers."""
+    inside = {module for layer in model.get_model().layers for module in layer.modules()}
+    return [name for name, module in model.named_modules() if module in inside and isinstance(module, nn.Linear)]
+
+
+def save_lora(model: LlavaModel, folder: str | Path) -> None:
+    """Write adapters in peft's format, and the projector beside them."""
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    state = {
+        _PREFIX + name.replace(".default.", "."): tensor.detach().cpu().contiguous()
+        for name, tensor in model.state_dict().items()
+        if ".lora_" in name
+    }
+    save_file(state, target / _WEIGHTS, metadata={"format": "pt"})
+    configs: Any = model.peft_config
+    configs["default"].save_pretrained(str(target))
+    write_projector(model.get_model().mm_projector.state_dict(), target)
+
+
+def load_lora(model: LlavaModel, folder: str | Path) -> None:
+    """Inject saved adapters in place and load the projector beside them.
+
+    Reads folders of `save_lora`, and original LLaVA ones (`adapter_model.bin`, `non_lora_trainables.bin`). Which
+    modules are adapted is taken from the tensors: original configs name targets that also exist in the vision tower.
+
+    Raises:
+        ValueError: files are missing, or tensors do not fit this model; all are named.
+    """
+    source = Path(folder)
+    state = _read_adapters(source)
+    config = _peft().LoraConfig.from_pretrained(str(source))
+    config.target_modules = sorted({name.split(".lora_")[0] for name in state})
+    _inject(model, config)
+    own = {name.replace(".default.", "."): t for name, t in model.state_dict().items() if ".lora_" in name}
+    problems = [f"missing {name}" for name in own if name not in state]
+    problems += [f"unexpected {name}" for name in state if name not in own]
+    problems += [
+        f"{name} has shape {list(state[name].shape)}, expected {list(own[name].shape)}"
+        for name in own
+        if name in state and own[name].shape != state[name].shape
+    ]
+    if problems:
+        raise ValueError(f"{source} does not fit this model: " + "; ".join(sorted(problems)))
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
+    legacy = source / _LEGACY_PROJECTOR
+    load_projector(model.get_model().mm_projector, legacy if legacy.is_file() else source)
+
+
+def merge_lora(model: LlavaModel) -> None:
+    """Add the adapters to the weights they adapt and remove them, in place; outputs stay the same."""
+    for name, module in list(model.named_modules()):
+        if hasattr(module, "get_base_layer") and hasattr(module, "merge"):
+            module.merge()
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, module.get_base_layer())
+    del model.peft_config
+
+
+def _inject(model: LlavaModel, config: "LoraConfig") -> None:
+    _peft().inject_adapter_in_model(config, model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(".lora_" in name)
+    model.get_model().mm_projector.requires_grad_(True)
+
+
+def _read_adapters(source: Path) -> dict[str, Tensor]:
+    if (source / _WEIGHTS).is_file():
+        state = load_file(source / _WEIGHTS)
+    elif (source / _LEGACY_WEIGHTS).is_file():
+        state = dict(torch.load(source / _LEGACY_WEIGHTS, map_location="cpu", weights_only=True))
+    else:
+        raise ValueError(f"{source} holds neither {_WEIGHTS} nor {_LEGACY_WEIGHTS}; expected a LoRA folder")
+    return {name.removeprefix(_PREFIX): tensor for name, tensor in state.items()}
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise ValueError("LoRA needs the peft package; install ray-llava[lora]") from error
+    return peft
