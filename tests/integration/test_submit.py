@@ -190,7 +190,7 @@ def test_training_job_stopped_by_interrupting_submit_is_continued_by_submitting_
 ) -> None:
     run_dir = tmp_path / "pre"
     command = ["--", "pretrain", "-c", str(write_config("pre")), "cluster.launcher=ray", "cluster.data_workers=1"]
-    command += ["tracking.enabled=true", "training.num_epochs=40", "training.max_steps=150"]
+    command += ["tracking.enabled=true", "training.num_epochs=80", "training.max_steps=300"]
     first = start_submit(head, *command)
     while not (run_dir / "metrics.jsonl").exists() or len(losses(run_dir)) < 5:
         assert first.poll() is None, first.communicate()
@@ -199,16 +199,16 @@ def test_training_job_stopped_by_interrupting_submit_is_continued_by_submitting_
     output, messages = first.communicate(timeout=240)
     assert first.returncode == 130, messages
     assert "stopping job ray-llava-pretrain-pretrain-test-001" in messages
-    assert "pretrain-test: step 1/150" in output
+    assert "pretrain-test: step 1/300" in output
     num_before = len(losses(run_dir))
-    assert 5 <= num_before < 150
+    assert 5 <= num_before < 300
 
     second = submit(head, *command)
     assert second.returncode == 0, second.stdout + second.stderr
     assert "job ray-llava-pretrain-pretrain-test-002 submitted" in second.stderr
-    assert [step for step, _ in losses(run_dir)] == list(range(150))
+    assert [step for step, _ in losses(run_dir)] == list(range(300))
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     (experiment,) = [entry for entry in client.search_experiments() if entry.name == "ray-llava"]
     (run,) = client.search_runs([experiment.experiment_id])
     assert (run.info.status, run.data.tags["ray_llava.attempt"]) == ("FINISHED", "2")
-    assert sorted(m.step for m in client.get_metric_history(run.info.run_id, "train/loss")) == list(range(150))
+    assert sorted(m.step for m in client.get_metric_history(run.info.run_id, "train/loss")) == list(range(300))

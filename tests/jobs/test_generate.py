@@ -10,11 +10,11 @@ from torch import Tensor
 from jobs.generate import answer, build_conversation, tokenizer_source
 from model.weights import build_llava, save_projector
 from pipeline.config import ConfigError, load_config
+from pipeline.demo.backbone_folders import LANGUAGE_MODEL, TOWER
 from pipeline.model_folder import OpenedModel, open_model
 from pipeline.prepare import load_tokenizer
 from pipeline.samples.conversation import Conversation, Image, Turn
 from pipeline.samples.schema import Sample
-from tests.integration.conftest import WEIGHTS
 from tests.jobs.conftest import RunCommand, png
 
 
@@ -29,7 +29,7 @@ name: r
 run_dir: {folder}
 stage: pretrain
 data: {{shards: [a.tar], template: v1}}
-model: {{language_model: {WEIGHTS}/language_model, vision_tower: {WEIGHTS}/tower}}
+model: {{language_model: {LANGUAGE_MODEL}, vision_tower: {TOWER}}}
 training: {{global_batch_size: 7, learning_rate: 0.001}}
 """
     )
