@@ -119,12 +119,8 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale
     from torch.nn.attention import varlen
 
     options: dict[str, Any] = {"window_size": (-1, 0), "scale": scale}
-    if query.shape[1] != key.shape[1]:
-        if _varlen_groups_heads():
-            options["enable_gqa"] = True
-        else:
-            groups = query.shape[1] // key.shape[1]
-            key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    if query.shape[1] != key.shape[1] and _varlen_names_grouped_heads():
+        options["enable_gqa"] = True
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     longest = segments.max_seqlen
     out = varlen.varlen_attn(q, k, v, segments.cu_seqlens, segments.cu_seqlens, longest, longest, **options)
@@ -216,7 +212,8 @@ def _has_varlen() -> bool:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _varlen_groups_heads() -> bool:
+def _varlen_names_grouped_heads() -> bool:
+    """Whether grouped heads must be announced; torch 2.11 takes them without being told."""
     from torch.nn.attention.varlen import varlen_attn
 
     return "enable_gqa" in inspect.signature(varlen_attn).parameters

@@ -47,25 +47,24 @@ class _CrossEntropySum(torch.autograd.Function):
         ctx: Any, hidden: Tensor, head_weight: Tensor, targets: Tensor, chunk_rows: int, needs_grad: bool
     ) -> Tensor:
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        compute = torch.get_autocast_dtype(hidden.device.type) if _is_autocast(hidden) else head_weight.dtype
+        weight = head_weight.to(compute)
         wants_hidden = needs_grad and ctx.needs_input_grad[0]
         wants_weight = needs_grad and ctx.needs_input_grad[1]
         hidden_grad = torch.empty_like(hidden) if wants_hidden else None
         # float32, because in bfloat16 the sum over chunks would lose what the later chunks add.
         weight_grad = torch.zeros_like(head_weight, dtype=torch.float32) if wants_weight else None
         for begin in range(0, hidden.shape[0], chunk_rows):
-            rows, wanted = hidden[begin : begin + chunk_rows], targets[begin : begin + chunk_rows, None]
-            logits = torch.nn.functional.linear(rows, head_weight).float()
-            log_z = logits.logsumexp(dim=-1, keepdim=True)
-            loss += (log_z - logits.gather(1, wanted)).sum()
+            rows, wanted = hidden[begin : begin + chunk_rows].to(compute), targets[begin : begin + chunk_rows, None]
+            log_p = torch.log_softmax(rows @ weight.T, dim=-1, dtype=torch.float32)  # reads the logits only once
+            loss -= log_p.gather(1, wanted).sum()
             if hidden_grad is None and weight_grad is None:
                 continue
-            logits.sub_(log_z).exp_()
-            logits.scatter_add_(1, wanted, torch.full_like(log_z, -1.0))
-            logits_grad = logits.to(head_weight.dtype)
+            logits_grad = log_p.exp_().scatter_add_(1, wanted, log_p.new_full(wanted.shape, -1.0)).to(compute)
             if hidden_grad is not None:
-                hidden_grad[begin : begin + chunk_rows] = logits_grad @ head_weight
+                hidden_grad[begin : begin + chunk_rows] = logits_grad @ weight
             if weight_grad is not None:
-                weight_grad += logits_grad.T @ rows.to(head_weight.dtype)
+                weight_grad += logits_grad.T @ rows
         ctx.save_for_backward(hidden_grad, weight_grad)
         ctx.weight_dtype = head_weight.dtype
         return loss
@@ -81,3 +80,7 @@ class _CrossEntropySum(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _is_autocast(tensor: Tensor) -> bool:
+    return torch.is_autocast_enabled(tensor.device.type)
