@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -124,13 +124,23 @@ def find_projector(adapter: str | None) -> str | None:
     return str(path)
 
 
-def _open_folder(folder: Path, dtype: torch.dtype, attention: AttentionKernel) -> OpenedModel:
-    recipe_file = folder / _RECIPE
-    if not recipe_file.is_file():
+def read_recipe(folder: Path) -> dict[str, Any]:
+    """Read how a model folder's conversations and images are encoded: template, image_aspect_ratio, max_length.
+
+    Raises:
+        ConfigError: the folder is not one that finetuning wrote.
+    """
+    file = folder / _RECIPE
+    if not file.is_file():
         raise ConfigError(
             f"{folder} has no {_RECIPE}: expected the folder of a run, or a model folder written by finetuning"
         )
-    recipe = json.loads(recipe_file.read_text(encoding="utf-8"))
+    recipe: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return recipe
+
+
+def _open_folder(folder: Path, dtype: torch.dtype, attention: AttentionKernel) -> OpenedModel:
+    recipe = read_recipe(folder)
     facts = read_llava_facts(str(folder))
     spec = image_spec_of(facts, recipe["image_aspect_ratio"])
     tokenizer = load_tokenizer(str(folder))

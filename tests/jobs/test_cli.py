@@ -12,7 +12,7 @@ SHARDS = "data.shards=[a.tar]"
 
 def test_command_without_a_verb_lists_the_verbs(run_command: RunCommand) -> None:
     ended = run_command()
-    for verb in ("pretrain", "finetune", "index", "generate", "submit", "mlflow-replay"):
+    for verb in ("pretrain", "finetune", "index", "generate", "export", "submit", "mlflow-replay"):
         assert verb in ended.output
 
 

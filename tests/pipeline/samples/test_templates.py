@@ -125,7 +125,7 @@ def test_answers_and_their_ends_are_learnt_and_nothing_else(
     wanted = "".join(template.answer_prefix + answer + LEARNT_AFTER[name] for _, answer, _ in rounds)
     assert tokenizer.decode(learnt, skip_special_tokens=False) == wanted
     assert int((encoded.input_ids == IMAGE_TOKEN_INDEX).sum()) == sum(count for _, _, count in rounds)
-    specials = tokenizer.convert_tokens_to_ids(CONTROLS)
+    specials = set(tokenizer.convert_tokens_to_ids(list(CONTROLS)))  # type: ignore[arg-type]
     structural = [span.text for span in render(conversation, template) if span.kind == "special"]
     found = [int(token) for token in encoded.input_ids if token in specials]
     assert found == tokenizer.convert_tokens_to_ids(structural)

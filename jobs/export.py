@@ -1,0 +1,23 @@
+"""`ray-llava export`: write a trained model as a folder that transformers and vLLM open."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from jobs.console import output_console
+
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a finished finetuning run, or a model folder.")]
+Target = Annotated[Path, typer.Argument(metavar="TARGET", help="Folder to write; must be empty or not exist.")]
+Dtype = Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Type of the written weights.")]
+
+
+def run(model: Model, target: Target, dtype: Dtype = "bfloat16") -> None:
+    """Export a finetuned model as LlavaForConditionalGeneration, with processor, chat template and model card."""
+    import torch
+
+    from pipeline.export import export_model
+
+    types = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    export_model(model, target, types[dtype])
+    output_console().print(f"exported: {target}", soft_wrap=True)

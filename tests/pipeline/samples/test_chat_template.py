@@ -1,0 +1,69 @@
+"""The Jinja template renders chat messages exactly as training renders turns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.samples.chat_template import chat_template_of
+from pipeline.samples.conversation import Conversation, Image, Part, Span, Turn, render, render_prompt
+from pipeline.samples.templates import TEMPLATES
+from tests.pipeline.samples.toy_tokenizers import build_tokenizer
+
+texts = st.text(alphabet=[*"ab \n{}%<>\\'", '"', "\u00e9"], min_size=1, max_size=6)
+parts = st.lists(st.one_of(texts, st.just(Image())), min_size=1, max_size=4).map(tuple)
+
+
+def written(spans: list[Span]) -> str:
+    return "".join("<image>" if span.kind == "image" else span.text for span in spans)
+
+
+def message(turn: Turn) -> dict[str, Any]:
+    def content(part: Part) -> dict[str, str]:
+        return {"type": "image"} if isinstance(part, Image) else {"type": "text", "text": part}
+
+    return {"role": turn.role, "content": [content(part) for part in turn.parts]}
+
+
+def by_jinja(name: str, turns: tuple[Turn, ...], *, prompt: bool) -> str:
+    text = build_tokenizer("chatml").apply_chat_template(
+        [message(turn) for turn in turns],
+        chat_template=chat_template_of(TEMPLATES[name]),
+        add_generation_prompt=prompt,
+        tokenize=False,
+    )
+    assert isinstance(text, str)
+    return text
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@settings(deadline=None, max_examples=30)
+@given(
+    rounds=st.lists(st.tuples(parts, texts), min_size=1, max_size=3),
+    question=parts,
+    system=st.one_of(st.none(), texts),
+)
+def test_messages_are_rendered_as_in_training(
+    name: str, rounds: list[tuple[tuple[Part, ...], str]], question: tuple[Part, ...], system: str | None
+) -> None:
+    turns = [] if system is None else [Turn("system", (system,))]
+    for user, answer in rounds:
+        turns += [Turn("user", user), Turn("assistant", (answer,))]
+    template = TEMPLATES[name]
+    whole = Conversation(tuple(turns))
+    assert by_jinja(name, whole.turns, prompt=False) == written(render(whole, template))
+    asked = Conversation((*turns, Turn("user", question)))
+    assert by_jinja(name, asked.turns, prompt=True) == written(render_prompt(asked, template))
+
+
+def test_plain_string_content_is_text() -> None:
+    text = build_tokenizer("chatml").apply_chat_template(
+        [{"role": "user", "content": "hello"}],
+        chat_template=chat_template_of(TEMPLATES["qwen"]),
+        add_generation_prompt=True,
+        tokenize=False,
+    )
+    assert str(text).endswith("<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n")
