@@ -18,7 +18,7 @@ from pipeline.config import ExperimentConfig
 from pipeline.demo.backbone_folders import LANGUAGE_MODEL, TOWER
 
 if TYPE_CHECKING:  # torch takes seconds to load; usage errors need not wait for it
-    from pipeline.demo.results import Point
+    from pipeline.demo.results import Point, Row
     from pipeline.demo.session import DemoResult
 
 Out = Annotated[Path, typer.Option(help="Folder for shards, runs and the report; the same folder continues a demo.")]
@@ -33,19 +33,19 @@ def run(out: Out = Path("runs/demo"), overrides: Overrides = None) -> None:
     from pipeline.demo.session import run_demo
 
     result = run_demo(pretrain, finetune, out, console)
-    console.print(build_table(result.points))
+    console.print(build_table(result.points, result.rows))
     _print_where_to_look(console, result, time.monotonic() - started)
 
 
-def build_table(points: "list[Point]") -> Table:
+def build_table(points: "list[Point]", rows: "list[Row]") -> Table:
     """Show losses and accuracies, a column per evaluation."""
-    from pipeline.demo.results import GUESSING, table_rows
+    from pipeline.demo.results import GUESSING
 
     table = Table(title="Held-out samples")
     table.add_column("")
     for name in (*(point.name for point in points), GUESSING):
         table.add_column(name, justify="right")
-    for row in table_rows(points):
+    for row in rows:
         table.add_row(row.label, *row.cells, style="bold" if row.is_headline else None)
     return table
 

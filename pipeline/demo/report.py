@@ -7,7 +7,7 @@ import html
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from pipeline.demo.results import GUESSING, Point, Row, table_rows
+from pipeline.demo.results import GUESSING, Point, Row
 from pipeline.evaluation.questions import EvaluationSample
 from pipeline.evaluation.scores import Answer
 
@@ -46,6 +46,7 @@ class Curve(NamedTuple):
 
 def render_report(
     points: Sequence[Point],
+    rows: Sequence[Row],
     curves: Sequence[Curve],
     samples: Sequence[EvaluationSample],
     num_shown: int = 12,
@@ -54,12 +55,10 @@ def render_report(
 
     Args:
         points: evaluations in the order of the columns; all over `samples`.
+        rows: the table.
         curves: loss per stage.
         samples: the evaluated samples.
         num_shown: samples shown with their answers: the first with one image and the first with several, half each.
-
-    Raises:
-        ValueError: no points.
     """
     heads = [*(point.name for point in points), GUESSING]
     cards = "".join(_card(sample, points) for sample in chosen_samples(samples, num_shown))
@@ -70,8 +69,9 @@ def render_report(
 <p class="quiet">Measured on {len(samples)} held-out samples. Answers are generated greedily, with the conversation
 before each question as the data says it, and count when they equal the expected word. &ldquo;{GUESSING}&rdquo; always
 gives the commonest answer to that kind of question. &ldquo;blanked&rdquo; is the finetuned model with every picture
-replaced by one flat colour; a &ldquo;new color and shape&rdquo; is one that no training picture combines.</p>
-<div class="panel">{_table(heads, table_rows(points))}</div>
+replaced by one flat colour. A &ldquo;new combination&rdquo; is a colour and a shape that no training picture
+combines.</p>
+<div class="panel">{_table(heads, rows)}</div>
 <h2>Training loss per step</h2><div class="curves">{charts}</div>
 <h2>Answers beside their pictures</h2>
 <p class="quiet">The first held-out samples with one image and the first with several; they were not selected by how

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from pipeline.demo.scenes import HELD_OUT_COMBINATIONS
-from pipeline.evaluation.scores import Answer, Evaluation, Score, score
+from pipeline.evaluation.scores import Evaluation, Score, score
 
 
 class Point(NamedTuple):
@@ -29,8 +28,12 @@ GUESSING = "guessing"
 """Head of the last column: always giving the commonest answer to a kind of question."""
 
 
-def table_rows(points: Sequence[Point]) -> list[Row]:
+def table_rows(points: Sequence[Point], groups: Mapping[str, Collection[str]]) -> list[Row]:
     """Lay out losses and accuracies, a column per point; all points have answered the same questions.
+
+    Args:
+        points: at least one.
+        groups: further groups of samples to score on their own: label, and the keys of the samples.
 
     Raises:
         ValueError: no point.
@@ -38,24 +41,21 @@ def table_rows(points: Sequence[Point]) -> list[Row]:
     if not points:
         raise ValueError("no evaluation to show")
     losses = tuple(f"{point.evaluation.loss:.3f}" for point in points)
-    rows = [Row("held-out loss", (*losses, ""))]
     overall = [point.evaluation.overall for point in points]
-    rows.append(_row(f"all image questions ({overall[0].num_answers})", overall, is_headline=True))
+    rows = [
+        Row("held-out loss", (*losses, "")),
+        _row("all image questions", overall, is_headline=True),
+    ]
     for grouped in (
         [point.evaluation.by_kind() for point in points],
         [point.evaluation.by_images() for point in points],
     ):
-        rows += [_row(_label(name, grouped[0]), [groups[name] for groups in grouped]) for name in grouped[0]]
-    new = [[answer for answer in point.evaluation.about_images if is_new_combination(answer)] for point in points]
-    if new[0]:
-        label = f"new color and shape named ({len(new[0])})"
-        rows.append(_row(label, [score(answers) for answers in new]))
+        rows += [_row(name.replace("_", " "), [scores[name] for scores in grouped]) for name in grouped[0]]
+    for label, keys in groups.items():
+        chosen = [[answer for answer in point.evaluation.about_images if answer.key in keys] for point in points]
+        if chosen[0]:
+            rows.append(_row(label, [score(answers) for answers in chosen]))
     return rows
-
-
-def is_new_combination(answer: Answer) -> bool:
-    """Whether a question names a colour and a shape that no training sample combines."""
-    return any(f"{color} {shape}" in answer.question for color, shape in HELD_OUT_COMBINATIONS)
 
 
 def flat_metrics(evaluation: Evaluation) -> dict[str, float]:
@@ -66,10 +66,7 @@ def flat_metrics(evaluation: Evaluation) -> dict[str, float]:
     return metrics
 
 
-def _label(name: str, groups: Mapping[str, Score]) -> str:
-    return f"{name.replace('_', ' ')} ({groups[name].num_answers})"
-
-
 def _row(label: str, scores: Sequence[Score], *, is_headline: bool = False) -> Row:
     cells = [*(entry.accuracy for entry in scores), scores[0].majority]
+    label = f"{label} ({scores[0].num_answers})"
     return Row(label, tuple(f"{cell:.1%}" for cell in cells), is_headline)

@@ -14,8 +14,8 @@ from rich.console import Console
 from pipeline.config import ExperimentConfig
 from pipeline.demo.answer_sheet import render_answer_sheet
 from pipeline.demo.report import Curve, render_report
-from pipeline.demo.results import Point, flat_metrics
-from pipeline.demo.shards import DemoSizes, write_demo_shards
+from pipeline.demo.results import Point, Row, flat_metrics, table_rows
+from pipeline.demo.shards import DemoSizes, new_combination_keys, write_demo_shards
 from pipeline.evaluation.questions import EvaluationSample, read_evaluation_samples
 from pipeline.evaluation.run import EvaluationSettings, evaluate
 from pipeline.evaluation.scores import Evaluation
@@ -33,6 +33,8 @@ class DemoResult(NamedTuple):
     """What the demo leaves behind."""
 
     points: list[Point]
+    rows: list[Row]
+    """The table, a column per point."""
     report: Path
     """HTML file."""
     run_dir: Path
@@ -68,12 +70,13 @@ def run_demo(
     points.append(Point("finetuned", _evaluate(finetune, opened, samples)))
     points.append(Point("blanked", _evaluate(finetune, opened, samples, blank_images=True)))
 
-    report = _write_report(folder / "report", points, samples, (pretrain, finetune))
+    rows = table_rows(points, {"showing a new combination": new_combination_keys(SIZES.held_out)})
+    report = _write_report(folder / "report", points, rows, samples, (pretrain, finetune))
     before, after_pretraining, after_finetuning, blanked = (point.evaluation for point in points)
     _log(pretrain, pretrained, {0: _metrics(before), pretrained.steps: _metrics(after_pretraining)}, None)
     final = {**_metrics(after_finetuning), **_metrics(blanked, "held_out_blanked")}
     uri = _log(finetune, finetuned, {0: _metrics(after_pretraining), finetuned.steps: final}, report.parent)
-    return DemoResult(points, report, finetuned.run_dir, uri)
+    return DemoResult(points, rows, report, finetuned.run_dir, uri)
 
 
 def _assembled(config: ExperimentConfig, projector: str | None) -> OpenedModel:
@@ -103,6 +106,7 @@ def _one_thread() -> Iterator[None]:
 def _write_report(
     folder: Path,
     points: Sequence[Point],
+    rows: Sequence[Row],
     samples: Sequence[EvaluationSample],
     stages: tuple[ExperimentConfig, ExperimentConfig],
 ) -> Path:
@@ -114,7 +118,7 @@ def _write_report(
     figures = {point.name: flat_metrics(point.evaluation) for point in points}
     (folder / "figures.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
     report = folder / "report.html"
-    report.write_text(render_report(points, curves, samples), encoding="utf-8")
+    report.write_text(render_report(points, rows, curves, samples), encoding="utf-8")
     return report
 
 

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from pipeline.demo.drawing import draw_scene, encode_picture
 from pipeline.demo.samples import Split, caption_sample, conversation_sample
-from pipeline.demo.scenes import Scene
+from pipeline.demo.scenes import HELD_OUT_COMBINATIONS, Scene
 from pipeline.shards.writer import write_shards
 
 PictureFormat: TypeAlias = Literal["jpg", "png"]
@@ -46,11 +46,21 @@ def write_demo_shards(folder: Path, sizes: DemoSizes) -> dict[str, list[str]]:
     }
 
 
+def new_combination_keys(num_samples: int) -> frozenset[str]:
+    """Return the keys of the held-out samples that show a combination of colour and shape never shown in training."""
+    return frozenset(
+        _key("held_out", index)
+        for index in range(num_samples)
+        for scene in conversation_sample("held_out", index).scenes
+        if any((thing.color, thing.shape) in HELD_OUT_COMBINATIONS for thing in scene.things)
+    )
+
+
 def caption_member_files(split: Split, index: int) -> dict[str, str | bytes]:
     """Return a captioned scene as members of a tar file, as img2dataset lays them out."""
     sample = caption_sample(split, index)
     file_format, picture = _picture(random.Random(f"picture/caption/{split}/{index}"), sample.scene)
-    return {"__key__": f"{split}{index:06d}", file_format: picture, "txt": sample.caption}
+    return {"__key__": _key(split, index), file_format: picture, "txt": sample.caption}
 
 
 def conversation_member_files(split: Split, index: int) -> dict[str, str | bytes]:
@@ -59,8 +69,12 @@ def conversation_member_files(split: Split, index: int) -> dict[str, str | bytes
     rng = random.Random(f"picture/conversation/{split}/{index}")
     pictures = [_picture(rng, scene) for scene in sample.scenes]
     images = {f"{number}.{file_format}": picture for number, (file_format, picture) in enumerate(pictures)}
-    key = f"{split}{index:06d}"
+    key = _key(split, index)
     return {"__key__": key, **images, "json": json.dumps(sample.record(key, list(images)))}
+
+
+def _key(split: Split, index: int) -> str:
+    return f"{split}{index:06d}"
 
 
 def _picture(rng: random.Random, scene: Scene) -> tuple[PictureFormat, bytes]:

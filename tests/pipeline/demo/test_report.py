@@ -31,7 +31,7 @@ SAMPLES = [entry("a", 1), entry("b", 2), entry("c", 0), entry("d", 3), entry("e"
 
 def point(name: str, given: str, loss: float) -> Point:
     answers = tuple(
-        Answer(sample.sample.key, turn, kind, len(sample.sample.images), f"<q{turn}> purple star?", "red", given)
+        Answer(sample.sample.key, turn, kind, len(sample.sample.images), f"<q{turn}> object?", "red", given)
         for sample in SAMPLES
         for turn, kind in enumerate(sample.kinds)
     )
@@ -44,9 +44,11 @@ POINTS = [
     point("after", "Red.", 0.5),
 ]
 
+GROUPS = {"chosen": {"b", "c", "e"}, "none": {"x"}}
+
 
 def test_table_rows_give_loss_and_accuracy_per_group() -> None:
-    rows = {row.label: row.cells for row in table_rows(POINTS)}
+    rows = {row.label: row.cells for row in table_rows(POINTS, GROUPS)}
     assert rows == {
         "held-out loss": ("2.500", "1.250", "0.500", ""),
         "all image questions (8)": ("0.0%", "0.0%", "100.0%", "100.0%"),
@@ -55,14 +57,14 @@ def test_table_rows_give_loss_and_accuracy_per_group() -> None:
         "one image (4)": ("0.0%", "0.0%", "100.0%", "100.0%"),
         "several images (4)": ("0.0%", "0.0%", "100.0%", "100.0%"),
         "text only (2)": ("0.0%", "0.0%", "100.0%", "100.0%"),
-        "new color and shape named (8)": ("0.0%", "0.0%", "100.0%", "100.0%"),
+        "chosen (4)": ("0.0%", "0.0%", "100.0%", "100.0%"),
     }
-    assert [row.label for row in table_rows(POINTS) if row.is_headline] == ["all image questions (8)"]
+    assert [row.label for row in table_rows(POINTS, {}) if row.is_headline] == ["all image questions (8)"]
 
 
 def test_table_rows_without_points_is_refused() -> None:
     with pytest.raises(ValueError, match="no evaluation"):
-        table_rows([])
+        table_rows([], {})
 
 
 def test_flat_metrics_have_names_a_tracker_takes() -> None:
@@ -86,7 +88,7 @@ def test_chosen_samples_are_the_first_with_one_and_with_several_images() -> None
 
 def test_render_report_is_one_escaped_document_with_pictures() -> None:
     curves = [Curve("first stage", (2.0, 1.0, 0.5)), Curve("second stage", ())]
-    text = render_report(POINTS, curves, SAMPLES)
+    text = render_report(POINTS, table_rows(POINTS, {}), curves, SAMPLES)
     assert text.count("data:image/png;base64,") == 1 + 2 + 3 + 1
     assert "&lt;q0&gt;" in text
     assert "b&lt;l&gt;ue" in text

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipeline.demo.samples import caption_sample, conversation_sample, image_preamble
 from pipeline.demo.scenes import HELD_OUT_COMBINATIONS
-from pipeline.demo.shards import DemoSizes, conversation_member_files, write_demo_shards
+from pipeline.demo.shards import DemoSizes, conversation_member_files, new_combination_keys, write_demo_shards
 from pipeline.evaluation.questions import read_evaluation_samples
 from pipeline.shards.index import build_index
 
@@ -61,6 +61,14 @@ def test_splits_have_different_scenes_and_only_held_out_has_new_combinations() -
     assert new == {"finetune": False, "held_out": True, "backbones": False}
     assert not set(scenes["finetune"]) & set(scenes["held_out"])
     assert caption_sample("pretrain", 3) == caption_sample("pretrain", 3) != caption_sample("pretrain", 5)
+
+
+def test_new_combination_keys_name_the_samples_that_show_one() -> None:
+    keys = new_combination_keys(40)
+    for index in range(40):
+        shown = {(t.color, t.shape) for scene in conversation_sample("held_out", index).scenes for t in scene.things}
+        assert (f"held_out{index:06d}" in keys) == bool(shown & HELD_OUT_COMBINATIONS)
+    assert 0 < len(keys) < 40
 
 
 def test_image_preamble_numbers_several_images() -> None:

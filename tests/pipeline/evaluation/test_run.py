@@ -1,6 +1,7 @@
 """Evaluation with the demo's backbones: batching changes nothing, and agrees with the model's own forward pass."""
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -21,6 +22,15 @@ from pipeline.shards.index import build_index
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Two threads with matrices this small wait for each other most of the time when the machine is busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerBase:
     return load_tokenizer(str(LANGUAGE_MODEL))
@@ -37,7 +47,7 @@ def opened(tokenizer: PreTrainedTokenizerBase) -> OpenedModel:
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> list[EvaluationSample]:
     folder = tmp_path_factory.mktemp("held_out")
-    shards = write_demo_shards(folder, DemoSizes(pretrain=1, finetune=1, held_out=11))
+    shards = write_demo_shards(folder, DemoSizes(pretrain=1, finetune=1, held_out=7))
     return read_evaluation_samples(build_index(shards["held_out"], folder / "index"))
 
 
