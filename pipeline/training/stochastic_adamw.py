@@ -107,4 +107,5 @@ def _compiled_update() -> Callable[..., None]:
 
 def _blocks(tensor: Tensor) -> tuple[Tensor, ...]:
     local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-    return local.view(-1).split(_BLOCK_NUMEL)
+    blocks: tuple[Tensor, ...] = local.view(-1).split(_BLOCK_NUMEL)
+    return blocks

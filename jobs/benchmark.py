@@ -1,0 +1,181 @@
+"""`python -m jobs.benchmark gpu --out results.json`: check and time the training step on this machine's device.
+
+Needs neither Ray nor MLflow, no data and no weights. Every result is written as soon as it exists.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import platform
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import transformers
+import typer
+
+from pipeline.benchmark.baseline import time_baseline
+from pipeline.benchmark.correctness import check_all
+from pipeline.benchmark.data_rate import measure_data_rates
+from pipeline.benchmark.flops import FlopModel
+from pipeline.benchmark.kernels import measure_ceilings, profile_step
+from pipeline.benchmark.measure import Timing
+from pipeline.benchmark.ours import time_ours
+from pipeline.benchmark.scenarios import SCENARIOS, Scenario
+from pipeline.benchmark.shapes import llava_config
+from pipeline.training.loop import TrainingSession
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+PARTS = ("correctness", "ceilings", "data", "steps")
+
+
+@app.callback()
+def main() -> None:
+    """Benchmarks of the training step."""
+
+
+@dataclass
+class Results:
+    """Results so far, written to a file with every addition."""
+
+    path: Path
+    content: dict[str, Any] = field(default_factory=dict)
+    num_failed: int = 0
+    started: float = field(default_factory=time.perf_counter)
+
+    def add(self, *keys: str, value: Any) -> None:
+        """Put `value` under nested keys, write the file and print the addition."""
+        node = self.content
+        for key in keys[:-1]:
+            node = node.setdefault(key, {})
+        node[keys[-1]] = value
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(json.dumps(self.content, indent=1) + "\n", encoding="utf-8")
+        print(f"[{time.perf_counter() - self.started:6.1f} s] {' / '.join(keys)}: {json.dumps(_brief(value))}")
+
+    def attempt(self, *keys: str, measure: Callable[[], dict[str, Any]]) -> None:
+        """Add what `measure` returns, or why there is nothing, so that one failure leaves the others their turn."""
+        try:
+            value = measure()
+        except torch.OutOfMemoryError as error:
+            value = {"out_of_memory": str(error).splitlines()[0]}
+        except Exception as error:
+            self.num_failed += 1
+            value = {"failed": f"{type(error).__name__}: {error}"[:2000]}
+            traceback.print_exc()
+        self.add(*keys, value=value)
+        torch.compiler.reset()  # compiled layers hold on to the model they were compiled for
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+@app.command()
+def gpu(
+    out: Annotated[Path, typer.Option(help="JSON file for the results.")],
+    size: Annotated[str, typer.Option(help="`full`: models of true size, on CUDA; `tiny`: a try anywhere.")] = "full",
+    part: Annotated[list[str] | None, typer.Option(help=f"{', '.join(PARTS)}; all by default.")] = None,
+    scenario: Annotated[list[str] | None, typer.Option(help="Only scenarios whose name contains this.")] = None,
+    quick: Annotated[bool, typer.Option(help="One measured step, first contender of each side only.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the random inputs of the checks.")] = 0,
+) -> None:
+    """Check fast paths against float32, time the step against transformers' own, profile it, measure the data side."""
+    parts = part or list(PARTS)
+    if size not in SCENARIOS or not set(parts) <= set(PARTS):
+        raise typer.BadParameter(f"expected size {' or '.join(SCENARIOS)} and parts out of {', '.join(PARTS)}")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    results = Results(out)
+    results.add("machine", value=describe_machine(device))
+    if "correctness" in parts:
+        results.attempt("correctness", measure=lambda: run_checks(device, seed))
+    if "ceilings" in parts and device.type == "cuda":
+        results.attempt("ceilings", measure=lambda: measure_ceilings(device, _LAYER_PRODUCTS))
+    if "data" in parts:
+        results.attempt("data", measure=lambda: measure_data_rates(seconds=0.5 if size == "tiny" else 5.0))
+    if "steps" in parts:
+        for one in SCENARIOS[size]:
+            if not scenario or any(text in one.name for text in scenario):
+                run_scenario(one.quick if quick else one, device, results)
+    if results.num_failed:
+        raise typer.Exit(1)
+
+
+_LAYER_PRODUCTS = {
+    "12288 tokens, 7B attention projection": (12288, 4096, 4096),
+    "12288 tokens, 7B gate projection": (12288, 11008, 4096),
+    "12288 tokens, 7B down projection": (12288, 4096, 11008),
+    "12288 tokens, 7B gate weight gradient": (11008, 4096, 12288),
+    "16384 tokens, 1.5B query projection": (16384, 1536, 1536),
+    "16384 tokens, 1.5B gate projection": (16384, 8960, 1536),
+    "16384 tokens, 1.5B down projection": (16384, 1536, 8960),
+    "16384 tokens, 1.5B gate weight gradient": (8960, 1536, 16384),
+}
+"""Name -> (m, n, k) of the decoder's largest matrix products."""
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """Return hardware and versions."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "kernel": platform.release(),
+    }
+
+
+def run_checks(device: torch.device, seed: int) -> dict[str, Any]:
+    """Run all comparisons with float32; a check that cannot run counts as failed."""
+    on_gpu = device.type == "cuda"
+    checks = check_all(
+        device,
+        kernels=["sdpa", "varlen", "flex"] if on_gpu else ["sdpa"],
+        shape="check" if on_gpu else "tiny",
+        seed=seed,
+        compiled=on_gpu,
+    )
+    failed = [check.name for check in checks if not check.passed]
+    return {"passed": not failed, "failed": failed, "seed": seed, "checks": [check._asdict() for check in checks]}
+
+
+def run_scenario(scenario: Scenario, device: torch.device, results: Results) -> None:
+    """Time every contender of a scenario; the first of ours is profiled as well."""
+    config = llava_config(scenario.shape)
+    tower_layers = config.mm_vision_config["num_hidden_layers"] - 1  # hidden state -2
+    flops = FlopModel.of(config, tower_layers)
+    name = results.content["machine"]["device"]
+
+    def report(side: str, label: str, measure: Callable[[], Timing]) -> None:
+        figures = lambda: measure().report(flops, scenario.stage, name)  # noqa: E731
+        results.attempt(scenario.name, side, label, measure=figures)
+
+    for settings in scenario.ours:
+        is_first = settings == scenario.ours[0]
+
+        def profile(session: TrainingSession, step: Callable[[], float]) -> None:
+            results.add(scenario.name, "profile", value=profile_step(step, session.workers.device))
+
+        with tempfile.TemporaryDirectory() as folder:
+            inspect = profile if is_first and device.type == "cuda" else None
+            report("ours", settings.label, lambda: time_ours(scenario, settings, device, Path(folder), inspect))  # noqa: B023
+    for baseline in scenario.baselines:
+        report("transformers", baseline.label, lambda: time_baseline(scenario, baseline, device))  # noqa: B023
+
+
+def _brief(value: Any) -> Any:
+    """Leave lists out of what is printed."""
+    if isinstance(value, dict):
+        return {key: _brief(item) for key, item in value.items() if not isinstance(item, list)}
+    return round(value, 4) if isinstance(value, float) else value
+
+
+if __name__ == "__main__":
+    app()
