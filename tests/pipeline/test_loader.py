@@ -44,9 +44,9 @@ def test_build_rank_step_lays_samples_out_in_plan_order(source: BatchSource) -> 
 def test_from_bytes_returns_what_to_bytes_was_given(source: BatchSource) -> None:
     before = build_rank_step(source, source.plan.split(0, 2)[1])
     after = from_bytes(to_bytes(before))
-    for name, ours, theirs in zip(before._fields, before, after, strict=True):
-        same = torch.equal(ours, theirs) if isinstance(ours, torch.Tensor) else ours == theirs
-        assert same, name
+    for name, ours in before._asdict().items():
+        theirs = after._asdict()[name]
+        assert torch.equal(ours, theirs) if isinstance(ours, torch.Tensor) else ours == theirs, name
 
 
 def test_verify_row_of_another_step_or_rank_stops_with_both_sides(source: BatchSource) -> None:
