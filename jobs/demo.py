@@ -71,7 +71,6 @@ def _print_where_to_look(console: Console, result: "DemoResult", seconds: float)
         if result.tracking_uri.startswith("http"):
             command = result.tracking_uri
         console.print(f"Curves, data, lineage and models in MLflow: [bold]{command}[/]")
-    console.print(
-        f"Ask it yourself: [bold]ray-llava generate {shlex.quote(str(result.run_dir))} QUESTION -i PICTURE[/]"
-    )
+    words = ("ray-llava", "generate", str(result.run_dir), result.example.question, "-i", str(result.example_picture))
+    console.print(f"Ask it yourself: [bold]{shlex.join(words)}[/]")
     console.print(f"Took {seconds / 60:.1f} minutes")

@@ -15,10 +15,10 @@ from pipeline.config import ExperimentConfig
 from pipeline.demo.answer_sheet import render_answer_sheet
 from pipeline.demo.report import Curve, render_report
 from pipeline.demo.results import Point, Row, flat_metrics, table_rows
-from pipeline.demo.shards import DemoSizes, new_combination_keys, write_demo_shards
+from pipeline.demo.shards import DemoSizes, ensure_demo_shards, new_combination_keys
 from pipeline.evaluation.questions import EvaluationSample, read_evaluation_samples
 from pipeline.evaluation.run import EvaluationSettings, evaluate
-from pipeline.evaluation.scores import Evaluation
+from pipeline.evaluation.scores import Answer, Evaluation
 from pipeline.model_folder import OpenedModel, assemble_model, find_projector, open_model
 from pipeline.prepare import load_tokenizer
 from pipeline.shards.index import build_index
@@ -41,6 +41,9 @@ class DemoResult(NamedTuple):
     """Folder of the finetuning run."""
     tracking_uri: str | None
     """Where MLflow has the runs; None when tracking is off."""
+    example: Answer
+    """A question about one held-out picture."""
+    example_picture: Path
 
 
 def run_demo(
@@ -57,8 +60,8 @@ def run_demo(
         folder: receives shards and report.
         console: where progress is shown.
     """
-    console.print(f"Drawing {sum(SIZES)} samples into {folder / 'shards'}")
-    shards = write_demo_shards(folder / "shards", SIZES)
+    console.print(f"Writing {sum(SIZES)} samples to {folder / 'shards'}")
+    shards = ensure_demo_shards(folder / "shards", SIZES)
     samples = read_evaluation_samples(build_index(shards["held_out"], folder / "held_out_index"))
 
     points = [Point("before", _evaluate(finetune, _assembled(finetune, None), samples))]
@@ -76,7 +79,8 @@ def run_demo(
     _log(pretrain, pretrained, {0: _metrics(before), pretrained.steps: _metrics(after_pretraining)}, None)
     final = {**_metrics(after_finetuning), **_metrics(blanked, "held_out_blanked")}
     uri = _log(finetune, finetuned, {0: _metrics(after_pretraining), finetuned.steps: final}, report.parent)
-    return DemoResult(points, rows, report, finetuned.run_dir, uri)
+    example, picture = _write_example(report.parent, samples, after_finetuning)
+    return DemoResult(points, rows, report, finetuned.run_dir, uri, example, picture)
 
 
 def _assembled(config: ExperimentConfig, projector: str | None) -> OpenedModel:
@@ -120,6 +124,15 @@ def _write_report(
     report = folder / "report.html"
     report.write_text(render_report(points, rows, curves, samples), encoding="utf-8")
     return report
+
+
+def _write_example(folder: Path, samples: Sequence[EvaluationSample], evaluation: Evaluation) -> tuple[Answer, Path]:
+    """Write the first picture that a sample has to itself, to be asked about by hand."""
+    sample = next(entry.sample for entry in samples if len(entry.sample.images) == 1)
+    suffix = "png" if sample.images[0].startswith(b"\x89PNG") else "jpg"
+    picture = folder / f"example.{suffix}"
+    picture.write_bytes(sample.images[0])
+    return next(answer for answer in evaluation.answers if answer.key == sample.key), picture
 
 
 def read_losses(run_dir: Path) -> tuple[float, ...]:

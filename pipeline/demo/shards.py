@@ -31,12 +31,26 @@ class DemoSizes(NamedTuple):
     held_out: int
 
 
-def write_demo_shards(folder: Path, sizes: DemoSizes) -> dict[str, list[str]]:
-    """Write all shards of the demo.
+def ensure_demo_shards(folder: Path, sizes: DemoSizes) -> dict[str, list[str]]:
+    """Write all shards of the demo, unless the folder holds them already.
 
     Returns:
         Paths of the shards of `pretrain`, `finetune` and `held_out`.
     """
+    finished = folder / "shards.json"  # written last: its presence says that nothing is missing
+    wanted = sizes._asdict()
+    if finished.is_file():
+        found = json.loads(finished.read_text(encoding="utf-8"))
+        if found["sizes"] == wanted:
+            return {name: [str(folder / shard) for shard in shards] for name, shards in found["shards"].items()}
+    shards = write_demo_shards(folder, sizes)
+    names = {name: [Path(path).name for path in paths] for name, paths in shards.items()}
+    finished.write_text(json.dumps({"sizes": wanted, "shards": names}, indent=1), encoding="utf-8")
+    return shards
+
+
+def write_demo_shards(folder: Path, sizes: DemoSizes) -> dict[str, list[str]]:
+    """Write all shards of the demo; returns their paths as `ensure_demo_shards` does."""
     pretrain = (caption_member_files("pretrain", index) for index in range(sizes.pretrain))
     finetune = (conversation_member_files("finetune", index) for index in range(sizes.finetune))
     held_out = (conversation_member_files("held_out", index) for index in range(sizes.held_out))

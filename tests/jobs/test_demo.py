@@ -11,7 +11,7 @@ from jobs import demo
 from pipeline.demo import session
 from pipeline.demo.shards import DemoSizes
 
-SMALL = DemoSizes(pretrain=7, finetune=5, held_out=3)
+SMALL = DemoSizes(pretrain=7, finetune=5, held_out=6)
 OVERRIDES = ["cluster.launcher=local", "cluster.data_workers=0", "tracking.enabled=false", "training.max_steps=2"]
 
 

@@ -6,7 +6,13 @@ from pathlib import Path
 
 from pipeline.demo.samples import caption_sample, conversation_sample, image_preamble
 from pipeline.demo.scenes import HELD_OUT_COMBINATIONS
-from pipeline.demo.shards import DemoSizes, conversation_member_files, new_combination_keys, write_demo_shards
+from pipeline.demo.shards import (
+    DemoSizes,
+    conversation_member_files,
+    ensure_demo_shards,
+    new_combination_keys,
+    write_demo_shards,
+)
 from pipeline.evaluation.questions import read_evaluation_samples
 from pipeline.shards.index import build_index
 
@@ -28,6 +34,16 @@ def test_write_demo_shards_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     second = write_demo_shards(tmp_path / "b", sizes)
     for name, paths in first.items():
         assert [Path(path).read_bytes() for path in paths] == [Path(path).read_bytes() for path in second[name]]
+
+
+def test_ensure_demo_shards_writes_once_and_again_for_other_sizes(tmp_path: Path) -> None:
+    sizes = DemoSizes(pretrain=3, finetune=2, held_out=5)
+    first = ensure_demo_shards(tmp_path, sizes)
+    before = {path: Path(path).stat().st_mtime_ns for paths in first.values() for path in paths}
+    assert ensure_demo_shards(tmp_path, sizes) == first
+    assert {path: Path(path).stat().st_mtime_ns for path in before} == before
+    ensure_demo_shards(tmp_path, sizes._replace(held_out=7))
+    assert build_index(first["held_out"], tmp_path / "index").num_samples == 7
 
 
 def test_held_out_kinds_are_read_back(tmp_path: Path) -> None:
