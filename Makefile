@@ -36,6 +36,11 @@ format: $(VENV)/dev.stamp ## Rewrite the code in the project's format
 	@$(BIN)/ruff check --fix-only --quiet $(SOURCES)
 	@$(BIN)/ruff format $(SOURCES)
 
+.PHONY: bench
+bench: $(VENV)/runtime.stamp ## Check and time the training step on this machine; a small try where there is no GPU
+	@size=tiny; if command -v nvidia-smi >/dev/null; then size=full; fi; \
+	   $(BIN)/python -m jobs.benchmark gpu --size $$size --out runs/benchmark.json
+
 .PHONY: ci
 ci: ## Everything that must pass before a merge, as one command
 	@.ci/run
