@@ -67,9 +67,9 @@ def _configs(out: Path, overrides: list[str]) -> tuple[ExperimentConfig, Experim
 def _print_where_to_look(console: Console, result: "DemoResult", seconds: float) -> None:
     console.print(f"Report: [bold]{result.report}[/]")
     if result.tracking_uri is not None:
-        command = f"mlflow ui --backend-store-uri {shlex.quote(result.tracking_uri)}"
-        if result.tracking_uri.startswith("http"):
-            command = result.tracking_uri
+        from pipeline.training.tracking import dashboard_command
+
+        command = dashboard_command(result.tracking_uri)
         console.print(f"Curves, data, lineage and models in MLflow: [bold]{command}[/]")
     words = ("ray-llava", "generate", str(result.run_dir), result.example.question, "-i", str(result.example_picture))
     console.print(f"Ask it yourself: [bold]{shlex.join(words)}[/]")
