@@ -205,12 +205,14 @@ def _check_rejected(config: ExperimentConfig, tokens: pa.Table) -> None:
 def _progress(console: Console, title: str) -> Iterator[Callable[[int, int], None]]:
     """Show a bar that appears with the first report, so that finding everything up to date prints nothing."""
     columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("eta"), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        tasks: list[Any] = []
+    progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    task = progress.add_task(title, total=None)
 
-        def report(done: int, total: int) -> None:
-            if not tasks:
-                tasks.append(progress.add_task(title, total=total))
-            progress.update(tasks[0], completed=done)
+    def report(done: int, total: int) -> None:
+        progress.start()
+        progress.update(task, completed=done, total=total)
 
+    try:
         yield report
+    finally:
+        progress.stop()

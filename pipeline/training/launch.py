@@ -142,8 +142,8 @@ def _supervise(
         num_pending = tracker.close(_SEND_TIMEOUT_S)
         if num_pending:
             console.print(
-                f"{config.name}: {num_pending} records have not reached MLflow at {tracker.tracking_uri}; the run "
-                f"itself is complete. `ray-llava mlflow-replay {config.run_dir}` sends them later"
+                f"{config.name}: {num_pending} records have not reached MLflow at {tracker.tracking_uri}; they "
+                f"are kept in the run folder. `ray-llava mlflow-replay {config.run_dir}` sends them later"
             )
     return _describe(config, result, tracker.run_id)
 
