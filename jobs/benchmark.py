@@ -128,7 +128,6 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "transformers": transformers.__version__,
         "python": platform.python_version(),
-        "kernel": platform.release(),
     }
 
 

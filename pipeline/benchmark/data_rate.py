@@ -125,7 +125,9 @@ def _text(seed: int, num_words: int) -> str:
 
 def _rates_of_all(jobs: list[_Job], processes: int) -> dict[str, float]:
     """Return samples per second of each job over all processes, which work on it at the same time."""
-    context = multiprocessing.get_context("spawn")  # fork would copy the locks of the parent's threads
+    # fork would copy the locks of the parent's threads, spawn would load torch once per process: a minute for 16
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     barrier, results = context.Barrier(processes), context.Queue()
     workers = [context.Process(target=_work, args=(jobs, barrier, results)) for _ in range(processes)]
     for worker in workers:
