@@ -28,7 +28,7 @@ from pipeline.benchmark.kernels import measure_ceilings, profile_step
 from pipeline.benchmark.measure import Timing
 from pipeline.benchmark.ours import time_ours
 from pipeline.benchmark.scenarios import SCENARIOS, Scenario
-from pipeline.benchmark.shapes import llava_config
+from pipeline.benchmark.shapes import llava_config, vision_config
 from pipeline.training.loop import TrainingSession
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -148,8 +148,8 @@ def run_checks(device: torch.device, seed: int) -> dict[str, Any]:
 def run_scenario(scenario: Scenario, device: torch.device, results: Results) -> None:
     """Time every contender of a scenario; the first of ours is profiled as well."""
     config = llava_config(scenario.shape)
-    tower_layers = config.mm_vision_config["num_hidden_layers"] - 1  # hidden state -2
-    flops = FlopModel.of(config, tower_layers)
+    num_tower_layers = vision_config(scenario.shape).num_hidden_layers - 1  # hidden state -2
+    flops = FlopModel.of(config, num_tower_layers)
     name = results.content["machine"]["device"]
 
     def report(side: str, label: str, measure: Callable[[], Timing]) -> None:

@@ -154,7 +154,8 @@ def check_kernel(device: torch.device, kernel: AttentionKernel) -> list[Check]:
     def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         k, v = (x.repeat_interleave(heads // groups, dim=1) for x in (k, v))
         scores = (q @ k.transpose(2, 3) * width**-0.5).masked_fill(~mask, -torch.inf)
-        return (scores.softmax(-1) @ v).transpose(1, 2)
+        out: Tensor = (scores.softmax(-1) @ v).transpose(1, 2)
+        return out
 
     wanted = run([value.float() for value in inputs], dense)
     names = ("output", "query gradient", "key gradient", "value gradient")
@@ -168,7 +169,8 @@ def check_models(device: torch.device, kernels: Sequence[AttentionKernel], shape
     """Compare packed computation of a whole model with padded computation in float32: loss and two gradients."""
     model = build_model(shape, device, torch.bfloat16)
     inputs = _draw_inputs(model, device)
-    exact = copy.deepcopy(model).float()
+    exact = copy.deepcopy(model)
+    nn.Module.float(exact)
     wanted = _padded(exact, inputs)
     bounds = [_ROOM * relative_error(a, b) + 1e-3 for a, b in zip(_padded(model, inputs), wanted, strict=True)]
     variants: list[tuple[str, AttentionKernel, dict[str, Any]]] = [(f"packed, {k}", k, {}) for k in kernels]

@@ -5,6 +5,7 @@ The work is that of the data stage after reading: decode, pad, resize, tokenize,
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import multiprocessing
@@ -19,7 +20,6 @@ from PIL import Image as PillowImage
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from pipeline.samples import image as image_module
 from pipeline.samples.encode import SampleEncoder
 from pipeline.samples.fit import ImageSpec
 from pipeline.samples.schema import Sample, parse_sample
@@ -63,7 +63,7 @@ def measure_data_rates(seconds: float, num_processes: int | None = None, image_s
     return {
         "processes": processes,
         "jpeg_bytes": sum(map(len, images)) // len(images),
-        "jpeg_decoder": "simplejpeg" if image_module.simplejpeg is not None else "Pillow",
+        "jpeg_decoder": "simplejpeg" if importlib.util.find_spec("simplejpeg") else "Pillow",
         "samples/s of one process": {job.name: _rate(job) for job in jobs},
         "samples/s of all processes": _rates_of_all(jobs, processes),
     }

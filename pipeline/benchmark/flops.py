@@ -58,8 +58,9 @@ class FlopModel:
             config: of a model with a CLIP tower and an `mlp2x_gelu` projector.
             num_tower_layers: tower layers that run.
         """
-        width, heads, head_dim = config.hidden_size, config.num_attention_heads, config.head_dim
-        attention_width, shared_width = heads * head_dim, config.num_key_value_heads * head_dim
+        width, heads = config.hidden_size, config.num_attention_heads
+        head_dim = config.head_dim or width // heads
+        attention_width, shared_width = heads * head_dim, (config.num_key_value_heads or heads) * head_dim
         parameters = 2 * width * attention_width + 2 * width * shared_width + 3 * width * config.intermediate_size
         tower = dict(config.mm_vision_config or {})
         patches = (tower["image_size"] // tower["patch_size"]) ** 2

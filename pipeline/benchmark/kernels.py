@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import torch
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from pipeline.benchmark.measure import synchronize
@@ -47,7 +46,7 @@ def profile_step(step: Callable[[], float], device: torch.device) -> dict[str, A
         step_time_s = time.perf_counter() - started
     families: dict[str, dict[str, Any]] = {}
     for event in profiler.key_averages():
-        if event.device_type != DeviceType.CUDA or event.self_device_time_total <= 0:
+        if event.device_type.name != "CUDA" or event.self_device_time_total <= 0:
             continue
         entry = families.setdefault(family_of(event.key), {"seconds": 0.0, "launches": 0, "largest": []})
         entry["seconds"] += event.self_device_time_total / 1e6

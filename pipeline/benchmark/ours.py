@@ -29,8 +29,8 @@ def build_session(
     config = scenario.config(settings, str(run_dir))
     torch.manual_seed(0)
     in_float32 = scenario.stage == "finetune" and scenario.master_dtype == "float32"
-    model = build_model(scenario.shape, device, torch.float32 if in_float32 else torch.bfloat16, settings.attention)
-    model = set_up_stage(model, config, device)
+    built = build_model(scenario.shape, device, torch.float32 if in_float32 else torch.bfloat16, settings.attention)
+    model = set_up_stage(built, config, device)
     return TrainingSession(
         config=config,
         plan=scenario.plan(sizes, settings.micro_batch_tokens),

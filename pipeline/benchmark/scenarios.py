@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal, NamedTuple
 
-from pipeline.benchmark.shapes import vision_config
+from pipeline.benchmark.shapes import features_per_image
 from pipeline.benchmark.workloads import TextSize, caption_sizes, instruction_sizes, plan_of
 from pipeline.config import (
     DataConfig,
@@ -82,8 +82,7 @@ class Scenario:
     @property
     def features_per_image(self) -> int:
         """Features of the tower that goes with the shape."""
-        tower = vision_config(self.shape)
-        return int((tower.image_size // tower.patch_size) ** 2)
+        return features_per_image(self.shape)
 
     def sizes(self) -> list[TextSize]:
         """Draw the samples of all steps, warm-up included."""
@@ -156,22 +155,20 @@ _FINETUNE_1B = Scenario(
         BaselineSettings(16, gradient_checkpointing=True, group_by_length=True),
     ),
 )
-_TINY = tuple(
-    Scenario(
-        name=f"tiny {stage}",
-        shape="tiny",
-        stage=stage,
-        master_dtype=master_dtype,
-        global_batch_size=5,
-        ours=(OurSettings(4096, compile=False, gradient_checkpointing="selective"),),
-        baselines=(BaselineSettings(3, gradient_checkpointing=True, group_by_length=True),),
-        num_steps=1,
-        num_warmup_steps=1,
-    )
-    for stage, master_dtype in (("pretrain", "float32"), ("finetune", "bfloat16"))
+_TINY_FINETUNE = Scenario(
+    name="tiny finetune",
+    shape="tiny",
+    stage="finetune",
+    master_dtype="bfloat16",
+    global_batch_size=5,
+    ours=(OurSettings(4096, compile=False, gradient_checkpointing="selective"),),
+    baselines=(BaselineSettings(3, gradient_checkpointing=True, group_by_length=True),),
+    num_steps=1,
+    num_warmup_steps=1,
 )
+_TINY_PRETRAIN = replace(_TINY_FINETUNE, name="tiny pretrain", stage="pretrain", master_dtype="float32")
 
 SCENARIOS: Final[dict[Literal["full", "tiny"], tuple[Scenario, ...]]] = {
     "full": (_PRETRAIN, _FINETUNE_7B, _FINETUNE_1B),
-    "tiny": _TINY,
+    "tiny": (_TINY_PRETRAIN, _TINY_FINETUNE),
 }

@@ -12,7 +12,7 @@ from transformers import CLIPVisionConfig, LlamaConfig
 from model.attention import AttentionKernel, enable_packed_attention
 from model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 
-_CLIP_L_336: Final = {
+_CLIP_L_336: Final[dict[str, Any]] = {
     "hidden_size": 1024,
     "intermediate_size": 4096,
     "num_hidden_layers": 24,
@@ -21,7 +21,7 @@ _CLIP_L_336: Final = {
     "patch_size": 14,
     "projection_dim": 768,
 }
-_CLIP_TINY: Final = {
+_CLIP_TINY: Final[dict[str, Any]] = {
     "hidden_size": 24,
     "intermediate_size": 52,
     "num_hidden_layers": 3,
@@ -79,7 +79,17 @@ def language_config(name: str) -> LlamaConfig:
 
 def vision_config(name: str) -> CLIPVisionConfig:
     """Return the tower's config that goes with a named size: CLIP-L/14 at 336 pixels, or a tiny one."""
-    return CLIPVisionConfig(**(_CLIP_TINY if name == "tiny" else _CLIP_L_336))
+    return CLIPVisionConfig(**_tower(name))
+
+
+def image_size(name: str) -> int:
+    """Return the side of the images of a named size, pixels."""
+    return int(_tower(name)["image_size"])
+
+
+def features_per_image(name: str) -> int:
+    """Return the features that an image becomes in a named size."""
+    return int((_tower(name)["image_size"] // _tower(name)["patch_size"]) ** 2)
 
 
 def llava_config(name: str) -> LlavaConfig:
@@ -107,6 +117,10 @@ def build_model(
     model.get_model().mm_projector.float()
     enable_packed_attention(model, attention)
     return model
+
+
+def _tower(name: str) -> dict[str, Any]:
+    return _CLIP_TINY if name == "tiny" else _CLIP_L_336
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import torch
 
 from model.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from pipeline.benchmark.flops import SampleSize
-from pipeline.benchmark.shapes import LANGUAGE_MODELS, vision_config
+from pipeline.benchmark.shapes import LANGUAGE_MODELS, image_size
 from pipeline.loader import RankStep
 from pipeline.plan.plan import Plan, build_plan
 
@@ -106,7 +106,7 @@ def plan_of(sizes: Sequence[TextSize], features_per_image: int, global_batch_siz
 
 def build_rank_step(plan: Plan, step: int, sizes: Sequence[TextSize], shape: str) -> RankStep:
     """Build one step of a single rank with random ids and pixels for the model of a named size."""
-    vocab_size, image_size = LANGUAGE_MODELS[shape]["vocab_size"], vision_config(shape).image_size
+    vocab_size, side = LANGUAGE_MODELS[shape]["vocab_size"], image_size(shape)
     entry = plan.split(step, 1)[0]
     ids = [sample_id for batch in entry.micro_batches for sample_id in batch]
     rng = np.random.default_rng(step)
@@ -122,7 +122,7 @@ def build_rank_step(plan: Plan, step: int, sizes: Sequence[TextSize], shape: str
         num_images=torch.tensor([sizes[sample_id].num_images for sample_id in ids], dtype=torch.int32),
         input_ids=torch.from_numpy(np.concatenate([input_ids for input_ids, _ in texts])),
         labels=torch.from_numpy(np.concatenate([labels for _, labels in texts])),
-        pixels=torch.from_numpy(rng.integers(0, 256, (num_images, 3, image_size, image_size), dtype=np.uint8)),
+        pixels=torch.from_numpy(rng.integers(0, 256, (num_images, 3, side, side), dtype=np.uint8)),
         rejected=(),
     )
 
