@@ -19,6 +19,7 @@ help: ## Show this list
 .PHONY: demo
 demo: $(VENV)/runtime.stamp ## Train a small LLaVA on generated scenes, show what it learnt (minutes on 2 cores)
 	@$(BIN)/ray-llava demo
+	@echo "These commands need the environment: source $(BIN)/activate"
 
 .PHONY: test
 test: $(VENV)/dev.stamp ## Run the tests
