@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -153,20 +154,17 @@ def run_scenario(scenario: Scenario, device: torch.device, results: Results) -> 
     name = results.content["machine"]["device"]
 
     def report(side: str, label: str, measure: Callable[[], Timing]) -> None:
-        figures = lambda: measure().report(flops, scenario.stage, name)  # noqa: E731
-        results.attempt(scenario.name, side, label, measure=figures)
+        results.attempt(scenario.name, side, label, measure=lambda: measure().report(flops, scenario.stage, name))
+
+    def profile(session: TrainingSession, step: Callable[[], float]) -> None:
+        results.add(scenario.name, "profile", value=profile_step(step, session.workers.device))
 
     for settings in scenario.ours:
-        is_first = settings == scenario.ours[0]
-
-        def profile(session: TrainingSession, step: Callable[[], float]) -> None:
-            results.add(scenario.name, "profile", value=profile_step(step, session.workers.device))
-
+        inspect = profile if settings == scenario.ours[0] and device.type == "cuda" else None
         with tempfile.TemporaryDirectory() as folder:
-            inspect = profile if is_first and device.type == "cuda" else None
-            report("ours", settings.label, lambda: time_ours(scenario, settings, device, Path(folder), inspect))  # noqa: B023
+            report("ours", settings.label, partial(time_ours, scenario, settings, device, Path(folder), inspect))
     for baseline in scenario.baselines:
-        report("transformers", baseline.label, lambda: time_baseline(scenario, baseline, device))  # noqa: B023
+        report("transformers", baseline.label, partial(time_baseline, scenario, baseline, device))
 
 
 def _brief(value: Any) -> Any:
