@@ -40,8 +40,7 @@ def run(
     from pipeline.shards.index import build_index
     from pipeline.shards.storage import expand_shards
 
-    opened = open_model(model)
-    opened.model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides the argument's type
+    opened = open_model(model, device)
     with tempfile.TemporaryDirectory() as folder:
         samples = read_evaluation_samples(build_index(expand_shards(shards), folder), max_samples)
     tokenizer = load_tokenizer(tokenizer_source(model))

@@ -39,8 +39,7 @@ def run(
     from pipeline.model_folder import open_model
     from pipeline.prepare import load_tokenizer
 
-    opened = open_model(model)
-    opened.model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides the argument's type
+    opened = open_model(model, device)
     text = answer(opened, load_tokenizer(tokenizer_source(model)), conversation, images, max_new_tokens)
     output_console().print(text, markup=False, highlight=False, soft_wrap=True)
 

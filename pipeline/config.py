@@ -57,6 +57,10 @@ class DataConfig(Section):
     max_rejected_fraction: Annotated[float, Free, Field(ge=0, le=1)] = 0.001
     """The run stops when more than max(20, this share) of the samples were rejected."""
 
+    def allowed_rejected(self, num_samples: int) -> int:
+        """Return how many of `num_samples` may be rejected; a small data set may lose 20 whatever their share."""
+        return max(20, int(self.max_rejected_fraction * num_samples))
+
 
 class ModelConfig(Section):
     """The parts a LLaVA model is put together from."""

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from model.attention import AttentionKernel
+from model.adapter import load_projector
 from model.weights import LlavaModel, build_llava, load_llava, save_llava
-from pipeline.config import ConfigError, ExperimentConfig, load_config
+from pipeline.config import ConfigError, ExperimentConfig, ModelConfig, load_config
 from pipeline.prepare import (
     build_encoder,
     image_spec_of,
@@ -56,10 +56,8 @@ def save_model_folder(model: LlavaModel, state: Mapping[str, Tensor], config: Ex
     (folder / _RECIPE).write_text(json.dumps(recipe, indent=2), encoding="utf-8")
 
 
-def open_model(
-    path: str | Path, *, dtype: torch.dtype = torch.float32, attention: AttentionKernel = "auto"
-) -> OpenedModel:
-    """Open a model folder, or the result in a finished run's folder, for inference.
+def open_model(path: str | Path, device: str | torch.device = "cpu") -> OpenedModel:
+    """Open a model folder, or the result in a finished run's folder, in float32 for inference.
 
     Raises:
         ConfigError: the folder is neither, or the run has not finished.
@@ -67,44 +65,51 @@ def open_model(
     """
     folder = Path(path)
     if not (folder / "config.yaml").is_file():
-        return _open_folder(folder, dtype, attention)
+        return _open_folder(folder, device)
     config = load_config(folder / "config.yaml")
     if config.stage == "finetune":
         if not (folder / MODEL_FOLDER).is_dir():
             raise ConfigError(f"run {folder} has no {MODEL_FOLDER}/ yet; finish it with `ray-llava finetune`")
-        return _open_folder(folder / MODEL_FOLDER, dtype, attention)
+        return _open_folder(folder / MODEL_FOLDER, device)
     if not (folder / PROJECTOR_FILE).is_file():
         raise ConfigError(f"run {folder} has no {PROJECTOR_FILE} yet; finish it with `ray-llava pretrain`")
-    return assemble_model(config, projector=folder / PROJECTOR_FILE, dtype=dtype, attention=attention)
+    return assemble_model(config, projector=folder / PROJECTOR_FILE, device=device)
 
 
 def assemble_model(
-    config: ExperimentConfig,
-    *,
-    projector: str | Path | None,
-    dtype: torch.dtype = torch.float32,
-    attention: AttentionKernel = "auto",
+    config: ExperimentConfig, *, projector: str | Path | None, device: str | torch.device = "cpu"
 ) -> OpenedModel:
-    """Put the parts that a config names together; without a projector file it starts from random weights.
+    """Put the parts that a config names together for inference; without a projector file it starts from random weights.
 
     Raises:
-        ConfigError: the config names no tower.
+        ConfigError: a model part is missing or cannot be read.
+        ValueError: the projector file does not fit.
     """
-    parts = config.model
-    if parts.vision_tower is None:
-        raise ConfigError("model.vision_tower is null; a complete LLaVA folder is opened with open_model")
-    model = build_llava(
-        language_model=parts.language_model,
-        vision_tower=parts.vision_tower,
-        projector_type=parts.mm_projector_type,
-        select_layer=parts.mm_vision_select_layer,
-        select_feature=parts.mm_vision_select_feature,
-        projector_path=projector,
-        dtype=dtype,
-        attention=attention,
-    )
-    nn.Module.eval(model)
-    return OpenedModel(model, build_encoder(config))
+    model = join_parts(config.model, projector, torch.float32)
+    return OpenedModel(_for_inference(model, device), build_encoder(config))
+
+
+def join_parts(parts: ModelConfig, projector: str | Path | None, dtype: torch.dtype) -> LlavaModel:
+    """Join language model, tower and projector; a LLaVA folder brings its own, replaced by `projector` if one is given.
+
+    Raises:
+        ValueError: a part is missing, or the projector file does not fit.
+    """
+    if parts.vision_tower is not None:
+        return build_llava(
+            language_model=parts.language_model,
+            vision_tower=parts.vision_tower,
+            projector_type=parts.mm_projector_type,
+            select_layer=parts.mm_vision_select_layer,
+            select_feature=parts.mm_vision_select_feature,
+            projector_path=projector,
+            dtype=dtype,
+            attention=parts.attention,
+        )
+    model = load_llava(parts.language_model, dtype=dtype, attention=parts.attention)
+    if projector is not None:
+        load_projector(model.get_model().mm_projector, projector)
+    return model
 
 
 def find_projector(adapter: str | None) -> str | None:
@@ -139,12 +144,16 @@ def read_recipe(folder: Path) -> dict[str, Any]:
     return recipe
 
 
-def _open_folder(folder: Path, dtype: torch.dtype, attention: AttentionKernel) -> OpenedModel:
+def _open_folder(folder: Path, device: str | torch.device) -> OpenedModel:
     recipe = read_recipe(folder)
     facts = read_llava_facts(str(folder))
     spec = image_spec_of(facts, recipe["image_aspect_ratio"])
     tokenizer = load_tokenizer(str(folder))
     encoder = SampleEncoder(tokenizer, recipe["template"], spec, facts.num_features, recipe["max_length"])
-    model = load_llava(folder, dtype=dtype, attention=attention)
+    return OpenedModel(_for_inference(load_llava(folder), device), encoder)
+
+
+def _for_inference(model: LlavaModel, device: str | torch.device) -> LlavaModel:
+    nn.Module.to(model, device)
     nn.Module.eval(model)
-    return OpenedModel(model, encoder)
+    return model

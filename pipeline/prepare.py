@@ -28,8 +28,6 @@ from pipeline.shards.index import RunMap, ShardIndex, ensure_index, run_serially
 from pipeline.shards.scan import Checks
 from pipeline.shards.storage import expand_shards
 
-_REJECTED_FLOOR = 20  # a small data set may lose this many samples whatever their share
-
 
 class TowerFacts(NamedTuple):
     """What the data side must know of a vision tower; read from its configs, no weights."""
@@ -192,11 +190,11 @@ def _read_processor(name: str) -> dict[str, Any]:
 def _check_rejected(config: ExperimentConfig, tokens: pa.Table) -> None:
     reasons = Counter(reason for reason in tokens["reason"].to_pylist() if reason)
     num_rejected = sum(reasons.values())
-    allowed = max(_REJECTED_FLOOR, config.data.max_rejected_fraction * tokens.num_rows)
+    allowed = config.data.allowed_rejected(tokens.num_rows)
     if num_rejected > allowed:
         listing = ", ".join(f"{reason} {number}" for reason, number in reasons.most_common())
         raise ConfigError(
-            f"{num_rejected} of {tokens.num_rows} samples are unusable ({listing}), more than the {allowed:.0f} that "
+            f"{num_rejected} of {tokens.num_rows} samples are unusable ({listing}), more than the {allowed} that "
             "data.max_rejected_fraction allows; `ray-llava index` lists each of them. Repair the shards, or raise it"
         )
 

@@ -6,7 +6,6 @@ does the shared work.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     from pipeline.training.tracking import RunTracker
 
 _SEND_TIMEOUT_S = 60.0
-
-logger = logging.getLogger(__name__)
 
 
 class TrainingResult(NamedTuple):

@@ -32,8 +32,6 @@ from pipeline.training.metrics import Ledger, MetricsLog, StepCounts, step_rates
 from pipeline.training.optim import learning_rate_factor, set_learning_rate
 from pipeline.training.state import collect
 
-_REJECTED_FLOOR = 20  # a small data set may lose this many samples whatever their share
-
 
 class NonFiniteError(RuntimeError):
     """Loss or gradient became NaN or infinite; the weights of the step before are kept."""
@@ -190,11 +188,11 @@ def _book(session: TrainingSession, prepared: PreparedStep, counts: StepCounts) 
                 reasons[reason] = reasons.get(reason, 0) + number
         _write_rejected(session.quarantine_file, prepared.step, prepared.rejected)
     session.ledger.add(counts, reasons)
-    allowed = max(_REJECTED_FLOOR, session.config.data.max_rejected_fraction * session.plan.num_samples)
+    allowed = session.config.data.allowed_rejected(session.plan.num_samples)
     if session.ledger.quarantined > allowed:
         raise RejectedBudgetError(
             f"step {prepared.step}: {session.ledger.quarantined} samples were rejected while training "
-            f"({session.ledger.reasons}), more than the {allowed:.0f} that data.max_rejected_fraction allows; each is "
+            f"({session.ledger.reasons}), more than the {allowed} that data.max_rejected_fraction allows; each is "
             f"listed in {session.quarantine_file.parent}"
         )
 

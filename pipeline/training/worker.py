@@ -5,7 +5,6 @@ Folder of a run: config.yaml, index/, metrics.jsonl, quarantine/, checkpoints/, 
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import threading
@@ -19,10 +18,10 @@ import transformers
 from torch import nn
 
 from model.adapter import write_projector
-from model.weights import LlavaModel, build_llava, load_llava, set_trainable
+from model.weights import LlavaModel, set_trainable
 from pipeline.config import ConfigError, ExperimentConfig
 from pipeline.loader import BatchSource, RankStep
-from pipeline.model_folder import MODEL_FOLDER, PROJECTOR_FILE, find_projector, save_model_folder
+from pipeline.model_folder import MODEL_FOLDER, PROJECTOR_FILE, find_projector, join_parts, save_model_folder
 from pipeline.training.acceleration import accelerate
 from pipeline.training.batches import prepare_ahead
 from pipeline.training.checkpoint import Checkpoint, CheckpointStore
@@ -37,7 +36,6 @@ from pipeline.training.state import gather_whole, restore
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-logger = logging.getLogger(__name__)
 
 OpenStream = Callable[[int], Iterator[RankStep]]
 """Given the first step, yields this rank's steps to the end of the run."""
@@ -123,22 +121,10 @@ def check_same_plan(checkpoint: Checkpoint, source: BatchSource) -> None:
 
 def build_model(config: ExperimentConfig, device: torch.device) -> LlavaModel:
     """Put the model of a stage together on `device`, with what the stage trains requiring gradients."""
-    parts, training = config.model, config.training
     # What is trained must not pass through a narrower type on its way from the checkpoint.
+    training = config.training
     load_dtype = _DTYPES[training.precision if config.stage == "pretrain" else training.master_dtype]
-    if parts.vision_tower is None:
-        model = load_llava(parts.language_model, dtype=load_dtype, attention=parts.attention)
-    else:
-        model = build_llava(
-            language_model=parts.language_model,
-            vision_tower=parts.vision_tower,
-            projector_type=parts.mm_projector_type,
-            select_layer=parts.mm_vision_select_layer,
-            select_feature=parts.mm_vision_select_feature,
-            projector_path=find_projector(parts.pretrain_mm_mlp_adapter),
-            dtype=load_dtype,
-            attention=parts.attention,
-        )
+    model = join_parts(config.model, find_projector(config.model.pretrain_mm_mlp_adapter), load_dtype)
     return set_up_stage(model, config, device)
 
 

@@ -10,9 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from pipeline.config import ConfigError, load_config
+from pipeline.model_folder import join_parts
 from pipeline.prepare import prepare_source
 from pipeline.training.checkpoint import CheckpointStore
 from pipeline.training.launch import run_training
@@ -157,3 +159,19 @@ def test_loss_that_is_not_finite_stops_before_the_update_and_names_the_samples(
     assert checkpoint is not None
     assert checkpoint.step == len(losses(tmp_path / "run"))
     assert all(bool(tensor.isfinite().all()) for tensor in checkpoint.tensors("model").values())
+
+
+def test_finetune_from_a_llava_folder_takes_the_projector_that_is_named(
+    write_config: WriteConfig, tmp_path: Path
+) -> None:
+    run_training(load_config(write_config("pre"), ["training.max_steps=2"]))
+    run_training(load_config(write_config("fine", "finetune"), ["training.max_steps=1"]))
+    folder = [f"model.language_model={tmp_path / 'fine' / 'model'}", "model.vision_tower=null"]
+    parts = load_config(write_config("next", "finetune"), folder).model
+    own = join_parts(parts, None, torch.float32).get_model().mm_projector.state_dict()
+    named = tmp_path / "pre" / "projector" / "mm_projector.safetensors"
+    replaced = join_parts(parts, named, torch.float32).get_model().mm_projector.state_dict()
+    expected = {name.removeprefix("model.mm_projector."): tensor for name, tensor in weights(tmp_path / "pre").items()}
+    assert replaced.keys() == expected.keys()
+    assert all(torch.equal(replaced[name], expected[name]) for name in expected)
+    assert any(not torch.equal(own[name], expected[name]) for name in expected)
