@@ -30,7 +30,7 @@ from pipeline.benchmark.measure import Timing
 from pipeline.benchmark.ours import time_ours
 from pipeline.benchmark.scenarios import SCENARIOS, Scenario
 from pipeline.benchmark.shapes import llava_config, vision_config
-from pipeline.training.loop import TrainingSession
+from pipeline.training.session import TrainingSession
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

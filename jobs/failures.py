@@ -9,7 +9,7 @@ from typing import NamedTuple
 EXIT_CODES = {
     "pipeline.config.ConfigError": 2,
     "pipeline.errors.DataError": 3,
-    "pipeline.training.loop.RejectedBudgetError": 3,
+    "pipeline.training.bookkeeping.RejectedBudgetError": 3,
     "pipeline.training.metrics.LedgerError": 4,
     "pipeline.training.manifest.CheckpointError": 4,
     "pipeline.loader.PlanMismatchError": 4,

@@ -16,9 +16,10 @@ from pipeline.plan.plan import Plan
 from pipeline.training.batches import prepare_ahead
 from pipeline.training.checkpoint import CheckpointStore
 from pipeline.training.distributed import Workers
-from pipeline.training.loop import TrainingSession, run_step
+from pipeline.training.loop import run_step
 from pipeline.training.metrics import Ledger
 from pipeline.training.optim import build_optimizer
+from pipeline.training.session import TrainingSession
 from pipeline.training.worker import set_up_stage
 
 

@@ -154,8 +154,9 @@ class _TrainFunction:
     def __call__(self) -> WorkerResult | Exception:
         import ray.train.torch as ray_torch
 
+        from pipeline.training.bookkeeping import RejectedBudgetError
         from pipeline.training.distributed import Workers
-        from pipeline.training.loop import NonFiniteError, RejectedBudgetError
+        from pipeline.training.loop import NonFiniteError
         from pipeline.training.metrics import LedgerError
         from pipeline.training.worker import run_worker
 

@@ -27,10 +27,11 @@ from pipeline.training.batches import prepare_ahead
 from pipeline.training.checkpoint import Checkpoint, CheckpointStore
 from pipeline.training.distributed import Workers
 from pipeline.training.lease import check_lease
-from pipeline.training.loop import TrainingSession, train
+from pipeline.training.loop import train
 from pipeline.training.manifest import CHECKPOINT_FOLDER
 from pipeline.training.metrics import Ledger, MetricsLog
 from pipeline.training.optim import build_optimizer
+from pipeline.training.session import TrainingSession
 from pipeline.training.sharding import shard_model
 from pipeline.training.state import gather_whole, restore
 

@@ -1,0 +1,33 @@
+"""The experiment config: one YAML per run, validated once, never edited afterwards.
+
+A file per section; building things from the config is left to the components.
+"""
+
+from pipeline.config.data import DataConfig, TemplateName
+from pipeline.config.experiment import ExperimentConfig
+from pipeline.config.load import ConfigError, load_config, parse_config
+from pipeline.config.model import ModelConfig
+from pipeline.config.resume import check_resumable, fields_with_policy
+from pipeline.config.running import CheckpointConfig, ClusterConfig, TrackingConfig
+from pipeline.config.section import Fixed, Free, OnResume, Section
+from pipeline.config.training import TrainingConfig
+
+__all__ = [
+    "CheckpointConfig",
+    "ClusterConfig",
+    "ConfigError",
+    "DataConfig",
+    "ExperimentConfig",
+    "Fixed",
+    "Free",
+    "ModelConfig",
+    "OnResume",
+    "Section",
+    "TemplateName",
+    "TrackingConfig",
+    "TrainingConfig",
+    "check_resumable",
+    "fields_with_policy",
+    "load_config",
+    "parse_config",
+]

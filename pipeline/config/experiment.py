@@ -1,0 +1,74 @@
+"""The experiment config: all sections of one run, and what holds between them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import yaml
+from pydantic import Field, model_validator
+
+from pipeline.config.data import DataConfig
+from pipeline.config.model import ModelConfig
+from pipeline.config.running import CheckpointConfig, ClusterConfig, TrackingConfig
+from pipeline.config.section import Fixed, Free, Section
+from pipeline.config.training import TrainingConfig
+
+
+class ExperimentConfig(Section):
+    """One training run."""
+
+    name: Annotated[str, Free]
+    """Run name shown in MLflow and in logs."""
+    run_dir: Annotated[str, Free]
+    """Folder of the run: config, index, checkpoints, metrics, results. The same folder resumes the same run."""
+    stage: Annotated[Literal["pretrain", "finetune"], Fixed]
+    """`pretrain` trains the projector only; `finetune` the projector and the language model."""
+    seed: Annotated[int, Fixed, Field(ge=0)] = 0
+    """Seed of sample order and of weight initialisation."""
+    data: DataConfig
+    model: ModelConfig
+    training: TrainingConfig
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> Self:
+        if self.training.micro_batch_tokens < self.data.max_length:
+            raise ValueError(
+                f"training.micro_batch_tokens ({self.training.micro_batch_tokens}) is smaller than data.max_length "
+                f"({self.data.max_length}), so the longest sample would fit no micro-batch; raise the first or lower "
+                "the second"
+            )
+        return self
+
+    def with_absolute_paths(self) -> Self:
+        """Return the config with local paths made absolute, so that workers in other folders find the same files.
+
+        A model name is taken for a path when it exists here, else it stays what it is: a hub id.
+        """
+
+        def model_path(name: str | None) -> str | None:
+            return str(Path(name).absolute()) if name is not None and Path(name).exists() else name
+
+        shards = tuple(url if "://" in url else str(Path(url).absolute()) for url in self.data.shards)
+        index_dir = self.data.index_dir and str(Path(self.data.index_dir).absolute())
+        parts = self.model
+        return self.model_copy(
+            update={
+                "run_dir": str(Path(self.run_dir).absolute()),
+                "data": self.data.model_copy(update={"shards": shards, "index_dir": index_dir}),
+                "model": parts.model_copy(
+                    update={
+                        "language_model": model_path(parts.language_model),
+                        "vision_tower": model_path(parts.vision_tower),
+                        "pretrain_mm_mlp_adapter": model_path(parts.pretrain_mm_mlp_adapter),
+                    }
+                ),
+            }
+        )
+
+    def to_yaml(self) -> str:
+        """Return the resolved config as YAML, in field order."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=False)

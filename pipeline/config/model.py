@@ -1,0 +1,26 @@
+"""Config section `model`: the parts a LLaVA model is put together from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pipeline.config.section import Fixed, Free, Section
+
+
+class ModelConfig(Section):
+    """The parts a LLaVA model is put together from."""
+
+    language_model: Annotated[str, Fixed]
+    """Hugging Face folder or hub id of the causal language model; for finetuning it may be a LLaVA folder."""
+    vision_tower: Annotated[str | None, Fixed] = None
+    """Hugging Face folder or hub id of the vision tower; null when the language model folder is a LLaVA model."""
+    mm_projector_type: Annotated[str, Fixed] = "mlp2x_gelu"
+    """linear, mlpNx_gelu, identity and more; `pool2_` or `shuffle2_` before it merges 2 x 2 patches."""
+    mm_vision_select_layer: Annotated[int | tuple[int, ...], Fixed] = -2
+    """Index into the tower's hidden states; 0 is the embedding output. A list joins several along the width."""
+    mm_vision_select_feature: Annotated[Literal["patch", "cls_patch"], Fixed] = "patch"
+    """`patch` drops the class token, `cls_patch` keeps it."""
+    pretrain_mm_mlp_adapter: Annotated[str | None, Fixed] = None
+    """Projector file (safetensors, or an original mm_projector.bin), or the folder of a finished pretraining run."""
+    attention: Annotated[Literal["auto", "sdpa", "varlen", "flex", "flash_attention_2"], Free] = "auto"
+    """Attention kernel for packed sequences."""

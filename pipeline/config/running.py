@@ -1,0 +1,52 @@
+"""Config sections `checkpoint`, `cluster` and `tracking`: where a run executes and what it leaves behind."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pipeline.config.section import Free, Section
+
+
+class CheckpointConfig(Section):
+    """When progress is saved, and how much of it is kept."""
+
+    every_steps: Annotated[int, Free, Field(ge=1)] = 100
+    """Optimizer steps between checkpoints; the last step is always saved."""
+    keep_last: Annotated[int, Free, Field(ge=1)] = 2
+    """Newest checkpoints kept on disk."""
+
+
+class ClusterConfig(Section):
+    """Where the run executes."""
+
+    launcher: Annotated[Literal["ray", "local"], Free] = "ray"
+    """`ray` uses Ray Data and Ray Train; `local` is this process, or one rank of it under torchrun, without Ray."""
+    num_workers: Annotated[int, Free, Field(ge=1)] = 1
+    """Training workers (ranks) under Ray; torchrun sets its own number."""
+    use_gpu: Annotated[bool, Free] = False
+    """One GPU per worker and NCCL; otherwise CPU and gloo."""
+    cpus_per_worker: Annotated[float, Free, Field(gt=0)] = 1
+    """CPUs reserved for each training worker."""
+    data_workers: Annotated[int, Free, Field(ge=0)] = 2
+    """Parallel preprocessing tasks; 0 preprocesses in the training process (launcher `local` only)."""
+    prefetch_steps: Annotated[int, Free, Field(ge=1)] = 2
+    """Optimizer steps of data prepared ahead of each worker."""
+    torch_threads: Annotated[int | None, Free, Field(ge=1)] = None
+    """Intra-op threads of a CPU worker; null divides the machine's cores by the workers on it."""
+    max_failures: Annotated[int, Free, Field(ge=0)] = 3
+    """Worker-group restarts by Ray Train before the run fails."""
+
+
+class TrackingConfig(Section):
+    """MLflow; training itself never depends on it."""
+
+    enabled: Annotated[bool, Free] = True
+    """Write to MLflow at all; metrics.jsonl in the run folder is always written."""
+    uri: Annotated[str | None, Free] = None
+    """Tracking URI; null uses MLFLOW_TRACKING_URI, else a SQLite file."""
+    experiment: Annotated[str, Free] = "ray-llava"
+    """MLflow experiment, one per project."""
+    log_model: Annotated[bool, Free] = True
+    """Upload the finetuned model folder as an artifact; projectors are small and always uploaded."""

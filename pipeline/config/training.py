@@ -1,0 +1,46 @@
+"""Config section `training`: what learns, how fast, on how much data per step."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pipeline.config.section import Fixed, Free, Section
+
+
+class TrainingConfig(Section):
+    """Optimisation: what learns, how fast, on how much data per step."""
+
+    num_epochs: Annotated[int, Fixed, Field(ge=1)] = 1
+    """Passes over the data; every epoch has its own order."""
+    max_steps: Annotated[int | None, Fixed, Field(ge=1)] = None
+    """Stop after this many optimizer steps; null runs all epochs. The schedule spans exactly the steps that run."""
+    global_batch_size: Annotated[int, Fixed, Field(ge=1)]
+    """Samples per optimizer step over all workers."""
+    micro_batch_tokens: Annotated[int, Free, Field(ge=1)] = 4096
+    """Most fused tokens packed into one forward pass of one worker; at least data.max_length."""
+    vision_batch_size: Annotated[int, Free, Field(ge=1)] = 64
+    """Images per forward pass of the frozen vision tower."""
+    learning_rate: Annotated[float, Fixed, Field(gt=0)]
+    """Peak learning rate of the language model (finetune) or of the projector (pretrain)."""
+    mm_projector_lr: Annotated[float | None, Fixed, Field(gt=0)] = None
+    """Peak learning rate of the projector when it differs; null uses learning_rate."""
+    weight_decay: Annotated[float, Fixed, Field(ge=0)] = 0.0
+    """Decoupled weight decay; biases and norm weights are exempt."""
+    warmup_ratio: Annotated[float, Fixed, Field(ge=0, le=1)] = 0.03
+    """Share of all steps with linear warm-up."""
+    lr_schedule: Annotated[Literal["cosine", "constant"], Fixed] = "cosine"
+    """After warm-up: cosine to zero, or constant."""
+    max_grad_norm: Annotated[float, Fixed, Field(gt=0)] = 1.0
+    """Gradients are scaled down to this global L2 norm."""
+    precision: Annotated[Literal["float32", "bfloat16"], Fixed] = "float32"
+    """Arithmetic of forward and backward; bfloat16 keeps frozen weights in bfloat16 too."""
+    master_dtype: Annotated[Literal["float32", "bfloat16"], Fixed] = "float32"
+    """Storage type of what learns and of its optimizer state; bfloat16 halves memory and rounds stochastically."""
+    sharding: Annotated[Literal["none", "fsdp"], Free] = "none"
+    """`none` replicates the model on each worker; `fsdp` shards parameters, gradients and optimizer state (FSDP2)."""
+    gradient_checkpointing: Annotated[bool | Literal["selective"], Free] = False
+    """Recompute decoder activations in backward: true all of a layer, `selective` all but matrix products."""
+    compile: Annotated[bool, Free] = False
+    """torch.compile the layers of decoder and tower; CUDA with `varlen` attention gains, others break the graph."""

@@ -1,0 +1,67 @@
+"""After each step: the ledger of samples, the list of rejected ones, and the numbers that are logged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from pipeline.loader import Rejected
+from pipeline.training.batches import PreparedStep
+from pipeline.training.metrics import StepCounts, step_rates
+from pipeline.training.session import StepOutcome, TrainingSession
+
+
+class RejectedBudgetError(RuntimeError):
+    """More samples were rejected while training than the config tolerates."""
+
+
+def book(session: TrainingSession, prepared: PreparedStep, counts: StepCounts) -> None:
+    """Enter the step into the ledger and write rejected samples down.
+
+    Raises:
+        RejectedBudgetError: there are too many of them.
+    """
+    reasons: dict[str, int] = {}
+    if counts.rejected:
+        for own in session.workers.gather(prepared.reasons):
+            for reason, number in own.items():
+                reasons[reason] = reasons.get(reason, 0) + number
+        _write_rejected(session.quarantine_file, prepared.step, prepared.rejected)
+    session.ledger.add(counts, reasons)
+    allowed = session.config.data.allowed_rejected(session.plan.num_samples)
+    if session.ledger.quarantined > allowed:
+        raise RejectedBudgetError(
+            f"step {prepared.step}: {session.ledger.quarantined} samples were rejected while training "
+            f"({session.ledger.reasons}), more than the {allowed} that data.max_rejected_fraction allows; each is "
+            f"listed in {session.quarantine_file.parent}"
+        )
+
+
+def step_metrics(
+    session: TrainingSession, step: int, outcome: StepOutcome, step_time_s: float, wait_s: float
+) -> dict[str, float]:
+    """Return what is logged of a step."""
+    metrics = {
+        "train/loss": outcome.loss,
+        "train/grad_norm": outcome.grad_norm,
+        "train/learning_rate": outcome.learning_rate,
+        "train/supervised_tokens": outcome.counts.targets,
+        "data/epoch": (step + 1) / session.plan.steps_per_epoch,
+        "data/samples_trained": float(session.ledger.trained),
+        "data/samples_quarantined": float(session.ledger.quarantined),
+        **step_rates(outcome.counts, step_time_s, wait_s),
+    }
+    for reason, number in session.ledger.reasons.items():
+        metrics[f"data/quarantined/{reason}"] = float(number)
+    if session.workers.device.type == "cuda":
+        metrics["perf/memory_peak_bytes"] = float(torch.cuda.max_memory_allocated(session.workers.device))
+    return metrics
+
+
+def _write_rejected(path: Path, step: int, rejected: tuple[Rejected, ...]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        for entry in rejected:
+            file.write(json.dumps({"step": step, **entry._asdict()}) + "\n")
