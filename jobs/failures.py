@@ -7,7 +7,7 @@ finite or no memory, 6 storage or network, 7 run already active, 130 interrupted
 from typing import NamedTuple
 
 EXIT_CODES = {
-    "pipeline.config.ConfigError": 2,
+    "pipeline.config.load.ConfigError": 2,
     "pipeline.errors.DataError": 3,
     "pipeline.training.bookkeeping.RejectedBudgetError": 3,
     "pipeline.training.metrics.LedgerError": 4,
