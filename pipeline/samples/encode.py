@@ -43,6 +43,7 @@ class SampleEncoder:
         image_spec: the square every image becomes.
         features_per_image: features that replace a placeholder.
         max_length: longest fused sample, tokens; None for no limit.
+        tokenizer: text to ids and, for people to read, back.
     """
 
     def __init__(
@@ -67,16 +68,16 @@ class SampleEncoder:
         self.features_per_image = features_per_image
         self.max_length = max_length
         self._template = get_template(template) if isinstance(template, str) else template
-        self._tokenizer = TextTokenizer(tokenizer)
+        self.tokenizer = TextTokenizer(tokenizer)
         self._limits = limits
-        self._tokenizer.check_control_tokens(self._template.controls, self._template.name)
+        self.tokenizer.check_control_tokens(self._template.controls, self._template.name)
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 over everything that decides ids, labels and pixels."""
         policy = [dataclasses.asdict(part) for part in (self._template, self.image_spec, self._limits)]
         facts = json.dumps([policy, self.features_per_image, self.max_length], sort_keys=True)
-        return hashlib.sha256((facts + self._tokenizer.definition).encode()).hexdigest()
+        return hashlib.sha256((facts + self.tokenizer.definition).encode()).hexdigest()
 
     def encode(self, sample: Sample) -> EncodedSample:
         """Encode text and images.
@@ -109,7 +110,7 @@ class SampleEncoder:
         """
         spans = render(conversation, self._template)
         try:
-            return encode_text(spans, self._tokenizer, self.max_length, self.features_per_image)
+            return encode_text(spans, self.tokenizer, self.max_length, self.features_per_image)
         except DataError as error:
             raise error.at(key=key) from None
 
@@ -128,4 +129,4 @@ class SampleEncoder:
         Raises:
             ValueError: the last turn is not the user's.
         """
-        return encode_prompt(render_prompt(conversation, self._template), self._tokenizer)
+        return encode_prompt(render_prompt(conversation, self._template), self.tokenizer)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
 
 from model.constants import (
     DEFAULT_IM_END_TOKEN,
@@ -115,6 +116,18 @@ class TextTokenizer:
         if typed or any(letters in text for letters in self._unk_letters):
             return self._tokenize_literally(spans)
         return TokenizedRun(ids, _overlaps(offsets, supervised))
+
+    def is_control(self, token_id: int) -> bool:
+        """Whether an id is a control token, which no ordinary text can produce."""
+        return bool(self._is_control[token_id])
+
+    def spell(self, ids: Ids) -> list[str | None]:
+        """Return the letters of each token of a run, for people to read.
+
+        None stands for a token that spells only part of a character: the letters are those of the next one with text.
+        """
+        stream = DecodeStream(skip_special_tokens=False)
+        return [stream.step(self._whole, token_id) for token_id in ids.tolist()]
 
     def _tokenize_literally(self, spans: list[Span]) -> TokenizedRun:
         """Tokenize span by span, control tokens by their id and text without them."""
