@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from jobs import demo, evaluate, export, finetune, generate, index, mlflow_replay, pretrain, submit
+from jobs import convert, demo, evaluate, export, finetune, generate, index, merge, mlflow_replay, pretrain, submit
 from jobs.console import message_console
 from jobs.failures import classify
 
@@ -26,9 +26,12 @@ app = typer.Typer(
 )
 app.command("pretrain")(pretrain.run)
 app.command("finetune")(finetune.run)
+app.command("convert")(convert.run)
 app.command("index")(index.run)
+app.command("inspect")(inspect.run)
 app.command("generate")(generate.run)
 app.command("export")(export.run)
+app.command("merge")(merge.run)
 app.command("evaluate")(evaluate.run)
 app.command("demo")(demo.run)
 app.command("submit")(submit.run)

@@ -4,7 +4,7 @@ The model stays what it is: adapters are injected into its linear layers, so pac
 work unchanged. Vision tower, projector and output head get none. Source: Hu et al., "LoRA", ICLR 2022.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from model.adapter import load_projector, write_projector
+from model.adapter import load_projector, projector_state, write_projector
 from model.weights import LlavaModel
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _PREFIX: Final = "base_model.model."
 
 
 def add_lora(
-    model: LlavaModel, rank: int, alpha: int, dropout: float = 0.0, targets: Sequence[str] | None = None
+    model: LlavaModel, rank: int, alpha: float, dropout: float = 0.0, targets: Sequence[str] | None = None
 ) -> None:
     """Inject new adapters in place and let only them and the projector learn; the model computes the same as before.
 
@@ -35,18 +35,35 @@ def add_lora(
         rank: of the adapters; LLaVA-1.5 uses 128.
         alpha: their scale is alpha / rank; LLaVA-1.5 uses 256.
         dropout: on the adapters' input.
-        targets: full names of linear modules; None takes all in the decoder layers.
+        targets: see `resolve_targets`.
 
     Raises:
         ValueError: a target is no linear layer, or peft is not installed.
     """
-    linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    names = list(targets) if targets is not None else linear_layers_of_decoder(model)
-    unknown = sorted(set(names) - linear)
-    if unknown:
-        raise ValueError(f"LoRA targets {unknown} are no linear layers of this model; see named_modules()")
-    config = _peft().LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=names)
+    names = resolve_targets(model, targets)
+    config = _peft().LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=names, task_type="CAUSAL_LM"
+    )
     _inject(model, config)
+
+
+def resolve_targets(model: LlavaModel, targets: Sequence[str] | None) -> list[str]:
+    """Return the full names of the linear layers that `targets` mean; None means all in the decoder layers.
+
+    A target is the end of a name inside the decoder layers (`q_proj`, `mlp.up_proj`): the vision tower has layers of
+    the same names and gets no adapters. Elsewhere a layer is meant by its full name only.
+
+    Raises:
+        ValueError: a target means no linear layer, or one outside the language model.
+    """
+    inside = linear_layers_of_decoder(model)
+    if targets is None:
+        return inside
+    unknown = [target for target in targets if not any(_means(target, name) for name in inside)]
+    if unknown:
+        known = ", ".join(sorted({name.rpartition(".")[2] for name in inside}))
+        raise ValueError(f"LoRA targets {unknown} are no linear layers of the decoder; known there: {known}")
+    return [name for name in inside if any(_means(target, name) for target in targets)]
 
 
 def linear_layers_of_decoder(model: LlavaModel) -> list[str]:
@@ -55,19 +72,45 @@ def linear_layers_of_decoder(model: LlavaModel) -> list[str]:
     return [name for name, module in model.named_modules() if module in inside and isinstance(module, nn.Linear)]
 
 
-def save_lora(model: LlavaModel, folder: str | Path) -> None:
-    """Write adapters in peft's format, and the projector beside them."""
-    target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
-    state = {
-        _PREFIX + name.replace(".default.", "."): tensor.detach().cpu().contiguous()
+def adapter_state(model: LlavaModel) -> dict[str, Tensor]:
+    """Return the adapters' weights, possibly sharded, under the names that peft gives them on disk."""
+    return {
+        _PREFIX + name.replace(".default.", "."): tensor
         for name, tensor in model.state_dict().items()
         if ".lora_" in name
     }
-    save_file(state, target / _WEIGHTS, metadata={"format": "pt"})
+
+
+def save_lora(
+    model: LlavaModel,
+    folder: str | Path,
+    state: Mapping[str, Tensor] | None = None,
+    projector: Mapping[str, Tensor] | None = None,
+    base: str | None = None,
+) -> None:
+    """Write adapters in peft's format, and the projector beside them.
+
+    Args:
+        model: with adapters.
+        folder: target.
+        state: whole tensors of `adapter_state`; None takes the model's own.
+        projector: whole tensors of `projector_state`; None takes the model's own.
+        base: folder or hub id of the adapted language model, noted in adapter_config.json.
+    """
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    found = adapter_state(model) if state is None else state
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
+    save_file(tensors, target / _WEIGHTS, metadata={"format": "pt"})
     configs: Any = model.peft_config
+    configs["default"].base_model_name_or_path = base
     configs["default"].save_pretrained(str(target))
-    write_projector(model.get_model().mm_projector.state_dict(), target)
+    write_projector(projector_state(model.get_model()) if projector is None else projector, target)
+
+
+def holds_adapters(folder: str | Path) -> bool:
+    """Whether a folder is one of `save_lora`, or an original LLaVA one with adapters."""
+    return any((Path(folder) / name).is_file() for name in (_WEIGHTS, _LEGACY_WEIGHTS))
 
 
 def load_lora(model: LlavaModel, folder: str | Path) -> None:
@@ -98,7 +141,7 @@ def load_lora(model: LlavaModel, folder: str | Path) -> None:
         for name, tensor in own.items():
             tensor.copy_(state[name])
     legacy = source / _LEGACY_PROJECTOR
-    load_projector(model.get_model().mm_projector, legacy if legacy.is_file() else source)
+    load_projector(model.get_model(), legacy if legacy.is_file() else source)
 
 
 def merge_lora(model: LlavaModel) -> None:
@@ -109,6 +152,10 @@ def merge_lora(model: LlavaModel) -> None:
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, module.get_base_layer())
     del model.peft_config
+
+
+def _means(target: str, name: str) -> bool:
+    return name == target or name.endswith(f".{target}")
 
 
 def _inject(model: LlavaModel, config: "LoraConfig") -> None:

@@ -6,13 +6,15 @@ from types import SimpleNamespace
 from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from model.adapter import load_projector, write_projector
+from model.adapter import load_projector, projector_state, write_projector
 from model.attention import AttentionKernel, enable_packed_attention
 from model.backbones import Backbone, backbone_of_language_model, backbone_of_llava
 from model.llava_arch import LlavaForCausalLM
+from model.quantization import Quantization, quantization_config
+from model.resolution import PatchMerge
 from model.vision_tower import SelectFeature, read_checkpoint_config
 
 __all__ = [
@@ -40,8 +42,10 @@ def build_llava(
     select_layer: int | tuple[int, ...] = -2,
     select_feature: SelectFeature = "patch",
     projector_path: str | Path | None = None,
+    patch_merge: PatchMerge = "flat",
     dtype: torch.dtype = torch.float32,
     attention: AttentionKernel = "auto",
+    quantize: Quantization | None = None,
 ) -> LlavaModel:
     """Join a pretrained language model, a pretrained tower and a new or pretrained projector.
 
@@ -55,8 +59,10 @@ def build_llava(
         select_layer: see `TowerSpec`.
         select_feature: see `TowerSpec`.
         projector_path: file or folder written by `save_projector`, or an original `mm_projector.bin`.
+        patch_merge: how the features of an image's tiles are laid out; `spatial_unpad` adds a learnt newline.
         dtype: type of the language model and the tower.
         attention: kernel for packed rows.
+        quantize: how the language model's weights are kept in few bits; None keeps them whole.
 
     Raises:
         ValueError: a folder is missing or of an unknown kind, or the projector file does not fit.
@@ -64,13 +70,14 @@ def build_llava(
     values = read_checkpoint_config(language_model, "language model")
     backbone = backbone_of_language_model(values, language_model)
     config = backbone.config_class.from_dict({**values, "model_type": backbone.config_class.model_type})
-    model = load_weights(backbone, language_model, config, dtype)
+    model = load_weights(backbone, language_model, config, dtype, quantize=quantize)
     model.get_model().initialize_vision_modules(
         SimpleNamespace(
             vision_tower=vision_tower,
             mm_vision_select_layer=select_layer,
             mm_vision_select_feature=select_feature,
             mm_projector_type=projector_type,
+            mm_patch_merge_type=patch_merge,
             pretrain_mm_mlp_adapter=projector_path,
         )
     )
@@ -81,7 +88,12 @@ def build_llava(
     return model
 
 
-def load_llava(path: str | Path, dtype: torch.dtype = torch.float32, attention: AttentionKernel = "auto") -> LlavaModel:
+def load_llava(
+    path: str | Path,
+    dtype: torch.dtype = torch.float32,
+    attention: AttentionKernel = "auto",
+    quantize: Quantization | None = None,
+) -> LlavaModel:
     """Load a complete LLaVA model: one of `save_llava`, or a published one with LLaVA's original tensor names.
 
     The tower comes from inside the checkpoint when its config says so, else from the folder or hub id it names.
@@ -90,7 +102,7 @@ def load_llava(path: str | Path, dtype: torch.dtype = torch.float32, attention: 
         ValueError: the folder is missing, is no LLaVA model, or lacks tensors; all are named.
     """
     backbone, config = _read_llava(str(path))
-    model = load_weights(backbone, str(path), config, dtype)
+    model = load_weights(backbone, str(path), config, dtype, quantize=quantize)
     tower = _tower(model)
     tower.load_model(dtype)
     tower.set_frozen(True)
@@ -105,6 +117,7 @@ def load_weights(
     config: PretrainedConfig,
     dtype: torch.dtype,
     state: dict[str, Tensor] | None = None,
+    quantize: Quantization | None = None,
 ) -> LlavaModel:
     """Make a model with the weights of a folder or hub id, or with `state` when there is no name.
 
@@ -112,7 +125,12 @@ def load_weights(
         ValueError: tensors are missing or misshaped; all are named.
     """
     loaded: Any = backbone.model_class.from_pretrained(
-        cast(str, name), config=config, dtype=dtype, state_dict=state, output_loading_info=True
+        cast(str, name),
+        config=config,
+        dtype=dtype,
+        state_dict=state,
+        output_loading_info=True,
+        quantization_config=None if quantize is None else quantization_config(quantize, dtype),
     )
     model, info = cast(tuple[LlavaModel, dict[str, Any]], loaded)
     missing = sorted(info["missing_keys"])
@@ -147,7 +165,7 @@ def save_llava(model: LlavaModel, path: str | Path, state: Mapping[str, Tensor] 
 
 def save_projector(model: LlavaModel, path: str | Path) -> Path:
     """Write the model's projector; see `write_projector`."""
-    return write_projector(model.get_model().mm_projector.state_dict(), path)
+    return write_projector(projector_state(model.get_model()), path)
 
 
 def set_trainable(model: LlavaModel, stage: Stage) -> None:
@@ -161,10 +179,18 @@ def set_trainable(model: LlavaModel, stage: Stage) -> None:
     if stage not in ("pretrain", "finetune"):
         raise ValueError(f"stage is {stage!r}; known: pretrain, finetune")
     model.requires_grad_(stage == "finetune")
-    model.get_model().mm_projector.requires_grad_(True)
+    for parameter in projector_parameters(model):
+        parameter.requires_grad_(True)
     _tower(model).set_frozen(True)
     if stage == "pretrain" and model.config.tune_mm_mlp_adapter and model.config.mm_use_im_start_end:
         model.get_input_embeddings().weight.requires_grad_(True)
+
+
+def projector_parameters(model: LlavaModel) -> list[nn.Parameter]:
+    """Return what projector pretraining learns: the projector's weights and the image newline."""
+    body = model.get_model()
+    newline = [] if body.image_newline is None else [body.image_newline]
+    return [*body.mm_projector.parameters(), *newline]
 
 
 def _tower(model: LlavaModel) -> Any:

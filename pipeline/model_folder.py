@@ -1,11 +1,13 @@
 """A trained model as a folder that stands alone: weights, tokenizer, image processor and conversation template.
 
 Written at the end of finetuning, opened by `generate` and `evaluate`; also opens the result of projector pretraining.
+A folder of adapters stands on the language model that it names.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,9 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from model.adapter import load_projector
+from model.lora import holds_adapters, load_lora, save_lora
+from model.quantization import Quantization
 from model.weights import LlavaModel, build_llava, load_llava, save_llava
 from pipeline.config import ConfigError, ExperimentConfig, ModelConfig, load_config
 from pipeline.prepare import (
+    TowerFacts,
     build_encoder,
     image_spec_of,
     load_tokenizer,
@@ -28,6 +33,7 @@ from pipeline.samples.encode import SampleEncoder
 PROJECTOR_FILE = "projector/mm_projector.safetensors"
 MODEL_FOLDER = "model"
 _RECIPE = "ray_llava.json"
+_PROCESSOR = "preprocessor_config.json"
 
 
 class OpenedModel(NamedTuple):
@@ -48,12 +54,27 @@ def save_model_folder(model: LlavaModel, state: Mapping[str, Tensor], config: Ex
         folder: target.
     """
     save_llava(model, folder, state)
-    load_tokenizer(config.model.language_model).save_pretrained(str(folder))
-    processor = json.dumps(read_tower_facts(config).processor, indent=2)
-    (folder / "preprocessor_config.json").write_text(processor, encoding="utf-8")
-    data = config.data
-    recipe = {"template": data.template, "image_aspect_ratio": data.image_aspect_ratio, "max_length": data.max_length}
-    (folder / _RECIPE).write_text(json.dumps(recipe, indent=2), encoding="utf-8")
+    _save_encoding(config, folder, {})
+
+
+def save_adapter_folder(
+    model: LlavaModel,
+    adapters: Mapping[str, Tensor],
+    projector: Mapping[str, Tensor],
+    config: ExperimentConfig,
+    folder: Path,
+) -> None:
+    """Write adapters in peft's format, the projector, and what belongs to them; needs the parts of `config` to open.
+
+    Args:
+        model: says which layers are adapted.
+        adapters: whole tensors of `model.lora.adapter_state`.
+        projector: whole tensors of `model.adapter.projector_state`.
+        config: of the run that trained them.
+        folder: target.
+    """
+    save_lora(model, folder, adapters, projector, base=config.model.language_model)
+    _save_encoding(config, folder, {"base": config.model.model_dump(mode="json")})
 
 
 def open_model(path: str | Path, device: str | torch.device = "cpu") -> OpenedModel:
@@ -89,7 +110,9 @@ def assemble_model(
     return OpenedModel(_for_inference(model, device), build_encoder(config))
 
 
-def join_parts(parts: ModelConfig, projector: str | Path | None, dtype: torch.dtype) -> LlavaModel:
+def join_parts(
+    parts: ModelConfig, projector: str | Path | None, dtype: torch.dtype, *, quantize: Quantization | None = None
+) -> LlavaModel:
     """Join language model, tower and projector; a LLaVA folder brings its own, replaced by `projector` if one is given.
 
     Raises:
@@ -105,10 +128,25 @@ def join_parts(parts: ModelConfig, projector: str | Path | None, dtype: torch.dt
             projector_path=projector,
             dtype=dtype,
             attention=parts.attention,
+            quantize=quantize,
         )
-    model = load_llava(parts.language_model, dtype=dtype, attention=parts.attention)
+    model = load_llava(parts.language_model, dtype=dtype, attention=parts.attention, quantize=quantize)
     if projector is not None:
-        load_projector(model.get_model().mm_projector, projector)
+        load_projector(model.get_model(), projector)
+    return model
+
+
+def load_model_folder(folder: Path, dtype: torch.dtype = torch.float32) -> LlavaModel:
+    """Load the model of a model folder; one of adapters is put on its base, with the adapters still apart.
+
+    Raises:
+        ConfigError: finetuning did not write it.
+        ValueError: a file of it, or its base, is missing or does not fit.
+    """
+    if not holds_adapters(folder):
+        return load_llava(folder, dtype)
+    model = join_parts(_base_of(folder), None, dtype)
+    load_lora(model, folder)
     return model
 
 
@@ -144,13 +182,49 @@ def read_recipe(folder: Path) -> dict[str, Any]:
     return recipe
 
 
+def copy_encoding(source: Path, target: Path) -> None:
+    """Copy a model folder's tokenizer, image processor and recipe, without the base that adapters need."""
+    load_tokenizer(str(source)).save_pretrained(str(target))
+    shutil.copyfile(source / _PROCESSOR, target / _PROCESSOR)
+    recipe = {name: value for name, value in read_recipe(source).items() if name != "base"}
+    (target / _RECIPE).write_text(json.dumps(recipe, indent=2), encoding="utf-8")
+
+
+def read_folder_facts(folder: Path) -> TowerFacts:
+    """Read what the data side must know of a model folder's tower.
+
+    Raises:
+        ValueError: the folder, or the base of its adapters, lacks a tower or its image processor.
+    """
+    if not holds_adapters(folder):
+        return read_llava_facts(str(folder))
+    return read_tower_facts(_base_of(folder))
+
+
+def _base_of(folder: Path) -> ModelConfig:
+    recipe = read_recipe(folder)
+    if "base" not in recipe:
+        raise ConfigError(f"{folder} holds adapters, but its {_RECIPE} does not say of which model (`base`)")
+    return ModelConfig.model_validate(recipe["base"])
+
+
 def _open_folder(folder: Path, device: str | torch.device) -> OpenedModel:
     recipe = read_recipe(folder)
-    facts = read_llava_facts(str(folder))
+    facts = read_folder_facts(folder)
     spec = image_spec_of(facts, recipe["image_aspect_ratio"])
     tokenizer = load_tokenizer(str(folder))
     encoder = SampleEncoder(tokenizer, recipe["template"], spec, facts.num_features, recipe["max_length"])
-    return OpenedModel(_for_inference(load_llava(folder), device), encoder)
+    return OpenedModel(_for_inference(load_model_folder(folder), device), encoder)
+
+
+def _save_encoding(config: ExperimentConfig, folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write tokenizer, image processor, and how conversations and images are encoded."""
+    load_tokenizer(config.model.language_model).save_pretrained(str(folder))
+    processor = json.dumps(read_tower_facts(config.model).processor, indent=2)
+    (folder / _PROCESSOR).write_text(processor, encoding="utf-8")
+    data = config.data
+    recipe = {"template": data.template, "image_aspect_ratio": data.image_aspect_ratio, "max_length": data.max_length}
+    (folder / _RECIPE).write_text(json.dumps(recipe | dict(facts), indent=2), encoding="utf-8")
 
 
 def _for_inference(model: LlavaModel, device: str | torch.device) -> LlavaModel:

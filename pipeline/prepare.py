@@ -18,9 +18,9 @@ from transformers import AutoTokenizer, BaseImageProcessor, PreTrainedTokenizerB
 
 from model.vision_tower import VisionTower, build_vision_tower, read_checkpoint_config
 from model.weights import read_llava_config
-from pipeline.config import ConfigError, ExperimentConfig
+from pipeline.config import ConfigError, ExperimentConfig, ModelConfig
 from pipeline.loader import BatchSource
-from pipeline.plan.plan import build_plan
+from pipeline.plan.plan import Plan, build_plan
 from pipeline.samples.encode import SampleEncoder
 from pipeline.samples.fit import AspectRatio, ImageSpec
 from pipeline.samples.lengths import build_token_columns
@@ -113,7 +113,7 @@ def build_encoder(config: ExperimentConfig) -> SampleEncoder:
         ConfigError: a model part is missing or cannot be read.
     """
     try:
-        facts = read_tower_facts(config)
+        facts = read_tower_facts(config.model)
         spec = ImageSpec.from_preprocessor_config(facts.processor, config.data.image_aspect_ratio)
         tokenizer = load_tokenizer(config.model.language_model)
         return SampleEncoder(tokenizer, config.data.template, spec, facts.num_features, config.data.max_length)
@@ -121,13 +121,12 @@ def build_encoder(config: ExperimentConfig) -> SampleEncoder:
         raise ConfigError(f"model: {error}") from error
 
 
-def read_tower_facts(config: ExperimentConfig) -> TowerFacts:
-    """Read what the data side must know of the config's tower, which a LLaVA folder may hold inside.
+def read_tower_facts(parts: ModelConfig) -> TowerFacts:
+    """Read what the data side must know of the tower that a config names, which a LLaVA folder may hold inside.
 
     Raises:
         ValueError: the tower or its preprocessor_config.json is missing.
     """
-    parts = config.model
     if parts.vision_tower is None:
         return read_llava_facts(parts.language_model)
     args = _TowerArgs(

@@ -20,7 +20,7 @@ from pipeline.training.loop import run_step
 from pipeline.training.metrics import Ledger
 from pipeline.training.optim import build_optimizer
 from pipeline.training.session import TrainingSession
-from pipeline.training.worker import set_up_stage
+from pipeline.training.stage import set_up_stage
 
 
 def build_session(

@@ -6,6 +6,7 @@ A file per section; building things from the config is left to the components.
 from pipeline.config.data import DataConfig, TemplateName
 from pipeline.config.experiment import ExperimentConfig
 from pipeline.config.load import ConfigError, load_config, parse_config
+from pipeline.config.lora import LoraConfig
 from pipeline.config.model import ModelConfig
 from pipeline.config.resume import check_resumable, fields_with_policy
 from pipeline.config.running import CheckpointConfig, ClusterConfig, TrackingConfig
@@ -20,6 +21,7 @@ __all__ = [
     "ExperimentConfig",
     "Fixed",
     "Free",
+    "LoraConfig",
     "ModelConfig",
     "OnResume",
     "Section",

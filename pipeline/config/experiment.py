@@ -9,6 +9,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from pipeline.config.data import DataConfig
+from pipeline.config.lora import LoraConfig
 from pipeline.config.model import ModelConfig
 from pipeline.config.running import CheckpointConfig, ClusterConfig, TrackingConfig
 from pipeline.config.section import Fixed, Free, Section
@@ -29,6 +30,7 @@ class ExperimentConfig(Section):
     data: DataConfig
     model: ModelConfig
     training: TrainingConfig
+    lora: LoraConfig = LoraConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
@@ -41,6 +43,19 @@ class ExperimentConfig(Section):
                 f"({self.data.max_length}), so the longest sample would fit no micro-batch; raise the first or lower "
                 "the second"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_lora(self) -> Self:
+        lora = self.lora
+        if lora.rank is not None and self.stage == "pretrain":
+            raise ValueError("lora.rank is set, but stage pretrain trains the projector only; use it with finetune")
+        if lora.quantize_base is not None and lora.rank is None:
+            raise ValueError(
+                "lora.quantize_base freezes the language model in few bits; set lora.rank to train beside it"
+            )
+        if lora.quantize_base is not None and self.training.sharding == "fsdp":
+            raise ValueError("lora.quantize_base cannot be sharded; set training.sharding=none")
         return self
 
     def with_absolute_paths(self) -> Self:

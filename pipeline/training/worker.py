@@ -15,14 +15,9 @@ from typing import NamedTuple
 
 import torch
 import transformers
-from torch import nn
 
-from model.adapter import write_projector
-from model.weights import LlavaModel, set_trainable
 from pipeline.config import ConfigError, ExperimentConfig
 from pipeline.loader import BatchSource, RankStep
-from pipeline.model_folder import MODEL_FOLDER, PROJECTOR_FILE, find_projector, join_parts, save_model_folder
-from pipeline.training.acceleration import accelerate
 from pipeline.training.batches import prepare_ahead
 from pipeline.training.checkpoint import Checkpoint, CheckpointStore
 from pipeline.training.distributed import Workers
@@ -30,13 +25,12 @@ from pipeline.training.lease import check_lease
 from pipeline.training.loop import train
 from pipeline.training.manifest import CHECKPOINT_FOLDER
 from pipeline.training.metrics import Ledger, MetricsLog
+from pipeline.training.notices import Notices
 from pipeline.training.optim import build_optimizer
 from pipeline.training.session import TrainingSession
 from pipeline.training.sharding import shard_model
-from pipeline.training.state import gather_whole, restore
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
+from pipeline.training.stage import DTYPES, build_model, save_result
+from pipeline.training.state import restore
 
 OpenStream = Callable[[int], Iterator[RankStep]]
 """Given the first step, yields this rank's steps to the end of the run."""
@@ -49,11 +43,16 @@ class WorkerResult(NamedTuple):
     metrics: dict[str, float]
     """Metrics of the last step trained here; empty when there was nothing left to train."""
     output: str
-    """Projector file, or folder of the full model."""
+    """Projector file, or folder of the full model or of adapters."""
 
 
 def run_worker(
-    config: ExperimentConfig, source: BatchSource, workers: Workers, open_stream: OpenStream, attempt: int
+    config: ExperimentConfig,
+    source: BatchSource,
+    workers: Workers,
+    open_stream: OpenStream,
+    attempt: int,
+    notices: Notices,
 ) -> WorkerResult:
     """Train this rank's part of the run, from its newest checkpoint if there is one.
 
@@ -73,7 +72,7 @@ def run_worker(
     torch.manual_seed(config.seed)
     model = build_model(config, workers.device)
     if config.training.sharding == "fsdp" and workers.world_size > 1:
-        shard_model(model, workers, _DTYPES[config.training.precision])
+        shard_model(model, workers, DTYPES[config.training.precision])
     optimizer = build_optimizer(model, config.training)
     run_dir = Path(config.run_dir)
     store = CheckpointStore(
@@ -102,7 +101,7 @@ def run_worker(
     if start_step < source.plan.total_steps:
         steps = prepare_ahead(open_stream(start_step), source.encoder.features_per_image, workers.device)
         metrics = train(session, steps)
-    return WorkerResult(source.plan.total_steps, metrics, _save_result(config, model, workers))
+    return WorkerResult(source.plan.total_steps, metrics, save_result(config, model, workers))
 
 
 def check_same_plan(checkpoint: Checkpoint, source: BatchSource) -> None:
@@ -118,41 +117,6 @@ def check_same_plan(checkpoint: Checkpoint, source: BatchSource) -> None:
             "shards, tokenizer, template or batch size changed since. Restore them to resume, or choose another "
             "run_dir to start a new run"
         )
-
-
-def build_model(config: ExperimentConfig, device: torch.device) -> LlavaModel:
-    """Put the model of a stage together on `device`, with what the stage trains requiring gradients."""
-    # What is trained must not pass through a narrower type on its way from the checkpoint.
-    training = config.training
-    load_dtype = _DTYPES[training.precision if config.stage == "pretrain" else training.master_dtype]
-    model = join_parts(config.model, find_projector(config.model.pretrain_mm_mlp_adapter), load_dtype)
-    return set_up_stage(model, config, device)
-
-
-def set_up_stage(model: LlavaModel, config: ExperimentConfig, device: torch.device) -> LlavaModel:
-    """Choose what learns, in which type, and how layers run, in place; returns the model on `device`, to be trained."""
-    frozen_dtype, trained_dtype = _DTYPES[config.training.precision], _DTYPES[config.training.master_dtype]
-    set_trainable(model, config.stage)
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(trained_dtype if parameter.requires_grad else frozen_dtype)
-    accelerate(model, config.training)
-    nn.Module.to(model, device)
-    nn.Module.train(model)
-    return model
-
-
-def _save_result(config: ExperimentConfig, model: LlavaModel, workers: Workers) -> str:
-    run_dir = Path(config.run_dir)
-    target = run_dir / (PROJECTOR_FILE if config.stage == "pretrain" else MODEL_FOLDER)
-    parts = model.get_model().mm_projector if config.stage == "pretrain" else model
-    state = gather_whole(parts.state_dict(), keep=workers.is_first)
-    if workers.is_first and config.stage == "pretrain":
-        write_projector(state, target)
-    elif workers.is_first:
-        dtype = _DTYPES[config.training.precision]
-        save_model_folder(model, {name: tensor.to(dtype) for name, tensor in state.items()}, config, target)
-    workers.barrier()
-    return str(target)
 
 
 def _use_threads(config: ExperimentConfig, workers: Workers) -> None:
