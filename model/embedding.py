@@ -2,7 +2,7 @@
 
 Leaves planning and scattering to `fusion`, encoding images to the model.
 
-Shapes: B rows, T text length, S fused length, N images, P features per image, M features of all images, D width.
+Shapes: B rows, T text length, S fused length, M features of all images, D width.
 """
 
 from collections.abc import Callable, Sequence
@@ -64,7 +64,7 @@ def fuse_inputs(
     attention_mask: Tensor | None,
     labels: Tensor | None,
     features: Tensor | None,
-    images_per_slot: Sequence[int],
+    slot_sizes: Sequence[int],
     settings: FusionSettings,
 ) -> FusedInputs:
     """Embed a padded batch with image features in the places of its placeholders.
@@ -77,24 +77,21 @@ def fuse_inputs(
         input_ids: [B, T] int64.
         attention_mask: [B, T] or None.
         labels: [B, T] int64 or None.
-        features: [N, P, D] in reading order, None without images.
-        images_per_slot: how many images each placeholder stands for.
+        features: [M, D] in reading order, None without images.
+        slot_sizes: how many of them each placeholder stands for.
         settings: padding, truncation, gradient rule.
 
     Raises:
         ValueError: see `plan_fusion` and `check_wrapped_images`.
     """
     host_ids, host_mask = _to_host(input_ids, attention_mask)
-    per_image = 0 if features is None else features.shape[1]
-    slot_sizes = [count * per_image for count in images_per_slot]
     plan = plan_fusion(host_ids, host_mask, slot_sizes, settings.padding_side, settings.max_length)
     if settings.train_wrapping_only:
         check_wrapped_images(host_ids, host_mask)
     plan = plan.to(input_ids.device)
 
     text = embed(input_ids.reshape(-1).index_select(0, plan.text_source))
-    rows = text.new_zeros(0, text.shape[-1]) if features is None else features.flatten(0, 1)
-    rows = rows.to(text.device)
+    rows = text.new_zeros(0, text.shape[-1]) if features is None else features.to(text.device)
     if plan.feature_source is not None:
         rows = rows.index_select(0, plan.feature_source)
     shape = plan.attention_mask.shape
@@ -118,7 +115,7 @@ def embed_packed(embed: Embed, batch: PackedBatch, features: Tensor, train_wrapp
     Args:
         embed: the input embedding.
         batch: on the embedding's device.
-        features: [M, D] in reading order.
+        features: [M, D] in the order of the batch's `image_positions`.
         train_wrapping_only: see `FusionSettings`.
 
     Returns:

@@ -3,7 +3,8 @@
 `LlavaMetaModel` (in `llava_body`) holds the vision tower and the projector; `LlavaMetaForCausalLM` adds the image-aware
 forward pass, generation and the packed training loss. It only wires: planning is in `fusion`, kernels in `attention`.
 
-Shapes: B rows, T text length, S fused length, N images, P features per image, V vision width, D language-model width.
+Shapes: B rows, T text length, S fused length, N images, U tiles (one or more per image), P features per tile, V vision
+width, D language-model width.
 """
 
 from abc import ABCMeta, abstractmethod
@@ -25,8 +26,9 @@ from model.embedding import (
     fuse_inputs,
     refuse_placeholders,
 )
+from model.feature_layout import gather_features, join_layouts, sources_of
 from model.fusion import PaddingSide
-from model.image_slots import to_image_slots
+from model.image_slots import ImageSizes, slot_layouts, to_image_slots
 from model.llava_body import LlavaMetaModel
 from model.packed import PackedBatch
 from model.packed_decoder import decode_packed, sum_loss
@@ -62,7 +64,7 @@ class LlavaMetaForCausalLM(_LanguageModel, metaclass=ABCMeta):
         return cast(LlavaMetaModel, self.get_model()).get_vision_tower()
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """Encode normalised images [N, 3, H, W] to language-model features [N, P, D]."""
+        """Encode normalised images or tiles [U, 3, H, W] to language-model features [U, P, D]."""
         return self._project(self.get_model().get_vision_tower()(images))
 
     @torch.no_grad()
@@ -70,12 +72,12 @@ class LlavaMetaForCausalLM(_LanguageModel, metaclass=ABCMeta):
         """Compute tower features, before the projector and without a graph.
 
         Args:
-            pixels: [N, 3, H, W], uint8 as decoded (normalised here, on the tower's device, in float32) or already
+            pixels: [U, 3, H, W], uint8 as decoded (normalised here, on the tower's device, in float32) or already
                 normalised floats.
-            micro_batch_size: images per tower call; None for all at once.
+            micro_batch_size: tiles per tower call; None for all at once.
 
         Returns:
-            [N, P, V] in the tower's type for uint8 pixels, else in the pixels' type.
+            [U, P, V] in the tower's type for uint8 pixels, else in the pixels' type.
 
         Raises:
             ValueError: there is no tower, or pixels are uint8 and the tower came without preprocessor_config.json.
@@ -99,7 +101,8 @@ class LlavaMetaForCausalLM(_LanguageModel, metaclass=ABCMeta):
 
         Args:
             batch: on the model's device.
-            image_features: [M, V] tower features of the batch's images in reading order; None when it has none.
+            image_features: [U, P, V] tower features of the tiles that the batch's images are made of, or their rows
+                [U * P, V]; None when it has no image.
 
         Raises:
             ValueError: the features do not match the batch, packed attention is not enabled, or the output head is
@@ -119,6 +122,7 @@ class LlavaMetaForCausalLM(_LanguageModel, metaclass=ABCMeta):
         past_key_values: Cache | None,
         labels: Tensor | None,
         images: Images | None,
+        image_sizes: ImageSizes | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Cache | None, Tensor | None, Tensor | None]:
         """Replace placeholders by image features.
 
@@ -131,6 +135,7 @@ class LlavaMetaForCausalLM(_LanguageModel, metaclass=ABCMeta):
             past_key_values: cache of earlier steps.
             labels: [B, T] int64.
             images: see `to_image_slots`.
+            image_sizes: see `slot_layouts`.
 
         Returns:
             `(None, attention_mask [B, S], past_key_values, inputs_embeds [B, S, D], labels [B, S])`. The mask keeps
@@ -146,7 +151,7 @@ class LlavaMetaForCausalLM(_LanguageModel, metaclass=ABCMeta):
         if images is None or self.get_vision_tower() is None:
             refuse_placeholders(input_ids)
             return input_ids, attention_mask, past_key_values, None, labels
-        fused = self._fuse(input_ids, attention_mask, labels, images)
+        fused = self._fuse(input_ids, attention_mask, labels, images, image_sizes)
         fused_mask: Tensor | None = fused.attention_mask
         if attention_mask is not None:
             fused_mask = fused.attention_mask.to(attention_mask.dtype)
@@ -171,12 +176,14 @@ class LlavaMetaForCausalLM(_LanguageModel, metaclass=ABCMeta):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         images: Images | None = None,
+        image_sizes: ImageSizes | None = None,
         num_items_in_batch: Tensor | int | None = None,
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """Run the language model on text, on text with `images`, or on ready-made `inputs_embeds`.
 
+        Images cut into tiles are given as a list of tiles [n, 3, H, W], with their `image_sizes` (height, width).
         The loss is the sum over supervised tokens divided by `num_items_in_batch`, by default their own number; a
         batch without supervised tokens has loss 0. Other keywords go to the language model.
         """
@@ -184,7 +191,7 @@ class LlavaMetaForCausalLM(_LanguageModel, metaclass=ABCMeta):
         if input_ids is not None and images is not None and past_length == 0:
             if position_ids is not None:
                 raise ValueError("position_ids cannot be combined with images; they follow from the fused lengths")
-            fused = self._fuse(input_ids, attention_mask, labels, images)
+            fused = self._fuse(input_ids, attention_mask, labels, images, image_sizes)
             input_ids, (inputs_embeds, attention_mask, position_ids, labels, _) = None, fused
         elif input_ids is not None and past_length == 0:
             refuse_placeholders(input_ids)
@@ -214,6 +221,7 @@ class LlavaMetaForCausalLM(_LanguageModel, metaclass=ABCMeta):
         images: Images | None = None,
         attention_mask: Tensor | None = None,
         input_ids: Tensor | None = None,
+        image_sizes: ImageSizes | None = None,
         **kwargs: Any,
     ) -> Any:
         """Continue prompts [B, T], with or without images; see `transformers.GenerationMixin.generate` for the rest.
@@ -228,7 +236,7 @@ class LlavaMetaForCausalLM(_LanguageModel, metaclass=ABCMeta):
             return super().generate(attention_mask=attention_mask, **kwargs)  # type: ignore[misc]
         if images is None:
             refuse_placeholders(prompt)
-        fused = self._fuse(prompt, attention_mask, None, images, padding_side="left")
+        fused = self._fuse(prompt, attention_mask, None, images, image_sizes, padding_side="left")
         return super().generate(  # type: ignore[misc]
             inputs_embeds=fused.inputs_embeds, attention_mask=fused.attention_mask.long(), **kwargs
         )
@@ -239,34 +247,53 @@ class LlavaMetaForCausalLM(_LanguageModel, metaclass=ABCMeta):
         attention_mask: Tensor | None,
         labels: Tensor | None,
         images: Images | None,
+        image_sizes: ImageSizes | None,
         padding_side: PaddingSide | None = None,
     ) -> FusedInputs:
         features: Tensor | None = None
-        images_per_slot: tuple[int, ...] = ()
+        slot_sizes: list[int] = []
         if images is not None:
             pixels, images_per_slot = to_image_slots(images)
-            features = self.encode_images(pixels)
+            features, slot_sizes = self._encode_slots(pixels, images_per_slot, image_sizes)
         settings = FusionSettings.of(self.config)
         if padding_side is not None:
             settings = settings._replace(padding_side=padding_side)
         embed = self.get_model().embed_tokens
-        return fuse_inputs(embed, input_ids, attention_mask, labels, features, images_per_slot, settings)
+        return fuse_inputs(embed, input_ids, attention_mask, labels, features, slot_sizes, settings)
+
+    def _encode_slots(
+        self, pixels: Tensor, images_per_slot: Sequence[int], image_sizes: ImageSizes | None
+    ) -> tuple[Tensor, list[int]]:
+        """Return the features of all slots in reading order [M, D], and how many each has."""
+        features = self.encode_images(pixels)
+        resolution = self.get_model().resolution_at(pixels.shape[-1], features.shape[1])
+        layouts = slot_layouts(images_per_slot, image_sizes, resolution)
+        first_tiles = [sum(images_per_slot[:slot]) for slot in range(len(images_per_slot))]
+        rows = features.flatten(0, 1)
+        joined = join_layouts(layouts, first_tiles, resolution.tile_features)
+        sources, places = sources_of(joined, len(rows))
+        newline = self.get_model().image_newline
+        gathered = gather_features(rows, newline, None if sources is None else sources.to(rows.device))
+        if sources is not None:
+            gathered = gathered.index_select(0, places.argsort().to(rows.device))
+        return gathered, [layout.num_features for layout in layouts]
 
     def _embed_packed(self, batch: PackedBatch, image_features: Tensor | None) -> Tensor:
-        embed = self.get_model().embed_tokens
-        num_features = batch.image_positions.shape[0]
-        found = (0,) if image_features is None else tuple(image_features.shape)
-        if found[0] != num_features or (image_features is not None and image_features.ndim != 2):
-            raise ValueError(f"expected image_features [{num_features}, V] for this batch, found {list(found)}")
-        if num_features and image_features is not None:
-            projected = self._project(image_features)
+        sources = batch.image_sources
+        num_rows = batch.image_positions.shape[0] if sources is None else sources.num_rows
+        if image_features is not None and image_features.numel():
+            projected = self._project(image_features).flatten(0, -2)
         else:
             # One dummy row, then none of it: the projector takes part in forward and backward with zero gradients.
             weight = self.lm_head.weight
             dummy = torch.zeros(1, self.config.mm_hidden_size, dtype=weight.dtype, device=weight.device)
             projected = self._project(dummy)[:0]
+        if projected.shape[0] != num_rows:
+            found = [0] if image_features is None else list(image_features.shape)
+            raise ValueError(f"expected image_features [{num_rows}, V] for this batch, or as tiles, found {found}")
+        features = gather_features(projected, self.get_model().image_newline, sources)
         wrapping_only = FusionSettings.of(self.config).train_wrapping_only
-        return embed_packed(embed, batch, projected, wrapping_only)
+        return embed_packed(self.get_model().embed_tokens, batch, features, wrapping_only)
 
     def _project(self, features: Tensor) -> Tensor:
         """Apply the projector [..., V] -> [..., D] in the type and on the device of its own weights."""

@@ -1,4 +1,4 @@
-"""The mixin for a decoder body: vision tower and projector, attached, described in the config, and kept.
+"""The mixin for a decoder body: vision tower, projector and image newline, attached, described in the config, and kept.
 
 Shapes are those of `llava_arch`, which holds the mixin for the whole language model.
 """
@@ -6,27 +6,70 @@ Shapes are those of `llava_arch`, which holds the mixin for the whole language m
 from collections.abc import Sequence
 from typing import Any, cast
 
+import torch
+from torch import nn
 from transformers import PretrainedConfig
+from transformers import initialization as init
 
 from model.adapter import load_projector
 from model.pixels import read_pixel_stats
 from model.projector import build_vision_projector
+from model.resolution import PatchMerge, Resolution, read_resolution
 from model.vision_tower import VisionTower, build_vision_tower
 
 
 class LlavaMetaModel:
-    """Mixin for the decoder body: owns `vision_tower` and `mm_projector`. Place it before the body in the bases."""
+    """Mixin for the decoder body: owns `vision_tower`, `mm_projector` and `image_newline`. Place it before the body."""
 
     config: Any
+    image_newline: nn.Parameter | None
+    """[D], ends each row of an image's features when `mm_patch_merge_type` is `spatial_unpad`; else None."""
 
     def __init__(self, config: PretrainedConfig):
         super().__init__(config)  # type: ignore[call-arg]
+        has_newline = hasattr(config, "mm_patch_merge_type") and config.mm_patch_merge_type == "spatial_unpad"
+        self.image_newline = nn.Parameter(torch.empty(config.hidden_size)) if has_newline else None
         if hasattr(config, "mm_vision_tower") and config.mm_vision_tower:
             tower = build_vision_tower(config, delay_load=True)
             if hasattr(config, "mm_vision_weights") and config.mm_vision_weights == "checkpoint":
                 tower.build()
             self.vision_tower: VisionTower | list[VisionTower] = tower
             self.mm_projector = build_vision_projector(cast(Any, config))
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)  # type: ignore[misc]
+        # A bare parameter that a checkpoint lacks would otherwise be uninitialised memory.
+        if isinstance(module, LlavaMetaModel) and module.image_newline is not None:
+            init.normal_(module.image_newline, mean=0.0, std=self.config.hidden_size**-0.5)
+
+    def set_patch_merge(self, merge: PatchMerge) -> None:
+        """Choose how features are laid out; a newline that it needs is new, one that it does not need is dropped."""
+        self.config.mm_patch_merge_type = merge
+        if merge != "spatial_unpad":
+            self.image_newline = None
+        elif self.image_newline is None:
+            width = self.config.hidden_size
+            device = cast(Any, self).embed_tokens.weight.device
+            self.image_newline = nn.Parameter(torch.randn(width, device=device) * width**-0.5)
+
+    def resolution_at(self, tile_size: int, tile_features: int) -> Resolution:
+        """Return how this model lays out images, for tiles of that many pixels and features.
+
+        Raises:
+            ValueError: the config's fields do not fit together.
+        """
+        tower = self.get_vision_tower()
+        config = self.config
+        is_old = config.image_aspect_ratio in ("square", None)  # how configs of LLaVA 1.0 say that images are cropped
+        return read_resolution(
+            "crop" if is_old else config.image_aspect_ratio,
+            config.image_grid_pinpoints,
+            config.mm_patch_merge_type,
+            tile_size=tile_size,
+            tile_features=tile_features,
+            tile_grid=None if tower is None else tower.feature_grid_at(tile_size),
+        )
 
     def get_vision_tower(self) -> VisionTower | None:
         """Return the tower, or None when the model has none yet."""
@@ -39,7 +82,8 @@ class LlavaMetaModel:
 
         Args:
             model_args: `vision_tower`, `mm_vision_select_layer`, `mm_vision_select_feature`,
-                `pretrain_mm_mlp_adapter` (path or None) and optionally `mm_projector_type` (default `linear`).
+                `pretrain_mm_mlp_adapter` (path or None) and optionally `mm_projector_type` (default `linear`) and
+                `mm_patch_merge_type` (default: as it is).
             fsdp: when not empty the tower is kept in a list, out of parameters() and of sharding.
 
         Raises:
@@ -60,9 +104,11 @@ class LlavaMetaModel:
         self._describe_in_config(tower, requested, in_list=bool(fsdp))
         if not has_projector:
             self.mm_projector = build_vision_projector(self.config)
+        if hasattr(model_args, "mm_patch_merge_type"):
+            self.set_patch_merge(model_args.mm_patch_merge_type)
         self.mm_projector.requires_grad_(True)
         if model_args.pretrain_mm_mlp_adapter:
-            load_projector(self.mm_projector, model_args.pretrain_mm_mlp_adapter)
+            load_projector(cast(nn.Module, self), model_args.pretrain_mm_mlp_adapter)
 
     def _place_tower(self, tower: VisionTower, in_list: bool) -> None:
         if hasattr(self, "vision_tower"):

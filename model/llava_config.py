@@ -2,6 +2,8 @@
 
 from typing import Any, Literal
 
+from model.resolution import PatchMerge
+
 
 class LlavaFields:
     """Mixin for a backbone's config class; values set on an instance are saved in config.json."""
@@ -26,6 +28,12 @@ class LlavaFields:
     """See `build_vision_projector`; may begin with what the tower merges, see `feature_merge`."""
     mm_hidden_size: int | None = None
     """Width of the tower's features."""
+    mm_patch_merge_type: PatchMerge = "flat"
+    """How the features of an image's tiles are laid out; see `resolution`."""
+    image_aspect_ratio: str | None = "pad"
+    """How an image becomes tiles; see `read_resolution`."""
+    image_grid_pinpoints: str | list[list[int]] | None = None
+    """Sizes that `anyres` may choose; see `read_resolution`."""
     mm_use_im_patch_token: bool = False
     """Whether the tokenizer has `<im_patch>`."""
     mm_use_im_start_end: bool = False

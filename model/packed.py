@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from model.feature_layout import FeatureLayout, RowSources, join_layouts, sources_of
 
 IdArray: TypeAlias = Tensor | NDArray[np.integer]
 
@@ -31,7 +32,7 @@ class PackedBatch(NamedTuple):
     max_seqlen: int
     """Longest sample, tokens."""
     image_positions: Tensor
-    """[M] int64; where the image features go, in reading order."""
+    """[M] int64; where the image features go, in the order in which they are gathered."""
     target_positions: Tensor
     """[K] int64; positions whose next token in the same sample is supervised."""
     targets: Tensor
@@ -40,10 +41,15 @@ class PackedBatch(NamedTuple):
     """[S - M] int64; the positions that are not image features."""
     seqlens: tuple[int, ...]
     """Sample lengths on the host, so that per-sample attention needs no device synchronisation."""
+    image_sources: RowSources | None = None
+    """What the image features are gathered from; None when they are the given features, all and in reading order."""
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "PackedBatch":
         """Return the batch with its tensors on `device`; host-side numbers stay as they are."""
-        moved = [value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value for value in self]
+        moved = [
+            value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor | RowSources) else value
+            for value in self
+        ]
         return PackedBatch._make(moved)
 
 
@@ -98,6 +104,32 @@ def pack_samples(samples: Sequence[tuple[IdArray, IdArray]], features_per_image:
         text_positions=(~is_image).nonzero().squeeze(1),
         seqlens=tuple(seqlens.tolist()),
     )
+
+
+def pack_images(
+    samples: Sequence[tuple[IdArray, IdArray]],
+    layouts: Sequence[FeatureLayout],
+    first_tiles: Sequence[int],
+    features_per_tile: int,
+) -> PackedBatch:
+    """Pack samples whose images consist of tiles, which several of them may share.
+
+    Args:
+        samples: as for `pack_samples`.
+        layouts: of each image, over all images of all samples in reading order.
+        first_tiles: where the tiles of each image begin among those that the model is given, which begin with tile 0
+            and end with the last one that an image has.
+        features_per_tile: feature rows of a tile.
+
+    Raises:
+        ValueError: as for `pack_samples`.
+    """
+    batch = pack_samples(samples, [layout.num_features for layout in layouts])
+    if not layouts:
+        return batch
+    joined = join_layouts(layouts, first_tiles, features_per_tile)
+    sources, places = sources_of(joined, joined.num_tiles * features_per_tile)
+    return batch._replace(image_positions=batch.image_positions[places], image_sources=sources)
 
 
 def _empty_batch() -> PackedBatch:

@@ -6,6 +6,7 @@ built from configuration alone and receive weights later, from a surrounding che
 Shapes: N images, H x W pixels, P features per image after selection, V vision width.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -107,6 +108,16 @@ class VisionTower(nn.Module):
         self.spec.merge.check(grid, self.spec.name)
         kept = self.num_class_tokens if self.spec.select_feature == "cls_patch" else 0
         return int((grid // self.spec.merge.side) ** 2) + kept
+
+    def feature_grid_at(self, image_size: int) -> int | None:
+        """Return the features per side of a square image of that size, None when class tokens are among them.
+
+        Raises:
+            ValueError: as for `num_features_at`.
+        """
+        count = self.num_features_at(image_size)
+        has_class_tokens = self.spec.select_feature == "cls_patch" and self.num_class_tokens > 0
+        return None if has_class_tokens else math.isqrt(count)
 
     @property
     def layers(self) -> list[nn.Module]:

@@ -93,7 +93,8 @@ def check_fusion(device: torch.device) -> Check:
     num_images = int((ids == IMAGE_TOKEN_INDEX).sum())
     features = torch.randn(num_images, features_per_image, width, device=device, dtype=torch.bfloat16)
     settings = FusionSettings("right", None, False)
-    got = fuse_inputs(embed, ids.to(device), None, None, features, (1,) * num_images, settings)
+    sizes = (features_per_image,) * num_images
+    got = fuse_inputs(embed, ids.to(device), None, None, features.flatten(0, 1), sizes, settings)
     images = iter(features)
     spliced = []
     for row_ids in ids:

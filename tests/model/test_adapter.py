@@ -4,16 +4,20 @@ import pytest
 import torch
 from torch import nn
 
-from model.adapter import load_projector, read_adapter, write_projector
+from model.adapter import load_projector, projector_state, read_adapter, write_projector
 
 
-def projector(width: int = 5) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(3, width), nn.GELU(), nn.Linear(width, width))
+def projector(width: int = 5, *, newline: float | None = None) -> nn.Module:
+    """A decoder body with nothing but what projector pretraining learns."""
+    body = nn.Module()
+    body.mm_projector = nn.Sequential(nn.Linear(3, width), nn.GELU(), nn.Linear(width, width))
+    body.image_newline = None if newline is None else nn.Parameter(torch.full((width,), newline))
+    return body
 
 
 def test_write_and_load_round_trip_under_published_names(tmp_path: Path) -> None:
     source, target = projector(), projector()
-    path = write_projector(source.state_dict(), tmp_path / "run")
+    path = write_projector(projector_state(source), tmp_path / "run")
     assert path == tmp_path / "run" / "mm_projector.safetensors"
     assert [file.name for file in path.parent.iterdir()] == [path.name]
     assert sorted(read_adapter(path)) == [
@@ -27,10 +31,10 @@ def test_write_and_load_round_trip_under_published_names(tmp_path: Path) -> None
 @pytest.mark.parametrize("prefix", ["model.mm_projector.", "mm_projector.", "base_model.model.model.mm_projector."])
 def test_load_original_bin_with_embeddings(tmp_path: Path, prefix: str) -> None:
     source, target = projector(), projector()
-    state = {prefix + name: tensor for name, tensor in source.state_dict().items()}
+    state = {prefix + name: tensor for name, tensor in source.mm_projector.state_dict().items()}
     torch.save({**state, "model.embed_tokens.weight": torch.zeros(2, 5)}, tmp_path / "mm_projector.bin")
     load_projector(target, tmp_path)
-    assert torch.equal(target.state_dict()["2.weight"], source.state_dict()["2.weight"])
+    assert torch.equal(target.state_dict()["mm_projector.2.weight"], source.state_dict()["mm_projector.2.weight"])
 
 
 def test_load_bin_with_code_is_refused(tmp_path: Path) -> None:
@@ -52,11 +56,24 @@ def test_load_misfit_names_every_tensor(tmp_path: Path) -> None:
     for part in (
         "missing model.mm_projector.2.weight [5, 5]",
         "missing model.mm_projector.2.bias [5]",
-        "unexpected 4.bias [5]",
-        "unexpected model.image_newline [5]",
+        "unexpected mm_projector.4.bias [5]",
+        "unexpected image_newline [5]",
         "model.mm_projector.0.weight has shape [5, 4], expected [5, 3]",
     ):
         assert part in str(error.value)
+
+
+def test_image_newline_is_saved_and_loaded(tmp_path: Path) -> None:
+    target = projector(newline=0.0)
+    load_projector(target, write_projector(projector_state(projector(newline=7.0)), tmp_path))
+    assert target.image_newline.tolist() == [7.0] * 5
+
+
+def test_image_newline_that_a_file_lacks_keeps_its_value(tmp_path: Path) -> None:
+    source, target = projector(), projector(newline=3.0)
+    load_projector(target, write_projector(projector_state(source), tmp_path))
+    assert target.image_newline.tolist() == [3.0] * 5
+    assert torch.equal(target.mm_projector[0].weight, source.mm_projector[0].weight)
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:

@@ -30,8 +30,8 @@ def fuse(
         torch.tensor(ids),
         None if mask is None else torch.tensor(mask),
         None if labels is None else torch.tensor(labels),
-        values[:, :, None].repeat(1, 1, WIDTH),
-        (1,) * slots,
+        values.view(-1, 1).repeat(1, WIDTH),
+        (FEATURES,) * slots,
         FusionSettings(side, max_length, train_wrapping_only=False),
     )
     return out.inputs_embeds[..., 0], out.attention_mask, out.position_ids, out.labels
@@ -195,8 +195,8 @@ def test_fuse_random_batches_equals_token_by_token_reference(case: dict[str, obj
         torch.tensor(ids),
         None if case["no_mask"] else torch.tensor(mask),
         None if case["no_labels"] else torch.tensor(labels),
-        features,
-        images_per_slot,
+        features.flatten(0, 1),
+        [count * FEATURES for count in images_per_slot],
         FusionSettings(side, max_length, train_wrapping_only=False),
     )
     if _some_image_is_cut(ids, mask, images_per_slot, bool(case["has_dummies"]), max_length):
