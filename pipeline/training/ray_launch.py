@@ -46,11 +46,7 @@ def connect(config: ExperimentConfig) -> None:
         ConfigError: the cluster lacks CPUs or GPUs for the workers and at least one preprocessing task.
     """
     cluster = config.cluster
-    if not ray.is_initialized():
-        if os.environ.get("RAY_ADDRESS"):
-            ray.init()
-        else:
-            start_local_cluster(cluster)
+    join_cluster(cluster)
     resources = ray.cluster_resources()
     wanted = cluster.num_workers * cluster.cpus_per_worker + 1
     if resources.get("CPU", 0) < wanted:
@@ -64,6 +60,16 @@ def connect(config: ExperimentConfig) -> None:
             f"cluster.num_workers is {cluster.num_workers} with one GPU each, the Ray cluster has "
             f"{resources.get('GPU', 0)} GPUs; lower cluster.num_workers or add nodes"
         )
+
+
+def join_cluster(cluster: ClusterConfig) -> None:
+    """Join the Ray cluster of this process's environment, or start a local one; a second call does nothing."""
+    if ray.is_initialized():
+        return
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init()
+    else:
+        start_local_cluster(cluster)
 
 
 def start_local_cluster(cluster: ClusterConfig) -> None:
