@@ -12,7 +12,20 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from jobs import convert, demo, evaluate, export, finetune, generate, index, merge, mlflow_replay, pretrain, submit
+from jobs import (
+    convert,
+    demo,
+    evaluate,
+    export,
+    finetune,
+    generate,
+    index,
+    inspect,
+    merge,
+    mlflow_replay,
+    pretrain,
+    submit,
+)
 from jobs.console import message_console
 from jobs.failures import classify
 

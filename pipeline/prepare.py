@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import AutoTokenizer, BaseImageProcessor, PreTrainedTokenizerBase
@@ -54,11 +55,24 @@ def prepare_source(config: ExperimentConfig, *, console: Console, run_map: RunMa
     """
     encoder = build_encoder(config)
     index, tokens = index_data(config, encoder, console=console, run_map=run_map)
-    num_tokens = tokens["num_tokens"].to_numpy()
     _check_rejected(config, tokens)
+    plan = plan_run(config, index, tokens, encoder)
+    console.print(
+        f"{config.name}: {plan.num_samples} of {index.num_samples} samples in {len(index.shards)} shards, "
+        f"{pc.sum(tokens['num_tokens']).as_py()} tokens; {plan.total_steps} steps of {plan.global_batch_size} samples"
+    )
+    return BatchSource(plan, index, encoder)
+
+
+def plan_run(config: ExperimentConfig, index: ShardIndex, tokens: pa.Table, encoder: SampleEncoder) -> Plan:
+    """Plan a run over indexed data.
+
+    Raises:
+        ValueError: no sample is usable, or one is longer than a micro-batch.
+    """
     training = config.training
-    plan = build_plan(
-        num_tokens,
+    return build_plan(
+        tokens["num_tokens"].to_numpy(),
         data_fingerprint=f"{index.fingerprint}:{encoder.fingerprint}",
         seed=config.seed,
         global_batch_size=training.global_batch_size,
@@ -66,11 +80,6 @@ def prepare_source(config: ExperimentConfig, *, console: Console, run_map: RunMa
         max_steps=training.max_steps,
         micro_batch_tokens=training.micro_batch_tokens,
     )
-    console.print(
-        f"{config.name}: {plan.num_samples} of {index.num_samples} samples in {len(index.shards)} shards, "
-        f"{int(num_tokens.sum())} tokens; {plan.total_steps} steps of {training.global_batch_size} samples"
-    )
-    return BatchSource(plan, index, encoder)
 
 
 def index_data(

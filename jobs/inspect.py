@@ -1,0 +1,158 @@
+"""`ray-llava inspect`: look at the data as the model gets it, on the terminal and as one HTML page."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
+
+from jobs.config_source import ConfigOption, OverridesArgument, read_config
+from jobs.console import output_console
+from jobs.index import summary_table
+from pipeline.config import ConfigError, ExperimentConfig
+
+if TYPE_CHECKING:  # torch takes seconds to load; config errors need not wait for it
+    from pipeline.inspect.histograms import Histogram
+    from pipeline.inspect.sample_view import SampleView
+    from pipeline.inspect.session import Inspection
+    from pipeline.plan.efficiency import PackingReport
+
+SampleOption = Annotated[
+    str | None,
+    typer.Option(metavar="SHARD:INDEX", help="One sample: shard by number, file name or URL; sample by number or key."),
+]
+StepOption = Annotated[int | None, typer.Option(help="What exactly is in this global step, per rank and micro-batch.")]
+WorkersOption = Annotated[int | None, typer.Option(help="Number of workers; by default that of the config.")]
+OutOption = Annotated[Path | None, typer.Option(help="HTML file; by default in the run folder.")]
+CountOption = Annotated[int, typer.Option(min=0, help="Samples on the overview page.")]
+
+_STEP_COLUMNS = ("rank", "micro-batch", "tokens", "sample", "shard:index", "key", "images")
+_SPARKLINE_WIDTH = 20
+_STYLES = {
+    ("text", False): "",
+    ("text", True): "black on green",
+    ("special", False): "magenta",
+    ("special", True): "magenta on green",
+    ("image", False): "black on yellow",
+}
+"""Kind of a piece, whether it is trained on -> how it looks."""
+
+
+def run(
+    config: ConfigOption,
+    overrides: OverridesArgument = None,
+    sample: SampleOption = None,
+    step: StepOption = None,
+    workers: WorkersOption = None,
+    num_samples: CountOption = 32,
+    out: OutOption = None,
+) -> None:
+    """Show what is in the shards of a config: pictures and tokens as the model gets them, lengths, rejections."""
+    experiment = read_config(config, overrides)
+    if sample is not None and step is not None:
+        raise ConfigError("--sample and --step show different things; give one of them")
+    console = output_console()
+
+    from pipeline.inspect.session import open_inspection
+
+    inspection = open_inspection(experiment, console=console, num_ranks=workers or experiment.cluster.num_workers)
+    if sample is not None:
+        name, html = _show_sample(inspection, sample, console)
+    elif step is not None:
+        name, html = _show_step(inspection, step, console)
+    else:
+        name, html = _show_overview(inspection, num_samples, console)
+    path = out or Path(experiment.run_dir) / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(html, encoding="utf-8")
+    console.print(f"page: {path} ({path.stat().st_size / 1e6:.1f} MB, one file)", highlight=False)
+
+
+def _show_overview(inspection: "Inspection", num_samples: int, console: Console) -> tuple[str, str]:
+    from pipeline.inspect.page import render_overview
+
+    overview = inspection.overview(num_samples)
+    console.print(summary_table(inspection.data.index, inspection.data.tokens))
+    console.print(distribution_table(overview.histograms))
+    if overview.packing is not None:
+        console.print(packing_table(overview.packing, inspection.config))
+    return "inspect.html", render_overview(inspection.config, overview)
+
+
+def _show_sample(inspection: "Inspection", name: str, console: Console) -> tuple[str, str]:
+    from pipeline.inspect.page import render_sample
+
+    view = inspection.sample(name)
+    console.print(sample_text(view), highlight=False)
+    return f"inspect-sample-{view.sample_id}.html", render_sample(inspection.config, view)
+
+
+def _show_step(inspection: "Inspection", step: int, console: Console) -> tuple[str, str]:
+    from pipeline.inspect.page import render_step
+
+    view = inspection.step(step)
+    columns = [Column(name, overflow="fold") for name in _STEP_COLUMNS]
+    table = Table(*columns, title=f"Step {step}")
+    for rank in view.ranks:
+        for number, batch in enumerate(rank.micro_batches):
+            for shown in batch.samples:
+                place = f"{Path(shown.shard).name}:{shown.ordinal}"
+                cells = (rank.rank, number, shown.num_tokens, shown.sample_id, place, shown.key, len(shown.pictures))
+                table.add_row(*(Text(str(cell)) for cell in cells))
+    console.print(table)
+    for name in ("train/loss", "train/grad_norm"):
+        if name in view.metrics:
+            console.print(f"{name}: {view.metrics[name]:.6g}")
+    return f"inspect-step-{step}.html", render_step(inspection.config, view)
+
+
+def distribution_table(histograms: "tuple[Histogram, ...]") -> Table:
+    """Render each distribution as a row: a sparkline and its summary."""
+    table = Table("", Column("distribution", no_wrap=True), "", title="Usable samples")
+    for shown in histograms:
+        table.add_row(shown.title, _sparkline([bar.count for bar in shown.bars]), shown.summary)
+    return table
+
+
+def packing_table(packing: "PackingReport", config: ExperimentConfig) -> Table:
+    """Render what the packing makes of the token budget."""
+    table = Table("", "", title=f"Plan on {packing.num_ranks} workers, {packing.num_steps} steps looked at")
+    table.columns[1].justify = "right"
+    table.add_row(f"filled of training.micro_batch_tokens={config.training.micro_batch_tokens}", f"{packing.fill:.1%}")
+    table.add_row("padding avoided by packing", f"{packing.padding_avoided:.1%}")
+    table.add_row("load of the mean rank / the busiest", f"{packing.balance:.1%}")
+    table.add_row("micro-batches per step and rank", f"{packing.micro_batches_per_step:.1f}")
+    table.add_row("fused tokens per step", f"{packing.tokens_per_step:,.0f}")
+    return table
+
+
+def sample_text(view: "SampleView") -> Text:
+    """Render a sample for the terminal; as Text, since nothing in it may be read as markup."""
+    text = Text(f"sample {view.sample_id}, {view.shard}:{view.ordinal}, key {view.key}\n", style="bold")
+    for picture in view.pictures:
+        text.append(f"{picture.caption}{': ' + picture.problem if picture.problem else ''}\n", style="dim")
+    if view.reason:
+        text.append(f"rejected, {view.reason}", style="bold red").append(f": {view.detail}; {view.advice}\n")
+    for raw in view.raw:
+        text.append(f"{raw.name}, as stored:\n", style="dim").append(f"{raw.text}\n")
+    if view.pieces:
+        text.append(f"{view.num_tokens} fused tokens, {view.num_supervised_tokens} trained on:", style="dim")
+        for name, kind in (("trained on", ("text", True)), ("control token", ("special", False))):
+            text.append(" ").append(name, style=_STYLES[kind])
+        text.append("\n")
+    num_images = 0
+    for piece in view.pieces:
+        num_images += piece.kind == "image"
+        shown = f"<image {num_images}>" if piece.kind == "image" else piece.text
+        text.append(shown, style=_STYLES[piece.kind, piece.trained])
+    return text
+
+
+def _sparkline(counts: list[int]) -> str:
+    """Draw counts with block characters, neighbours added up where there are too many of them."""
+    per_letter = -(-len(counts) // _SPARKLINE_WIDTH)
+    counts = [sum(counts[start : start + per_letter]) for start in range(0, len(counts), per_letter)]
+    most = max(counts)
+    return "".join(" " if not count else chr(0x2581 + round(7 * count / most)) for count in counts)

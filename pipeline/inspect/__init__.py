@@ -1,0 +1,1 @@
+"""Looking at data before and after training: what is in the shards, and what exactly the model gets."""

@@ -1,0 +1,102 @@
+"""An inspection of a config's data: index, tokens and plan as training would see them, without training's refusals.
+
+Data that training refuses (too many rejected samples, a defective shard) is what people want to look at.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from rich.console import Console
+
+from pipeline.config import ExperimentConfig
+from pipeline.inspect.histograms import count_reasons
+from pipeline.inspect.locate import find_sample
+from pipeline.inspect.page import Overview, describe_data
+from pipeline.inspect.sample_view import Inspected, SampleView, view_sample
+from pipeline.inspect.step_view import StepView, check_same_run, view_step
+from pipeline.plan.efficiency import measure_packing
+from pipeline.plan.plan import Plan
+from pipeline.prepare import build_encoder, index_data, plan_run
+
+_REJECTED_PER_REASON = 2
+_MAX_REJECTED = 40
+
+
+class Inspection(NamedTuple):
+    """What is looked at, and how it would be cut over workers."""
+
+    config: ExperimentConfig
+    data: Inspected
+    plan: Plan | None
+    """None when no sample is usable."""
+    num_ranks: int
+
+    def overview(self, num_samples: int) -> Overview:
+        """Describe the data set, with its first `num_samples` samples in training order and some rejected ones.
+
+        Raises:
+            OSError: storage failed.
+        """
+        packing = None if self.plan is None else measure_packing(self.plan, self.num_ranks)
+        overview = describe_data(self.data, packing, 0 if self.plan is None else self.plan.total_steps)
+        return overview._replace(
+            samples=tuple(view_sample(self.data, idx) for idx in self._first_samples(num_samples)),
+            rejected=tuple(view_sample(self.data, idx) for idx in _examples(self.data.tokens)),
+        )
+
+    def sample(self, name: str) -> SampleView:
+        """Show the sample `SHARD:INDEX`, rejected or not.
+
+        Raises:
+            ValueError: there is none.
+            OSError: storage failed.
+        """
+        return view_sample(self.data, find_sample(self.data.index, name))
+
+    def step(self, step: int) -> StepView:
+        """Show a global step.
+
+        Raises:
+            ValueError: it lies outside the run, or no sample is usable.
+            ConfigError: the run in the config's folder was trained on other data.
+            OSError: storage failed.
+        """
+        if self.plan is None:
+            raise ValueError("no sample is usable, so there are no steps; `ray-llava inspect` without --step says why")
+        check_same_run(self.config, self.plan)
+        return view_step(self.data, self.plan, step, self.num_ranks, Path(self.config.run_dir))
+
+    def _first_samples(self, num_samples: int) -> list[int]:
+        ids: list[int] = []
+        if self.plan is not None:
+            num_steps = min(self.plan.total_steps, -(-num_samples // self.plan.global_batch_size))
+            for step in range(num_steps):
+                ids += self.plan.samples(step).tolist()
+        return ids[:num_samples]
+
+
+def open_inspection(config: ExperimentConfig, *, console: Console, num_ranks: int) -> Inspection:
+    """Index what is not indexed yet, plan, and return both for looking at.
+
+    Raises:
+        ConfigError: model parts or shards do not exist.
+        OSError: storage failed.
+    """
+    config = config.with_absolute_paths()
+    encoder = build_encoder(config)
+    lenient = config.data.model_copy(update={"on_bad_shard": "quarantine"})
+    index, tokens = index_data(config.model_copy(update={"data": lenient}), encoder, console=console)
+    usable = bool((tokens["num_tokens"].to_numpy() > 0).any())
+    plan = plan_run(config, index, tokens, encoder) if usable else None
+    return Inspection(config, Inspected(index, tokens, encoder), plan, num_ranks)
+
+
+def _examples(tokens: pa.Table) -> list[int]:
+    """Return the first rejected samples of each reason."""
+    reasons = np.asarray(tokens["reason"].to_numpy())
+    found = [np.flatnonzero(reasons == reason)[:_REJECTED_PER_REASON].tolist() for reason in count_reasons(tokens)]
+    return [idx for rows in found for idx in rows][:_MAX_REJECTED]
