@@ -24,6 +24,7 @@ _ROLES: dict[str, Role] = {
     "assistant": "assistant",
     "system": "system",
 }
+_IMAGE_PARTS = ("image", "image_url")
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,22 @@ def conversation_from_turns(turns: Sequence[Mapping[str, JsonValue]]) -> Convers
     Raises:
         DataError: a turn that is malformed or whose role is unknown.
     """
-    return Conversation(tuple(_turn(turn, idx)[0] for idx, turn in enumerate(turns)))
+    return Conversation(tuple(_turn(turn, idx) for idx, turn in enumerate(turns)))
+
+
+def named_images(tree: Mapping[str, JsonValue]) -> list[str]:
+    """Return the names that an annotation gives its images: those in `image` or `images`, else those of its parts.
+
+    Raises:
+        DataError: `image` is neither a name nor a list of names.
+    """
+    names = _image_names(tree)
+    listed = tree.get("conversations", tree.get("messages"))
+    if names or not isinstance(listed, list):
+        return names
+    contents = [turn.get("value", turn.get("content")) for turn in listed if isinstance(turn, dict)]
+    parts = [part for content in contents if isinstance(content, list) for part in content if isinstance(part, dict)]
+    return [name for part in parts if part.get("type") in _IMAGE_PARTS for name in _part_names(part)]
 
 
 def _annotation(texts: Mapping[str, bytes]) -> dict[str, JsonValue] | None:
@@ -109,19 +125,20 @@ def _annotation(texts: Mapping[str, bytes]) -> dict[str, JsonValue] | None:
         return None
     if "txt" not in texts:
         tree = parse_json(texts["json"])
-        if not isinstance(tree, dict) or not _has_turns(tree):
+        if not isinstance(tree, dict) or not has_turns(tree):
             raise DataError(Reason.MISSING_ANNOTATION, "KEY.json has neither `conversations` nor `messages`")
         return tree
     try:
         tree = parse_json(texts["json"])
     except DataError:
         return None
-    if isinstance(tree, dict) and _has_turns(tree):
+    if isinstance(tree, dict) and has_turns(tree):
         raise DataError(Reason.AMBIGUOUS_ANNOTATION, "both a caption in KEY.txt and a conversation in KEY.json")
     return None
 
 
-def _has_turns(tree: Mapping[str, JsonValue]) -> bool:
+def has_turns(tree: Mapping[str, JsonValue]) -> bool:
+    """Whether an object is an annotation in one of the two dialects."""
     return "conversations" in tree or "messages" in tree
 
 
@@ -141,13 +158,11 @@ def _instruction(
     listed = tree.get("conversations", tree.get("messages"))
     if not isinstance(listed, list) or not listed:
         raise DataError(Reason.CONVERSATION_EMPTY, "`conversations` holds no turn")
-    parsed = [_turn(turn, idx) for idx, turn in enumerate(listed)]
-    turns = tuple(turn for turn, _ in parsed)
+    turns = tuple(_turn(turn, idx) for idx, turn in enumerate(listed))
     if policy.drop_leading_answer and turns[0].role == "assistant":
         turns = turns[1:]
     _check_order(turns)
-    part_names = [name for _, names in parsed for name in names]
-    extensions = resolve_images(key, _image_names(tree) or part_names, images, declared=_declares_images(tree))
+    extensions = resolve_images(key, named_images(tree), images, declared=_declares_images(tree))
     conversation = Conversation(turns)
     if policy.prepend_missing_placeholder and len(extensions) == 1 and conversation.num_images == 0:
         conversation = _with_leading_image(conversation)
@@ -172,8 +187,7 @@ def _image_names(tree: Mapping[str, JsonValue]) -> list[str]:
     return [name for name in names if isinstance(name, str)]
 
 
-def _turn(turn: object, idx: int) -> tuple[Turn, list[str]]:
-    """Return a turn and the image names its parts mention."""
+def _turn(turn: object, idx: int) -> Turn:
     if not isinstance(turn, Mapping):
         raise DataError(Reason.JSON_INVALID, f"turn {idx} is no object")
     speaker = turn.get("from", turn.get("role"))
@@ -182,32 +196,30 @@ def _turn(turn: object, idx: int) -> tuple[Turn, list[str]]:
         raise DataError(Reason.ROLE_UNKNOWN, f"turn {idx} has role {found}")
     content = turn.get("value", turn.get("content"))
     if isinstance(content, str):
-        parts, names = split_placeholders(content), list[str]()
+        parts = split_placeholders(content)
     elif isinstance(content, list):
-        parts, names = _typed_parts(content, idx)
+        parts = _typed_parts(content, idx)
     else:
         raise DataError(Reason.JSON_INVALID, f"turn {idx} has no text: expected `value` or `content`")
     result = Turn(_ROLES[speaker], parts)
     has_image = len(parts) > sum(isinstance(part, str) for part in parts)
     if not result.text.strip() and not (has_image and result.role == "user"):
         raise DataError(Reason.TURN_EMPTY, f"turn {idx} is empty")
-    return result, names
+    return result
 
 
-def _typed_parts(content: Sequence[JsonValue], idx: int) -> tuple[tuple[Part, ...], list[str]]:
+def _typed_parts(content: Sequence[JsonValue], idx: int) -> tuple[Part, ...]:
     """Read `[{"type": "text", "text": ...}, {"type": "image"}]`; text is taken literally, `<image>` in it too."""
     parts: list[Part] = []
-    names: list[str] = []
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None
         if isinstance(part, dict) and kind == "text" and isinstance(text := part.get("text"), str):
             parts += [text] if text else []
-        elif isinstance(part, dict) and kind in ("image", "image_url"):
+        elif isinstance(part, dict) and kind in _IMAGE_PARTS:
             parts.append(Image())
-            names += _part_names(part)
         else:
             raise DataError(Reason.JSON_INVALID, f"turn {idx} has a part that is neither text nor image")
-    return tuple(parts), names
+    return tuple(parts)
 
 
 def _part_names(part: Mapping[str, JsonValue]) -> list[str]:

@@ -139,7 +139,7 @@ def _describe(group: MemberGroup, ordinal: int, checks: Checks) -> dict[str, obj
             raise group.error
         content = {extension: member.data for extension, member in group.members if member.data is not None}
         sample = parse_sample(group.key, content, checks.policy)
-        sizes = [_image_size(image, checks) for image in sample.images]
+        sizes = image_sizes(sample, checks)
         row |= {
             "kind": sample.kind,
             "num_images": len(sizes),
@@ -152,8 +152,16 @@ def _describe(group: MemberGroup, ordinal: int, checks: Checks) -> dict[str, obj
     return row
 
 
+def image_sizes(sample: Sample, checks: Checks) -> list[tuple[int, int]]:
+    """Return oriented (width, height) in pixels of each image, after the check that was asked for.
+
+    Raises:
+        DataError: an image does not pass.
+    """
+    return [_image_size(image, checks) for image in sample.images]
+
+
 def _image_size(data: bytes, checks: Checks) -> tuple[int, int]:
-    """Return oriented (width, height) in pixels, after the check that was asked for."""
     if checks.images == "decode":
         height, width, _ = decode_image(data, checks.limits).shape
         return width, height

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,7 +46,7 @@ def write_shards(
     shards: list[str] = []
     while sample is not None:
         path = target.with_name(target.name % len(shards))
-        with _open_writer(path) as writer:
+        with open_shard_writer(path) as writer:
             num_samples = num_bytes = 0
             while sample is not None and not _is_full(num_samples, num_bytes, max_samples, max_bytes):
                 writer.write(_checked(sample))
@@ -57,13 +58,16 @@ def write_shards(
 
 
 @contextmanager
-def _open_writer(path: Path) -> Iterator[TarWriter]:
+def open_shard_writer(path: Path) -> Iterator[TarWriter]:
+    """Open a shard for writing; it appears under its name, synced to disk, when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         # webdataset's own file opener also runs commands and fetches URLs: it is given an open file instead
         with open(temporary, "wb") as file, TarWriter(file, encoder=False, compress=False, mtime=0) as writer:
             yield writer
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,0 +1,132 @@
+"""`ray-llava convert`: from annotation files, tables or downloads to verified WebDataset shards."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from jobs.console import output_console
+from pipeline.config import ClusterConfig, ConfigError
+
+if TYPE_CHECKING:  # torch takes seconds to load; usage errors need not wait for it
+    from pipeline.convert.run import Conversion
+    from pipeline.shards.index import RunMap
+
+_MAX_LISTED = 10
+_MEGABYTE = 1_000_000
+
+SourceArgument = Annotated[
+    list[str], typer.Argument(metavar="SOURCE...", help="LLaVA JSON, JSONL, Parquet, tar or COCO files, or a folder.")
+]
+OutOption = Annotated[Path, typer.Option(help="Folder for the shards; the same command continues in it.")]
+FormatOption = Annotated[str, typer.Option("--format", help="llava, messages, parquet, img2dataset, coco, or auto.")]
+ImagesOption = Annotated[Path | None, typer.Option(help="Folder that relative image paths begin at.")]
+ColumnOption = Annotated[str | None, typer.Option(help="Column of a table; found by its usual names when not given.")]
+SeedOption = Annotated[int | None, typer.Option(help="Shuffle with this seed; the order of the source when not given.")]
+CheckOption = Annotated[str, typer.Option(help="Images: `decode` every pixel, or read the `header` only.")]
+LauncherOption = Annotated[str, typer.Option(help="`local`: processes of this machine; `ray`: tasks on a cluster.")]
+
+
+def run(
+    source: SourceArgument,
+    out: OutOption,
+    source_format: FormatOption = "auto",
+    images: ImagesOption = None,
+    max_samples: Annotated[int, typer.Option(min=1, help="Most samples in a shard.")] = 10_000,
+    max_mb: Annotated[int, typer.Option(min=1, help="Most megabytes in a shard.")] = 500,
+    shuffle_seed: SeedOption = None,
+    prefix: Annotated[str, typer.Option(help="Start of the shards' names.")] = "train",
+    image_column: ColumnOption = None,
+    text_column: ColumnOption = None,
+    first_caption: Annotated[bool, typer.Option(help="COCO: one caption per image instead of a sample each.")] = False,
+    add_placeholder: Annotated[
+        bool, typer.Option(help="Write a missing <image> before a single image's text.")
+    ] = False,
+    drop_leading_answer: Annotated[bool, typer.Option(help="Drop a first turn by the assistant.")] = False,
+    check: CheckOption = "decode",
+    launcher: LauncherOption = "local",
+    workers: Annotated[int | None, typer.Option(min=1, help="Parallel shards; one per core by default.")] = None,
+) -> None:
+    """Convert a data set into WebDataset shards that pass the index; killed, the same command continues."""
+    if check not in ("decode", "header") or launcher not in ("local", "ray"):
+        raise ConfigError(f"--check {check} --launcher {launcher}: expected decode or header, and local or ray")
+    if not prefix or not prefix.replace("-", "").replace("_", "").isalnum():
+        raise ConfigError(f"--prefix {prefix!r}: expected letters, digits, dashes and underscores")
+    from pipeline.convert.formats import SourceOptions, open_source
+    from pipeline.convert.run import convert
+    from pipeline.convert.shard_plan import ShardLimits
+    from pipeline.samples.schema import SchemaPolicy
+    from pipeline.shards.scan import Checks
+
+    policy = SchemaPolicy(prepend_missing_placeholder=add_placeholder, drop_leading_answer=drop_leading_answer)
+    folder = None if images is None else str(images)
+    options = SourceOptions(folder, image_column, text_column, first_caption, policy)
+    console = output_console()
+    columns = (
+        TextColumn("writing shards"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("eta"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("shards", total=None)
+        result = convert(
+            open_source(
+                [os.path.abspath(path) if "://" not in path else path for path in source], source_format, options
+            ),
+            out.absolute(),
+            limits=ShardLimits(max_samples, max_mb * _MEGABYTE),
+            shuffle_seed=shuffle_seed,
+            prefix=prefix,
+            checks=Checks(images="decode" if check == "decode" else "header"),
+            run_map=_run_map(launcher, workers or len(os.sched_getaffinity(0))),
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    console.print(summary_table(result))
+    if result.skipped:
+        console.print(skipped_table(result))
+        console.print(f"{len(result.skipped)} skipped entries listed in {out / 'convert' / 'skipped.jsonl'}")
+    if not result.num_samples:
+        raise ConfigError("nothing was written: every entry was skipped; see the reasons above")
+    console.print(f"to train on them: data.shards=[{out}]", markup=False)
+
+
+def summary_table(result: "Conversion") -> Table:
+    """Render what was written and what was left out, by reason."""
+    table = Table("", "number", "share", title="Conversion")
+    table.columns[1].justify = table.columns[2].justify = "right"
+    total = max(1, result.num_entries)
+    table.add_row("written", str(result.num_samples), f"{result.num_samples / total:.2%}")
+    for reason, number in result.reasons().items():
+        table.add_row(f"skipped: {reason}", str(number), f"{number / total:.2%}")
+    table.add_section()
+    table.add_row("shards", str(len(result.shards)), f"{result.size_bytes / 1e9:.2f} GB")
+    if result.num_resumed:
+        table.add_row("of them finished before", str(result.num_resumed), "")
+    return table
+
+
+def skipped_table(result: "Conversion") -> Table:
+    """Render the first skipped entries."""
+    rows = result.skipped[:_MAX_LISTED]
+    more = f", {len(rows)} of {len(result.skipped)}" if len(result.skipped) > len(rows) else ""
+    table = Table("source", "row", "reason", "detail", title=f"Skipped entries{more}")
+    for row in rows:  # as Text: what comes from outside must not be read as markup
+        table.add_row(*(Text(cell) for cell in (Path(row.source).name, str(row.row), row.reason, row.detail)))
+    return table
+
+
+def _run_map(launcher: str, num_workers: int) -> "RunMap":
+    if launcher == "local":
+        from pipeline.convert.process_pool import local_run_map
+
+        return local_run_map(num_workers)
+    from pipeline.training.ray_launch import join_cluster, map_tasks
+
+    join_cluster(ClusterConfig(data_workers=num_workers))
+    return map_tasks

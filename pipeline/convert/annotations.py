@@ -1,0 +1,100 @@
+"""Conversations in annotation files, images in a folder: LLaVA's JSON array, or one object per line.
+
+Both dialects (`conversations` and `messages`) are kept as they are; only `image` is rewritten, to the names that the
+images get in the shard. What the files were called before is kept beside it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import BinaryIO, cast
+
+import pyarrow as pa
+
+from pipeline.convert.image_folder import image_extension, image_size_bytes, read_image_file
+from pipeline.convert.json_stream import iterate_array
+from pipeline.convert.repair import repair_turns
+from pipeline.convert.source import Entry, Members, entry_table, refused
+from pipeline.errors import DataError, Reason
+from pipeline.samples.schema import SchemaPolicy, has_turns, named_images
+from pipeline.samples.strict_json import MAX_JSON_BYTES, JsonValue, parse_json
+from pipeline.shards.storage import open_shard
+
+ORIGINAL_NAMES = "source_images"
+"""Field of the written JSON that holds the names of the image files before packing."""
+
+
+@dataclass(frozen=True)
+class AnnotationSource:
+    """Annotation files in the format of LLaVA or chat messages."""
+
+    files: tuple[str, ...]
+    """`.json` holds an array, every other name one object per line."""
+    image_folder: str
+    policy: SchemaPolicy = field(default_factory=SchemaPolicy)
+    """Repairs that are applied to what is written, so that the shards need none."""
+    kind: str = "annotations"
+
+    def units(self) -> list[str]:
+        """Return the annotation files."""
+        return list(self.files)
+
+    def list_unit(self, unit: str) -> pa.Table:
+        """List the objects of a file with the sizes of their images."""
+        entries: list[Entry] = []
+        texts: list[bytes] = []
+        with open_shard(unit) as file:
+            elements = iterate_array(file) if unit.endswith(".json") else _lines(file)
+            for row, text in enumerate(elements):
+                try:
+                    sizes = [image_size_bytes(self.image_folder, name) for name in set(named_images(_parse(text)))]
+                    entries.append(Entry(row, row, len(text) + sum(sizes)))
+                except DataError as error:
+                    entries.append(refused(row, error))
+                texts.append(b"" if entries[-1].reason else text)
+        return entry_table(entries, {"text": pa.array(texts, pa.large_binary())})
+
+    def read(self, unit: str, entries: pa.Table) -> Iterator[Members | DataError]:
+        """Yield annotation and images of each entry."""
+        for text in entries["text"]:
+            try:
+                yield self._members(_parse(text.as_py()))
+            except DataError as error:
+                yield error
+
+    def _members(self, tree: dict[str, JsonValue]) -> Members:
+        names = named_images(tree)
+        members: Members = {}
+        stored: dict[str, str] = {}
+        for name in names:
+            if name not in stored:
+                data = read_image_file(self.image_folder, name)
+                stored[name] = f"{len(stored)}.{image_extension(data)}"
+                members[stored[name]] = data
+        tree = repair_turns(tree, self.policy, num_images=len(names))
+        if names:
+            tree = {**tree, "image": [stored[name] for name in names], ORIGINAL_NAMES: list(names)}
+            tree.pop("images", None)
+        members["json"] = json.dumps(tree, ensure_ascii=False).encode()
+        return members
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """Yield lines that are not blank; of one that is too long only the start, which the parser refuses by its size."""
+    lines = io.BufferedReader(cast(io.RawIOBase, file))
+    while line := lines.readline(MAX_JSON_BYTES + 2):
+        rest = line
+        while rest and not rest.endswith(b"\n"):
+            rest = lines.readline(MAX_JSON_BYTES)
+        if line.strip():
+            yield line
+
+
+def _parse(text: bytes) -> dict[str, JsonValue]:
+    tree = parse_json(text)
+    if not isinstance(tree, dict) or not has_turns(tree):
+        raise DataError(Reason.MISSING_ANNOTATION, "an entry with neither `conversations` nor `messages`")
+    return tree

@@ -1,0 +1,107 @@
+"""Elements of a large JSON array one by one: an annotation file of gigabytes never exists as Python objects.
+
+Elements are only cut apart here; each is judged on its own by the strict parser, so that one bad element does not cost
+the others.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from pipeline.errors import DataError, Reason
+
+_CHUNK_BYTES = 4 * 1024 * 1024
+_MAX_ELEMENT_CHARS = 16 * 1024 * 1024
+_SPACE = re.compile(r"[ \t\n\r]*")
+
+
+def iterate_array(file: BinaryIO) -> Iterator[bytes]:
+    """Yield the text of each element of a JSON array, as UTF-8.
+
+    Raises:
+        DataError: the file is no JSON array, or is broken from some element on.
+    """
+    text = _Text(file)
+    if text.next_token() != "[":
+        raise DataError(Reason.JSON_INVALID, "not a JSON array")
+    text.skip(1)
+    number = 0
+    if text.next_token() != "]":
+        while True:
+            yield text.element(number).encode("utf-8", "surrogatepass")
+            number += 1
+            separator = text.next_token()
+            if separator == "]":
+                break
+            if separator != ",":
+                raise _broken(number, "expected a comma or the end of the array")
+            text.skip(1)
+    text.skip(1)
+    if text.next_token():
+        raise _broken(number, "text after the end of the array")
+
+
+class _Text:
+    """A window of decoded text over the file."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._decode = codecs.getincrementaldecoder("utf-8-sig")()
+        self._parse = json.JSONDecoder().raw_decode
+        self._text, self._at, self._ended = "", 0, False
+
+    def next_token(self) -> str:
+        """Return the next character that is no space, without passing over it; empty at the end."""
+        while True:
+            self._at = self._space_end()
+            if self._at < len(self._text):
+                return self._text[self._at]
+            if self._ended:
+                return ""
+            self._read_more()
+
+    def skip(self, num_chars: int) -> None:
+        self._at += num_chars
+
+    def element(self, number: int) -> str:
+        """Return the text of the value that begins here and pass over it."""
+        if not self.next_token():
+            raise _broken(number, "the file ends inside the array")
+        while True:
+            try:
+                _, end = self._parse(self._text, self._at)
+            except RecursionError:
+                raise _broken(number, "nested too deep to find its end") from None
+            except ValueError as error:
+                if self._ended or len(self._text) - self._at > _MAX_ELEMENT_CHARS:
+                    message = error.msg if isinstance(error, json.JSONDecodeError) else "a number with too many digits"
+                    raise _broken(number, message) from None
+            else:
+                if end < len(self._text) or self._ended:  # a number could go on in the next chunk
+                    start, self._at = self._at, end
+                    return self._text[start:end]
+            self._read_more()
+
+    def _space_end(self) -> int:
+        match = _SPACE.match(self._text, self._at)
+        assert match is not None  # the pattern matches nothing as well
+        return match.end()
+
+    def _read_more(self) -> None:
+        # a window that doubles keeps the work of parsing a long element again linear in its length
+        wanted = max(_CHUNK_BYTES, len(self._text) - self._at)
+        chunk = self._file.read(wanted)
+        self._ended = not chunk
+        try:
+            self._text = self._text[self._at :] + self._decode.decode(chunk, final=self._ended)
+        except UnicodeDecodeError:
+            raise DataError(Reason.TEXT_INVALID_UNICODE, "the annotation file is not UTF-8") from None
+        self._at = 0
+
+
+def _broken(number: int, what: str) -> DataError:
+    return DataError(Reason.JSON_INVALID, f"element {number} of the array: {what}")

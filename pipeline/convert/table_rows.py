@@ -1,0 +1,140 @@
+"""Rows of a table to members of a sample: which columns hold images and text, and in which of the usual shapes.
+
+Images: `{bytes, path}` as Hugging Face datasets store them, or plain bytes, one or a list. Text: a caption, turns in
+either dialect (as structs or as JSON text), or a list of `{user, assistant}` pairs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from pipeline.convert.image_folder import image_extension
+from pipeline.convert.repair import repair_turns
+from pipeline.convert.source import Members
+from pipeline.errors import DataError, Reason
+from pipeline.samples.schema import SchemaPolicy
+from pipeline.samples.strict_json import JsonValue, parse_json
+
+_IMAGE_NAMES = ("images", "image", "jpg", "jpeg", "png", "webp", "img")
+_TURN_NAMES = ("conversations", "messages", "texts", "conversation")
+_CAPTION_NAMES = ("caption", "text", "txt", "TEXT")
+_MAX_DEPTH = 32
+
+
+class Columns(NamedTuple):
+    """The columns of a table that make up a sample."""
+
+    image: str | None
+    text: str
+    id: str | None
+
+    def names(self) -> list[str]:
+        """Return the columns to read."""
+        return [name for name in self if name is not None]
+
+
+def find_columns(schema: pa.Schema, image: str | None, text: str | None, where: str) -> Columns:
+    """Return the columns of a sample: those that were named, else those with usual names.
+
+    Raises:
+        ValueError: there is no such column.
+    """
+    for name in (image, text):
+        if name is not None and name not in schema.names:
+            raise ValueError(f"{where}: no column {name!r}; it has {', '.join(schema.names)}")
+    image = image or next((name for name in _IMAGE_NAMES if name in schema.names), None)
+    text = text or next((name for name in (*_TURN_NAMES, *_CAPTION_NAMES) if name in schema.names), None)
+    if text is None:
+        raise ValueError(
+            f"{where}: no column with captions or conversations among {', '.join(schema.names)}; name it with "
+            "--text-column"
+        )
+    return Columns(image, text, "id" if "id" in schema.names else None)
+
+
+def row_members(row: Mapping[str, Any], columns: Columns, policy: SchemaPolicy) -> Members:
+    """Return the members of one row.
+
+    Raises:
+        DataError: an image is missing or of another format, or the text has none of the known shapes.
+    """
+    images = _images(row[columns.image]) if columns.image is not None else []
+    text = row[columns.text]
+    if text is None:
+        raise DataError(Reason.MISSING_ANNOTATION, f"column {columns.text[:40]!a} is empty")
+    turns = _turns(text, len(images))
+    if turns is None:
+        if len(images) == 1:
+            return {image_extension(images[0]): images[0], "txt": _encode(text)}
+        return {**_numbered(images), "txt": _encode(text)}
+    numbered = _numbered(images)
+    field = "conversations" if any("from" in turn or "value" in turn for turn in turns) else "messages"
+    tree: dict[str, JsonValue] = {} if columns.id is None else {"id": str(row[columns.id])}
+    if numbered:
+        tree["image"] = [*numbered]
+    tree[field] = list(turns)
+    tree = repair_turns(tree, policy, num_images=len(images))
+    return {**numbered, "json": _encode(json.dumps(tree, ensure_ascii=False))}
+
+
+def _images(value: Any) -> list[bytes]:
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    contents = [one.get("bytes") if isinstance(one, dict) else one for one in values]
+    present = [content for content in contents if isinstance(content, bytes)]
+    if len(present) != len(contents):
+        raise DataError(Reason.MISSING_IMAGE, "an image column that names files instead of holding their bytes")
+    return present
+
+
+def _numbered(images: list[bytes]) -> Members:
+    return {f"{idx}.{image_extension(data)}": data for idx, data in enumerate(images)}
+
+
+def _turns(text: Any, num_images: int) -> list[dict[str, JsonValue]] | None:
+    """Return the turns of a conversation, or None for a caption."""
+    if isinstance(text, str):
+        if not text.lstrip().startswith(("[{", "[ {")):
+            return None
+        text = parse_json(_encode(text))
+    if not isinstance(text, list) or not all(isinstance(turn, dict) for turn in text):
+        raise DataError(Reason.JSON_INVALID, "text that is neither a caption nor a list of turns")
+    if text and "user" in text[0] and "assistant" in text[0]:
+        return _pairs(text, num_images)
+    return [_without_nulls(turn, 0) for turn in text]
+
+
+def _pairs(pairs: list[dict[str, Any]], num_images: int) -> list[dict[str, Any]]:
+    """Return turns of question-answer pairs, with all images before the first question."""
+    turns: list[dict[str, Any]] = []
+    for idx, pair in enumerate(pairs):
+        shown = [{"type": "image"}] * num_images if idx == 0 else []
+        question = {"type": "text", "text": str(pair["user"] or "")}
+        turns.append({"role": "user", "content": [*shown, question]})
+        turns.append({"role": "assistant", "content": [{"type": "text", "text": str(pair["assistant"] or "")}]})
+    return turns
+
+
+def _without_nulls(value: Any, depth: int) -> Any:
+    """Leave out fields without value: a column of structs has every field in every row."""
+    if depth > _MAX_DEPTH:
+        raise DataError(Reason.JSON_TOO_DEEP, f"turns nested deeper than {_MAX_DEPTH} levels")
+    if isinstance(value, dict):
+        return {name: _without_nulls(one, depth + 1) for name, one in value.items() if one is not None}
+    if isinstance(value, list):
+        return [_without_nulls(one, depth + 1) for one in value]
+    if isinstance(value, str | int | float | bool):
+        return value
+    raise DataError(Reason.JSON_INVALID, f"a value of type {type(value).__name__} in a turn")
+
+
+def _encode(text: Any) -> bytes:
+    if not isinstance(text, str):
+        raise DataError(Reason.MISSING_ANNOTATION, "a caption that is no text")
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise DataError(Reason.TEXT_INVALID_UNICODE, "a lone surrogate in the text") from None

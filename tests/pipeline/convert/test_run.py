@@ -1,0 +1,147 @@
+"""A conversion as a whole: the same bytes on every run map and after every kill, readable by webdataset, accounted."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import webdataset
+
+from pipeline.convert.formats import SourceOptions, open_source
+from pipeline.convert.process_pool import local_run_map
+from pipeline.convert.run import Conversion, convert
+from pipeline.convert.shard_plan import ShardLimits
+from pipeline.shards.index import RunMap, run_serially
+from tests.pipeline.convert.datasets import llava_records, turns, write_llava
+
+LIMITS = ShardLimits(max_samples=5, max_bytes=10**9)
+NUM_ENTRIES = 23
+
+
+@pytest.fixture
+def source_file(tmp_path: Path) -> Path:
+    records = llava_records(tmp_path, NUM_ENTRIES)
+    records[8]["conversations"] = turns("No place.")
+    return write_llava(tmp_path, records)
+
+
+def run(path: Path, out: Path, seed: int | None = 3, run_map: RunMap = run_serially) -> Conversion:
+    source = open_source([str(path)], options=SourceOptions(str(path.parent / "images")))
+    return convert(source, out, limits=LIMITS, shuffle_seed=seed, run_map=run_map)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.tar"))}
+
+
+def test_convert_in_processes_gives_the_same_bytes_as_in_one(tmp_path: Path, source_file: Path) -> None:
+    first = run(source_file, tmp_path / "a")
+    run(source_file, tmp_path / "b", run_map=local_run_map(2))
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert len(contents(tmp_path / "a")) == len(first.shards) == 5
+    assert (first.num_entries, first.num_samples, first.reasons()) == (23, 22, {"image_token_mismatch": 1})
+
+
+def test_convert_again_rewrites_only_what_is_missing(tmp_path: Path, source_file: Path) -> None:
+    out = tmp_path / "out"
+    run(source_file, out)
+    before = contents(out)
+    times = {path.name: path.stat().st_mtime_ns for path in out.glob("*.tar")}
+    (out / "train-000001.tar").unlink()  # lost after it was finished
+    (out / "convert" / "train-000003.tar.json").unlink()  # killed between shard and record
+    again = run(source_file, out)
+    assert again.num_resumed == 3
+    assert contents(out) == before
+    unchanged = {path.name for path in out.glob("*.tar") if path.stat().st_mtime_ns == times[path.name]}
+    assert unchanged == {"train-000000.tar", "train-000002.tar", "train-000004.tar"}
+    assert again._replace(num_resumed=0) == run(source_file, tmp_path / "fresh")._replace(
+        num_resumed=0, shards=again.shards
+    )
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import pipeline.shards.writer as writer
+from tests.pipeline.convert.test_run import run
+left = int(sys.argv[3])
+real = os.replace
+def replace(source, target):
+    global left
+    left -= 1
+    if left < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(source, target)
+os.replace = replace
+run(Path(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("num_renames", [0, 3, 6])
+def test_convert_killed_anywhere_and_run_again_gives_the_same_bytes(
+    tmp_path: Path, source_file: Path, num_renames: int
+) -> None:
+    out = tmp_path / "killed"
+    command = [sys.executable, "-c", KILLED, str(source_file), str(out), str(num_renames)]
+    ended = subprocess.run(command, check=False, cwd=Path(__file__).parents[3])
+    assert ended.returncode == -9
+    assert len(contents(out)) == (num_renames // 2 if num_renames else 0)
+    again = run(source_file, out)
+    assert again.num_resumed == max(0, (num_renames - 1) // 2)
+    run(source_file, tmp_path / "whole")
+    assert contents(out) == contents(tmp_path / "whole")
+    assert sorted(path.name for path in out.iterdir() if path.is_file()) == sorted(contents(out))
+
+
+def test_convert_into_a_folder_of_another_conversion_is_refused(tmp_path: Path, source_file: Path) -> None:
+    run(source_file, tmp_path / "out", seed=3)
+    with pytest.raises(ValueError, match=r"another conversion .shuffle_seed differ"):
+        run(source_file, tmp_path / "out", seed=5)
+    os.utime(source_file, ns=(1, 1))
+    with pytest.raises(ValueError, match=r"another conversion .source files differ"):
+        run(source_file, tmp_path / "out", seed=3)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "a.tar").write_bytes(b"x")
+    with pytest.raises(ValueError, match="already holds tar files"):
+        run(source_file, tmp_path / "other")
+
+
+def test_convert_writes_report_and_manifest(tmp_path: Path, source_file: Path) -> None:
+    out = tmp_path / "out"
+    result = run(source_file, out, seed=None)
+    (line,) = (out / "convert" / "skipped.jsonl").read_text().splitlines()
+    assert json.loads(line) == {
+        "source": str(source_file),
+        "row": 8,
+        "shard": "train-000001.tar",
+        "key": "00000-000000008",
+        "reason": "image_token_mismatch",
+        "detail": "0 <image> placeholders but 1 image",
+    }
+    manifest = json.loads((out / "convert" / "manifest.json").read_text())
+    assert [shard["num_samples"] for shard in manifest["shards"]] == [5, 4, 5, 5, 3]
+    assert manifest["skipped"] == {"image_token_mismatch": 1}
+    assert result.size_bytes == sum(path.stat().st_size for path in out.glob("*.tar"))
+
+
+def test_converted_shards_are_read_by_webdataset_in_order(tmp_path: Path, source_file: Path) -> None:
+    result = run(source_file, tmp_path / "out", seed=None)
+    found = list(webdataset.WebDataset(list(result.shards), shardshuffle=False))
+    assert [item["__key__"] for item in found] == [f"00000-{row:09d}" for row in range(NUM_ENTRIES) if row != 8]
+    tree = json.loads(found[1]["json"])
+    assert (tree["id"], tree["image"], tree["source_images"]) == ("a.1", ["0.png"], ["coco/001.jpg"])
+    assert found[1]["0.png"] == (source_file.parent / "images" / "coco" / "001.jpg").read_bytes()
+
+
+def test_convert_of_which_every_entry_is_skipped_writes_no_tar(tmp_path: Path) -> None:
+    path = write_llava(tmp_path, [{"conversations": []}])
+    (tmp_path / "images").mkdir()
+    result = run(path, tmp_path / "out")
+    assert (result.shards, result.num_samples, result.reasons()) == ((), 0, {"conversation_empty": 1})
+    assert contents(tmp_path / "out") == {}
+    assert run(path, tmp_path / "out").num_resumed == 1

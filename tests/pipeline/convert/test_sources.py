@@ -1,0 +1,258 @@
+"""Each format in, samples with the right images and text out, and a counted reason for everything else."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from pipeline.convert.formats import SourceOptions, open_source
+from pipeline.convert.run import Conversion, convert
+from pipeline.convert.shard_plan import ShardLimits
+from pipeline.errors import DataError
+from pipeline.samples.read import read_sample
+from pipeline.samples.schema import Sample, SchemaPolicy
+from pipeline.shards.index import build_index
+from tests.pipeline.convert.datasets import (
+    llava_records,
+    turns,
+    write_coco,
+    write_downloads,
+    write_llava,
+    write_parquet,
+)
+from tests.pipeline.samples.pictures import encoded, picture
+
+ROOMY = ShardLimits(1000, 10**9)
+
+
+def converted(
+    tmp_path: Path,
+    *paths: Path,
+    options: SourceOptions = SourceOptions(),  # noqa: B008
+    kind: str = "auto",
+) -> tuple[Conversion, list[Sample]]:
+    """Convert, index what was written, and read every sample back; the index must reject none."""
+    result = convert(open_source([str(path) for path in paths], kind, options), tmp_path / "out", limits=ROOMY)
+    if not result.shards:
+        return result, []
+    index = build_index(result.shards, tmp_path / "index")
+    assert index.summary() == {}
+    assert index.num_samples == result.num_samples
+    return result, [read_sample(index, idx) for idx in range(index.num_samples)]
+
+
+def answers(samples: list[Sample]) -> list[str]:
+    return [sample.conversation.turns[-1].text for sample in samples]
+
+
+def skipped(result: Conversion) -> list[tuple[int, str]]:
+    return [(entry.row, entry.reason) for entry in result.skipped]
+
+
+def test_llava_json_keeps_good_entries_and_counts_the_others(tmp_path: Path) -> None:
+    records = llava_records(tmp_path, 7)
+    (tmp_path / "images" / "coco" / "002.jpg").unlink()
+    (tmp_path / "images" / "coco" / "003.jpg").write_bytes(picture(31, 37, "JPEG")[:300])
+    records[4]["conversations"] = turns("no place for the image")
+    records.append({"id": "text", "conversations": turns("Only words?")})
+    records.append({"id": "url", "image": "http://host/a.jpg", "conversations": turns()})
+    records.append({"id": "up", "image": "../annotations.json", "conversations": turns()})
+    records.append({"id": "gif", "image": "coco/b.gif", "conversations": turns()})
+    (tmp_path / "images" / "coco" / "b.gif").write_bytes(picture(5, 7, "GIF"))
+    path = write_llava(tmp_path, records)
+    result, samples = converted(tmp_path, path, options=SourceOptions(str(tmp_path / "images")))
+    assert answers(samples) == ["Answer 0.", "Answer 1.", "Answer 5.", "Answer 6.", "A ball."]
+    assert [len(sample.images) for sample in samples] == [1, 1, 1, 1, 0]
+    assert samples[1].images[0] == (tmp_path / "images" / "coco" / "001.jpg").read_bytes()
+    assert skipped(result) == [
+        (2, "missing_image"),
+        (3, "image_truncated"),
+        (4, "image_token_mismatch"),
+        (8, "remote_image_forbidden"),
+        (9, "missing_image"),
+        (10, "image_unsupported_format"),
+    ]
+    assert result.num_entries == 11
+
+
+def test_llava_entry_whose_file_names_look_like_members_keeps_its_order(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "1.png").write_bytes(picture(5, 7))
+    (folder / "0.png").write_bytes(picture(11, 13))
+    record = {"image": ["1.png", "0.png", "1.png"], "conversations": turns("<image><image><image>")}
+    _, (sample,) = converted(tmp_path, write_llava(tmp_path, [record]), options=SourceOptions(str(folder)))
+    assert [Image.open(io.BytesIO(data)).size for data in sample.images] == [(7, 5), (13, 11), (7, 5)]
+
+
+def test_messages_lines_with_typed_parts_and_bad_lines(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(picture(5, 7))
+    question = [{"type": "image", "path": "a.png"}, {"type": "text", "text": "What does <image> mean?"}]
+    good = {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": "A tag."}]}
+    lines = [json.dumps(good), "", "{broken", '{"messages": NaN}', json.dumps({"text": "x"}), "[" * 50_000]
+    (tmp_path / "chat.jsonl").write_text("\n".join(lines))
+    result, samples = converted(tmp_path, tmp_path / "chat.jsonl")
+    assert answers(samples) == ["A tag."]
+    assert len(samples[0].images) == 1
+    assert skipped(result) == [
+        (1, "json_invalid"),
+        (2, "json_invalid"),
+        (3, "missing_annotation"),
+        (4, "json_too_deep"),
+    ]
+
+
+def test_line_above_the_json_limit_costs_only_itself(tmp_path: Path) -> None:
+    long = json.dumps({"conversations": turns("x" * 3_000_000)})
+    (tmp_path / "a.jsonl").write_text(f"{long}\n{json.dumps({'conversations': turns('Why?')})}\n")
+    result, samples = converted(tmp_path, tmp_path / "a.jsonl")
+    assert answers(samples) == ["A ball."]
+    assert skipped(result) == [(0, "json_too_large")]
+
+
+def test_repairs_are_written_into_the_shards(tmp_path: Path) -> None:
+    records = llava_records(tmp_path, 2)
+    records[0]["conversations"] = turns("No placeholder.")
+    records[1]["conversations"] = [{"from": "gpt", "value": "Hi."}, *turns()]
+    policy = SchemaPolicy(prepend_missing_placeholder=True, drop_leading_answer=True)
+    result, samples = converted(
+        tmp_path, write_llava(tmp_path, records), options=SourceOptions(str(tmp_path / "images"), policy=policy)
+    )
+    assert result.skipped == ()
+    assert [sample.conversation.num_images for sample in samples] == [1, 1]
+    assert [len(sample.conversation.turns) for sample in samples] == [2, 2]
+
+
+def test_array_that_breaks_off_stops_the_conversion(tmp_path: Path) -> None:
+    path = write_llava(tmp_path, llava_records(tmp_path, 3))
+    path.write_text(path.read_text()[:-40])
+    with pytest.raises(DataError, match="element 2"):
+        converted(tmp_path, path)
+
+
+def test_coco_captions_are_one_sample_each(tmp_path: Path) -> None:
+    path = write_coco(tmp_path, 5)
+    result, samples = converted(tmp_path, path, options=SourceOptions(str(tmp_path / "images")))
+    assert answers(samples) == [f"caption {turn} of {idx}" for turn in range(2) for idx in (101, 102, 103)]
+    assert skipped(result) == [(0, "missing_image"), (4, "missing_image"), (8, "missing_annotation")]
+
+
+def test_coco_with_first_caption_only_keeps_one_per_image(tmp_path: Path) -> None:
+    path = write_coco(tmp_path, 5)
+    _, samples = converted(tmp_path, path, options=SourceOptions(str(tmp_path / "images"), first_caption_only=True))
+    assert answers(samples) == [f"caption 0 of {idx}" for idx in (101, 102, 103)]
+
+
+def test_other_json_object_is_refused_as_coco(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"images": []}')
+    with pytest.raises(DataError, match="no COCO captions"):
+        converted(tmp_path, tmp_path / "a.json")
+
+
+def test_img2dataset_folder_reports_failed_downloads_and_a_cut_tar(tmp_path: Path) -> None:
+    folder = write_downloads(tmp_path / "laion", 3, 5)
+    cut = folder / "00002.tar"
+    cut.write_bytes(cut.read_bytes()[: 2 * 3 * 1024 + 700])
+    result, samples = converted(tmp_path, folder)
+    assert (
+        answers(samples)
+        == [f"caption of {s:05d}{i:04d}" for s, n in ((0, 4), (1, 4), (2, 2)) for i in range(n)][: len(samples)]
+    )
+    assert result.reasons() == {"missing_image": 3, "shard_truncated": 2}
+    assert result.num_entries == result.num_samples + 5
+
+
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def image(height: int = 5) -> dict[str, Any]:
+    return {"bytes": picture(height, 7), "path": None}
+
+
+def test_parquet_captions_with_hugging_face_images(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"image": image(5 + idx), "text": f"text {idx}"} for idx in range(8)]
+    rows[2]["image"] = {"bytes": None, "path": "a.jpg"}
+    rows[3]["image"] = {"bytes": encoded(Image.new("RGB", (5, 5)), "BMP"), "path": None}
+    rows[4]["text"] = None
+    path = write_parquet(tmp_path / "d" / "train-00000-of-00001.parquet", rows)
+    result, samples = converted(tmp_path, path.parent)
+    assert answers(samples) == ["text 0", "text 1", "text 5", "text 6", "text 7"]
+    assert Image.open(io.BytesIO(samples[2].images[0])).size == (7, 10)
+    assert skipped(result) == [(2, "missing_image"), (3, "image_unsupported_format"), (4, "missing_annotation")]
+
+
+def test_parquet_conversations_of_three_shapes(tmp_path: Path) -> None:
+    pairs = [{"user": "What?", "assistant": "A ball.", "source": "x"}, {"user": "Sure?", "assistant": "Yes."}]
+    parts = [{"type": "image", "text": None}, {"type": "text", "text": "What?"}]
+    messages = [
+        {"role": "user", "content": parts},
+        {"role": "assistant", "content": [{"type": "text", "text": "Two."}]},
+    ]
+    tables: dict[str, list[dict[str, Any]]] = {
+        "conversations": [{"id": 7, "image": image(), "conversations": turns()}],
+        "texts": [{"images": [image(), image(9)], "texts": pairs}],
+        "messages": [{"images": [picture(5, 7)], "messages": messages}],
+        "json": [{"id": "k", "image": None, "conversations": json.dumps(turns("Why?", "So."))}],
+    }
+    found = {}
+    for name, rows in tables.items():
+        folder = tmp_path / name
+        _, (sample,) = converted(folder, write_parquet(folder / "a.parquet", rows))
+        found[name] = (len(sample.images), len(sample.conversation.turns), sample.conversation.turns[-1].text)
+    assert found == {
+        "conversations": (1, 2, "A ball."),
+        "texts": (2, 4, "Yes."),
+        "messages": (1, 2, "Two."),
+        "json": (0, 2, "So."),
+    }
+
+
+def test_hugging_face_saved_dataset_is_read_in_the_order_it_names(tmp_path: Path) -> None:
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    schema = pa.schema([("image", IMAGE), ("caption", pa.string())])
+    names = ["data-00000-of-00002.arrow", "data-00001-of-00002.arrow"]
+    for number, name in enumerate(names):
+        rows = [{"image": image(), "caption": f"{number} {idx}"} for idx in range(3)]
+        with pa.OSFile(str(folder / name), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+            writer.write_table(pa.Table.from_pylist(rows, schema=schema), max_chunksize=2)
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": name} for name in names]}))
+    _, samples = converted(tmp_path, folder)
+    assert answers(samples) == [f"{number} {idx}" for number in range(2) for idx in range(3)]
+
+
+def test_columns_can_be_named_and_a_missing_one_is_refused(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "a.parquet", [{"photo": picture(5, 7), "words": "a ball"}])
+    _, samples = converted(tmp_path, path, options=SourceOptions(image_column="photo", text_column="words"))
+    assert answers(samples) == ["a ball"]
+    with pytest.raises(ValueError, match="--text-column"):
+        converted(tmp_path / "b", path)
+    with pytest.raises(ValueError, match="no column 'pic'"):
+        converted(tmp_path / "b", path, options=SourceOptions(image_column="pic", text_column="words"))
+
+
+def test_folder_with_several_splits_or_formats_is_refused(tmp_path: Path) -> None:
+    row = [{"image": image(), "text": "a"}]
+    for split in ("train", "test"):
+        write_parquet(tmp_path / "d" / f"{split}-00000-of-00001.parquet", row)
+    with pytest.raises(ValueError, match=r"several parts .test, train."):
+        open_source([str(tmp_path / "d")])
+    (tmp_path / "a.jsonl").write_text("{}")
+    with pytest.raises(ValueError, match="several formats"):
+        open_source([str(tmp_path / "a.jsonl"), str(tmp_path / "d" / "test-00000-of-00001.parquet")])
+    (tmp_path / "a.csv").write_text("x")
+    for path, message in ((tmp_path / "a.csv", "cannot tell"), (tmp_path / "none", "no such file")):
+        with pytest.raises(ValueError, match=message):
+            open_source([str(path)])
+
+
+def test_file_that_is_no_parquet_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(ValueError, match="not a readable Parquet"):
+        converted(tmp_path, tmp_path / "a.parquet")
