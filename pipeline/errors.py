@@ -48,6 +48,7 @@ class Reason(StrEnum):
     NO_ASSISTANT = "no_assistant"
     IMAGE_TOKEN_MISMATCH = "image_token_mismatch"
     NO_SUPERVISED_TOKENS = "no_supervised_tokens"
+    TEMPLATE_REFUSED = "template_refused"
     TOO_LONG = "too_long"
     DECODER_CRASH = "decoder_crash"
 
@@ -90,6 +91,7 @@ ADVICE: dict[Reason, str] = {
     Reason.NO_ASSISTANT: "add an answer or remove the sample",
     Reason.IMAGE_TOKEN_MISMATCH: "add the missing image or remove the placeholder",
     Reason.NO_SUPERVISED_TOKENS: "shorten the question or raise max_length",
+    Reason.TEMPLATE_REFUSED: "change the conversation, or choose one of the built-in templates",
     Reason.TOO_LONG: "use fewer images or raise max_length",
     Reason.DECODER_CRASH: "inspect the image with care; it ended the decoding process",
 }

@@ -6,10 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from model.resolution import ASPECT_RATIO_PATTERN
 from pipeline.config.section import Fixed, Free, Section
 
 TemplateName = Literal[
-    "plain", "v0", "v1", "llama_2", "llama_3", "mistral_instruct", "mpt", "chatml", "qwen", "gemma", "phi"
+    "plain", "v0", "v1", "llama_2", "llama_3", "mistral_instruct", "mpt", "chatml", "qwen", "gemma", "phi", "tokenizer"
 ]
 
 
@@ -21,9 +22,11 @@ class DataConfig(Section):
     index_dir: Annotated[str | None, Free] = None
     """Folder of the Parquet index; null puts it under the run folder."""
     template: Annotated[TemplateName, Fixed] = "v1"
-    """Conversation template: `plain` for projector pretraining on captions; for instructions the language model's."""
-    image_aspect_ratio: Annotated[Literal["pad", "crop"], Fixed] = "pad"
-    """`pad` keeps the whole image on a square of the mean colour; `crop` resizes the short edge and cuts the rest."""
+    """`plain` for projector pretraining on captions; for instructions the language model's, or `tokenizer`: its own."""
+    image_aspect_ratio: Annotated[str, Fixed, Field(pattern=rf"^({ASPECT_RATIO_PATTERN})$")] = "pad"
+    """One square, `pad` (all of the image) or `crop`; or tiles: `anyres`, `anyres_max_N`, `dynamic_MIN_MAX`."""
+    image_grid_pinpoints: Annotated[str | tuple[tuple[int, int], ...] | None, Fixed] = None
+    """Sizes for `anyres`: [[width, height], ...] in pixels, or tiles `(1x1),...,(6x6)`; null takes the published."""
     max_length: Annotated[int, Fixed, Field(gt=1)] = 2048
     """Longest fused sample in tokens, image features included; text beyond it is cut, an image never is."""
     on_bad_shard: Annotated[Literal["fail", "quarantine"], Free] = "fail"

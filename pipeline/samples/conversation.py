@@ -6,6 +6,7 @@ by tokenizing a finished prompt a second time. Templates are data, in `templates
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -92,7 +93,7 @@ def render(conversation: Conversation, template: Template) -> list[Span]:
         spans += system if template.system_inside_user and idx == 0 else []
         spans += _user_content(turn, template)
         spans += _literal(template.after_user, template)
-    return _merge(spans)
+    return merge_spans(spans)
 
 
 def render_prompt(conversation: Conversation, template: Template) -> list[Span]:
@@ -104,7 +105,7 @@ def render_prompt(conversation: Conversation, template: Template) -> list[Span]:
     if not conversation.turns or conversation.turns[-1].role != "user":
         raise ValueError("a prompt ends with the user's turn; found an assistant turn or none at the end")
     spans = render(conversation, template)
-    return _merge(spans + _literal(template.before_assistant, template))
+    return merge_spans(spans + _literal(template.before_assistant, template))
 
 
 def _split_system(conversation: Conversation, template: Template) -> tuple[list[Span], tuple[Turn, ...]]:
@@ -122,34 +123,48 @@ def _user_content(turn: Turn, template: Template) -> list[Span]:
     parts = place_images(turn.parts)
     if not template.keeps_user_text:
         parts = tuple(part for part in parts if isinstance(part, Image))
-    return [_content(part, supervised=False) for part in parts]
+    return [span for part in parts for span in _content(part, template, supervised=False)]
 
 
 def _assistant(turn: Turn, template: Template) -> list[Span]:
     spans = _literal(template.before_assistant, template)
     spans.append(Span("text", template.answer_prefix, True))
-    spans += [_content(part, supervised=True) for part in turn.parts]
+    spans += [span for part in turn.parts for span in _content(part, template, supervised=True)]
     spans.append(Span("text", template.answer_suffix, True))
     spans.append(Span("special", template.end_of_answer, True))
     return spans + _literal(template.after_answer, template)
 
 
-def _content(part: Part, *, supervised: bool) -> Span:
-    return Span("image", "", False) if isinstance(part, Image) else Span("text", part, supervised)
+def _content(part: Part, template: Template, *, supervised: bool) -> list[Span]:
+    return image_spans(template.around_image) if isinstance(part, Image) else [Span("text", part, supervised)]
+
+
+def image_spans(around: tuple[str, str]) -> list[Span]:
+    """Return an image between its two control tokens, if it has any; none of them is learnt."""
+    before, after = around
+    return [
+        *([Span("special", before, False)] if before else []),
+        Span("image", "", False),
+        *([Span("special", after, False)] if after else []),
+    ]
 
 
 def _literal(text: str, template: Template) -> list[Span]:
-    """Cut a template string at the control tokens it spells."""
+    return cut_at_controls(text, template.control_tokens)
+
+
+def cut_at_controls(text: str, control_tokens: Sequence[str]) -> list[Span]:
+    """Cut what a template writes at the control tokens it spells; the longest where several begin."""
     spans: list[Span] = []
     while text:
-        found = [(text.index(token), -len(token), token) for token in template.control_tokens if token in text]
+        found = [(text.index(token), -len(token), token) for token in control_tokens if token in text]
         start, _, token = min(found, default=(len(text), 0, ""))
         spans += [Span("text", text[:start], False), Span("special", token, False)]
         text = text[start + len(token) :]
     return spans
 
 
-def _merge(spans: list[Span]) -> list[Span]:
+def merge_spans(spans: Sequence[Span]) -> list[Span]:
     """Drop empty pieces and join neighbouring text of equal supervision."""
     merged: list[Span] = []
     for span in spans:

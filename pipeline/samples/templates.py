@@ -38,13 +38,15 @@ class Template:
     """Precedes every user turn but the first."""
     control_tokens: tuple[str, ...] = ()
     """Further control tokens that occur in the strings above."""
+    around_image: tuple[str, str] = ("", "")
+    """Control tokens before and after every image; empty for none."""
     keeps_user_text: bool = True
     """False discards what the user says and keeps the images, as projector pretraining does."""
 
     @property
     def controls(self) -> set[str]:
         """All control tokens of the template."""
-        return {token for token in (*self.control_tokens, self.end_of_answer) if token}
+        return {token for token in (*self.control_tokens, self.end_of_answer, *self.around_image) if token}
 
 
 _VICUNA: Final = (

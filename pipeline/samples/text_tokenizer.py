@@ -52,8 +52,12 @@ class TextTokenizer:
         definition: everything that decides ids, as JSON.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, adds_bos: bool = True) -> None:
         """Copy what is needed out of a Hugging Face tokenizer.
+
+        Args:
+            tokenizer: with a fast backend.
+            adds_bos: put the id before every text that the tokenizer puts there; False where the template writes it.
 
         Raises:
             ValueError: it is not backed by the `tokenizers` library.
@@ -64,7 +68,7 @@ class TextTokenizer:
                 f"tokenizer {type(tokenizer).__name__} has no fast backend; convert it to a tokenizer.json first"
             )
         first = tokenizer("a").input_ids[:1]
-        bos_id = first[0] if first == [tokenizer.bos_token_id] else None
+        bos_id = first[0] if adds_bos and first == [tokenizer.bos_token_id] else None
         facts = {"tokenizer": _plain_definition(backend), "bos_id": bos_id, "unk_id": tokenizer.unk_token_id}
         self._build(json.dumps(facts, sort_keys=True))
 

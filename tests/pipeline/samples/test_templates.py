@@ -70,7 +70,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def test_config_and_registry_name_the_same_templates() -> None:
-    assert set(get_args(TemplateName)) == set(TEMPLATES) == set(WRITTEN)
+    assert set(get_args(TemplateName)) - {"tokenizer"} == set(TEMPLATES) == set(WRITTEN)
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
