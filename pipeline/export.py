@@ -11,7 +11,7 @@ from pipeline.merge import find_model_folder, load_merged, require_empty
 from pipeline.model_folder import read_folder_facts, read_recipe
 from pipeline.prepare import load_tokenizer
 from pipeline.samples.chat_template import chat_template_of
-from pipeline.samples.templates import get_template
+from pipeline.samples.rendering import choose_template
 
 
 def export_model(source: str | Path, target: str | Path, dtype: torch.dtype = torch.float32) -> None:
@@ -30,11 +30,12 @@ def export_model(source: str | Path, target: str | Path, dtype: torch.dtype = to
     """
     folder, out = find_model_folder(source), require_empty(target)
     recipe = read_recipe(folder)
+    tokenizer = load_tokenizer(str(folder))
     export_transformers(
         load_merged(folder, dtype),
-        load_tokenizer(str(folder)),
+        tokenizer,
         out,
         image_processor=read_folder_facts(folder).processor,
         pad_to_square=recipe["image_aspect_ratio"] == "pad",
-        chat_template=chat_template_of(get_template(recipe["template"])),
+        chat_template=chat_template_of(choose_template(recipe["template"], tokenizer)),
     )

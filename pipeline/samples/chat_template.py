@@ -1,4 +1,4 @@
-"""A conversation template as the Jinja chat template that goes with an exported model.
+"""A conversation template, of either kind, as the Jinja chat template that goes with an exported model.
 
 Chat messages then become the very text that training rendered, with `<image>` where an image belongs. As in published
 LLaVA models the first control token (BOS) is left to the tokenizer.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from typing import Final
 
+from pipeline.samples.jinja_template import JinjaTemplate
 from pipeline.samples.templates import Template
 
 _TEXTS: Final = (
@@ -17,6 +18,7 @@ _TEXTS: Final = (
     "{%- else -%}{%- for part in message.content if part.type == 'text' -%}{{ part.text }}{%- endfor -%}{%- endif -%}"
     "{%- endmacro -%}"
 )
+_IMAGE: Final = "'<image>'"
 _CONTENT: Final = (
     "{%- macro content(message) -%}"
     "{%- set images = [] if message.content is string"
@@ -30,14 +32,30 @@ _CONTENT: Final = (
 )
 """A single image comes first, on a line of its own; several stay where they are."""
 
+_FLATTEN: Final = (
+    "{%- set flat = namespace(messages=[]) -%}{%- for message in messages -%}"
+    "{%- set text = content(message) if message.role == 'user' else texts(message) -%}"
+    "{%- set flat.messages = flat.messages + [dict(message, content=text | string)] -%}{%- endfor -%}"
+    "{%- set messages = flat.messages -%}"
+)
+"""Makes plain text of all contents, which is what a language model's own template expects."""
+
 _IMAGES_ONLY: Final = (
     "{%- macro content(message) -%}{%- if message.content is not string -%}{%- for part in message.content"
     " if part.type == 'image' -%}{{ '<image>' }}{%- endfor -%}{%- endif -%}{%- endmacro -%}"
 )
 
 
-def chat_template_of(template: Template) -> str:
-    """Return the Jinja template that renders chat messages as `render` and `render_prompt` render turns."""
+def chat_template_of(template: Template | JinjaTemplate) -> str:
+    """Return the Jinja template that renders chat messages as training renders turns."""
+    before, after = template.around_image
+    image = _literal(f"{before}<image>{after}")
+    if isinstance(template, JinjaTemplate):
+        return (_TEXTS + _CONTENT + _FLATTEN).replace(_IMAGE, image) + template.source
+    return _jinja_of(template).replace(_IMAGE, image)
+
+
+def _jinja_of(template: Template) -> str:
     own_system = "{%- set system = texts(messages[0]) -%}" if template.keeps_user_text else ""
     system = (
         f"{{%- set system = {_literal(template.system)} -%}}{{%- set turns = messages -%}}"

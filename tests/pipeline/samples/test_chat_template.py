@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from pipeline.samples.chat_template import chat_template_of
 from pipeline.samples.conversation import Conversation, Image, Part, Span, Turn, render, render_prompt
+from pipeline.samples.rendering import choose_template, render_question
 from pipeline.samples.templates import TEMPLATES
+from tests.pipeline.samples.test_jinja_template import TOKENIZERS
 from tests.pipeline.samples.toy_tokenizers import build_tokenizer
 
 texts = st.text(alphabet=[*"ab \n{}%<>\\'", '"', "\u00e9"], min_size=1, max_size=6)
@@ -67,3 +69,28 @@ def test_plain_string_content_is_text() -> None:
         tokenize=False,
     )
     assert str(text).endswith("<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_own_template_of_a_tokenizer_is_given_plain_text() -> None:
+    tokenizer = TOKENIZERS["trims"]
+    turns = (Turn("user", (Image(), " q ")), Turn("assistant", ("a ",)), Turn("user", ("b", Image(), Image())))
+    template = choose_template("tokenizer", tokenizer, wraps_images=True)
+    text = tokenizer.apply_chat_template(
+        [message(turn) for turn in turns],
+        chat_template=chat_template_of(template),
+        add_generation_prompt=True,
+        tokenize=False,
+    )
+    written_by_training = written(render_question(Conversation(turns), template))
+    assert text == written_by_training
+    assert "b<im_start><image><im_end><im_start><image><im_end><|eot_id|>" in written_by_training
+
+
+def test_wrapping_tokens_are_written_around_every_image() -> None:
+    template = choose_template("v1", build_tokenizer("chatml"), wraps_images=True)
+    turn = Turn("user", (Image(), "q"))
+    text = build_tokenizer("chatml").apply_chat_template(
+        [message(turn)], chat_template=chat_template_of(template), add_generation_prompt=True, tokenize=False
+    )
+    assert text == written(render_question(Conversation((turn,)), template))
+    assert "USER: <im_start><image><im_end>\nq" in text
