@@ -83,29 +83,30 @@ def answer(
     Raises:
         DataError: an image cannot be decoded.
     """
-    import numpy as np
     import torch
 
     from model.pixels import normalize_pixels, pixel_stats_of
-    from pipeline.samples.fit import fit_image
-    from pipeline.samples.image import decode_image
+    from pipeline.samples.ending import ending_of
 
     model, encoder = opened
+    ending = ending_of(encoder.template, tokenizer)
     ids = torch.from_numpy(encoder.encode_prompt(conversation))[None].to(model.device)
-    pixels = None
-    if images:
-        stacked = np.stack([fit_image(decode_image(data), encoder.image_spec) for data in images])
-        pixels = normalize_pixels(torch.from_numpy(stacked).to(model.device), pixel_stats_of(model.config), model.dtype)
+    roles = encoder.resolution.roles(len(images), is_video=False)
+    encoded = [encoder.encode_image(data, role) for data, role in zip(images, roles, strict=True)]
+    tiles = [
+        normalize_pixels(torch.from_numpy(pixels).to(model.device), pixel_stats_of(model.config), model.dtype)
+        for _, pixels in encoded
+    ]
     with torch.inference_mode():
         new_ids = model.generate(
             ids,
-            images=pixels,
+            images=tiles or None,
+            image_sizes=[view for view, _ in encoded] or None,
             max_new_tokens=max_new_tokens,
             do_sample=False,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+            **ending.generation_options(tokenizer),
         )
-    return str(tokenizer.decode(new_ids[0], skip_special_tokens=True)).strip()
+    return ending.read_answer(tokenizer, new_ids[0])
 
 
 def tokenizer_source(model: Path) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, Literal, NamedTuple, get_args
@@ -21,6 +22,8 @@ PatchMerge = Literal["flat", "spatial", "spatial_unpad"]
 """Features tile by tile; row by row over all tiles; the same without padding and with a newline after each row."""
 Role = Literal["image", "single", "frame", "last_frame"]
 """An image in tiles; one that gets a single tile whatever its size; a frame of a video, and the last of its frames."""
+Pinpoints = str | Sequence[Sequence[int]] | None
+"""As a config has them; see `read_resolution`."""
 ROLES: Final[tuple[Role, ...]] = get_args(Role)
 
 ASPECT_RATIO_PATTERN: Final = r"pad|crop|anyres|anyres_max_[1-9]\d*|dynamic_[1-9]\d*_[1-9]\d*"
@@ -88,7 +91,9 @@ class Resolution:
         `anyres_max_N` shows several images in a tile each, as LLaVA-OneVision does, so that many fit in a sample.
         """
         if is_video:
-            return ("frame",) * (num_images - 1) + ("last_frame",) * (num_images > 0)
+            frame: Role = "frame"
+            last: Role = "last_frame"
+            return (frame,) * (num_images - 1) + (last,) * (num_images > 0)
         is_single = self.kind == "anyres" and self.max_tiles is not None and num_images > 1
         role: Role = "single" if is_single else "image"
         return (role,) * num_images
@@ -110,7 +115,7 @@ class Resolution:
 
 def read_resolution(
     aspect_ratio: str,
-    pinpoints: str | list[list[int]] | tuple[tuple[int, int], ...] | None,
+    pinpoints: Pinpoints,
     merge: str,
     *,
     tile_size: int,
@@ -163,9 +168,7 @@ def read_resolution(
     )
 
 
-def _read_pinpoints(
-    given: str | list[list[int]] | tuple[tuple[int, int], ...] | None, tile_size: int, has_limit: bool
-) -> tuple[tuple[int, int], ...]:
+def _read_pinpoints(given: Pinpoints, tile_size: int, has_limit: bool) -> tuple[tuple[int, int], ...]:
     if given is None and not has_limit:
         grids: tuple[tuple[int, int], ...] = _NEXT_GRIDS
     elif given is None:
@@ -179,7 +182,7 @@ def _read_pinpoints(
                 f"image_grid_pinpoints {bad or list(given)}: expected pairs (width, height) in multiples of the "
                 f"tower's {tile_size} pixels"
             )
-        grids = tuple((width // tile_size, height // tile_size) for width, height in given)
+        grids = tuple((pair[0] // tile_size, pair[1] // tile_size) for pair in given)
     return tuple((columns * tile_size, rows * tile_size) for columns, rows in grids)
 
 

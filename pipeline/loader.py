@@ -3,11 +3,15 @@
 Building is a pure function of (source, step, rank, number of ranks), so any process on any machine can do it and a
 retry gives the same bytes. Ray Data executes it on a cluster (`pipeline.stream`), a torch DataLoader on one machine.
 
-Shapes: n samples, T text tokens over all samples, N images, H = W the tower's image size in pixels.
+An image that occurs again in a rank-step, in the same sample or another, is decoded, sent and encoded once.
+
+Shapes: n samples, T text tokens over all samples, N images, I distinct images, U tiles of these, H = W the tower's
+image size in pixels.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,9 +24,10 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from model.resolution import ROLES, Role
 from pipeline.errors import DataError
 from pipeline.plan.plan import Plan, RankPlan
-from pipeline.samples.encode import EncodedSample, SampleEncoder
+from pipeline.samples.encode import EncodedImage, EncodedSample, EncodeImage, SampleEncoder
 from pipeline.samples.read import read_sample
 from pipeline.shards.index import ShardIndex
 
@@ -54,8 +59,12 @@ class RankStep(NamedTuple):
     """int32 `[T]`, samples end to end."""
     labels: Tensor
     """int32 `[T]`."""
+    image_ids: Tensor
+    """Which distinct image each image of all samples is, in order, int32 `[N]`."""
+    views: Tensor
+    """Height, width (pixels, before cutting) and index into ROLES of each distinct image, int32 `[I, 3]`."""
     pixels: Tensor
-    """uint8 `[N, 3, H, W]`, images of all samples in order."""
+    """uint8 `[U, 3, H, W]`, tiles of all distinct images in order."""
     rejected: tuple[Rejected, ...]
 
 
@@ -75,15 +84,19 @@ def build_rank_step(source: BatchSource, plan: RankPlan) -> RankStep:
     be readable later.
     """
     ids = [sample_id for batch in plan.micro_batches for sample_id in batch]
+    encode_image = _encode_once(source.encoder)
     encoded: list[EncodedSample | None] = []
     rejected: list[Rejected] = []
     for sample_id in ids:
         try:
-            encoded.append(source.encoder.encode(read_sample(source.index, sample_id)))
+            encoded.append(source.encoder.encode(read_sample(source.index, sample_id), encode_image))
         except DataError as error:
             encoded.append(None)
             rejected.append(Rejected(sample_id, str(error.reason), str(error)))
     usable = [sample for sample in encoded if sample is not None]
+    shown = [image for sample in usable for image in sample.images]
+    distinct = list({id(image): image for image in shown}.values())
+    number = {id(image): idx for idx, image in enumerate(distinct)}
     size = source.encoder.image_spec.size
     no_text, no_pixels = np.zeros(0, np.int64), np.zeros((0, 3, size, size), np.uint8)
     return RankStep(
@@ -93,12 +106,29 @@ def build_rank_step(source: BatchSource, plan: RankPlan) -> RankStep:
         sample_ids=torch.tensor(ids, dtype=torch.int64),
         batch_sizes=torch.tensor([len(batch) for batch in plan.micro_batches], dtype=torch.int32),
         text_lengths=torch.tensor([0 if s is None else len(s.input_ids) for s in encoded], dtype=torch.int32),
-        num_images=torch.tensor([0 if s is None else len(s.pixels) for s in encoded], dtype=torch.int32),
+        num_images=torch.tensor([0 if s is None else len(s.images) for s in encoded], dtype=torch.int32),
         input_ids=torch.from_numpy(np.concatenate([no_text, *(s.input_ids for s in usable)]).astype(np.int32)),
         labels=torch.from_numpy(np.concatenate([no_text, *(s.labels for s in usable)]).astype(np.int32)),
-        pixels=torch.from_numpy(np.concatenate([no_pixels, *(s.pixels for s in usable)])),
+        image_ids=torch.tensor([number[id(image)] for image in shown], dtype=torch.int32),
+        views=torch.tensor(
+            [(view.height, view.width, ROLES.index(view.role)) for view, _ in distinct], dtype=torch.int32
+        ).view(-1, 3),
+        pixels=torch.from_numpy(np.concatenate([no_pixels, *(pixels for _, pixels in distinct)])),
         rejected=tuple(rejected),
     )
+
+
+def _encode_once(encoder: SampleEncoder) -> EncodeImage:
+    """Return `encoder.encode_image` with a memory: equal files in equal roles give the same object."""
+    known: dict[tuple[bytes, Role], EncodedImage] = {}
+
+    def encode_image(data: bytes, role: Role) -> EncodedImage:
+        key = hashlib.blake2b(data, digest_size=16).digest(), role
+        if key not in known:
+            known[key] = encoder.encode_image(data, role)
+        return known[key]
+
+    return encode_image
 
 
 def to_bytes(rank_step: RankStep) -> bytes:

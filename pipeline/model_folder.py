@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from model.adapter import load_projector
 from model.lora import holds_adapters, load_lora, save_lora
 from model.quantization import Quantization
+from model.resolution import Pinpoints
 from model.weights import LlavaModel, build_llava, load_llava, save_llava
 from pipeline.config import ConfigError, ExperimentConfig, ModelConfig, load_config
 from pipeline.prepare import (
     TowerFacts,
     build_encoder,
-    image_spec_of,
     load_tokenizer,
     read_llava_facts,
     read_tower_facts,
@@ -34,6 +34,7 @@ PROJECTOR_FILE = "projector/mm_projector.safetensors"
 MODEL_FOLDER = "model"
 _RECIPE = "ray_llava.json"
 _PROCESSOR = "preprocessor_config.json"
+_RECIPE_FIELDS = ("template", "image_aspect_ratio", "image_grid_pinpoints", "max_length")
 
 
 class OpenedModel(NamedTuple):
@@ -107,6 +108,7 @@ def assemble_model(
         ValueError: the projector file does not fit.
     """
     model = join_parts(config.model, projector, torch.float32)
+    describe_images(model, config.data.image_aspect_ratio, config.data.image_grid_pinpoints)
     return OpenedModel(_for_inference(model, device), build_encoder(config))
 
 
@@ -126,13 +128,25 @@ def join_parts(
             select_layer=parts.mm_vision_select_layer,
             select_feature=parts.mm_vision_select_feature,
             projector_path=projector,
+            patch_merge=parts.mm_patch_merge_type or "flat",
             dtype=dtype,
             attention=parts.attention,
             quantize=quantize,
         )
     model = load_llava(parts.language_model, dtype=dtype, attention=parts.attention, quantize=quantize)
+    if parts.mm_patch_merge_type is not None:
+        model.get_model().set_patch_merge(parts.mm_patch_merge_type)
     if projector is not None:
         load_projector(model.get_model(), projector)
+    return model
+
+
+def describe_images(model: LlavaModel, aspect_ratio: str, pinpoints: Pinpoints) -> LlavaModel:
+    """Note in the model's config how its images become tiles, which its own forward pass needs too."""
+    model.config.image_aspect_ratio = aspect_ratio
+    if pinpoints is not None and not isinstance(pinpoints, str):
+        pinpoints = [list(pair) for pair in pinpoints]
+    model.config.image_grid_pinpoints = pinpoints
     return model
 
 
@@ -143,11 +157,13 @@ def load_model_folder(folder: Path, dtype: torch.dtype = torch.float32) -> Llava
         ConfigError: finetuning did not write it.
         ValueError: a file of it, or its base, is missing or does not fit.
     """
-    if not holds_adapters(folder):
-        return load_llava(folder, dtype)
-    model = join_parts(_base_of(folder), None, dtype)
-    load_lora(model, folder)
-    return model
+    recipe = read_recipe(folder)
+    if holds_adapters(folder):
+        model = join_parts(_base_of(folder), None, dtype)
+        load_lora(model, folder)
+    else:
+        model = load_llava(folder, dtype)
+    return describe_images(model, recipe["image_aspect_ratio"], recipe["image_grid_pinpoints"])
 
 
 def find_projector(adapter: str | None) -> str | None:
@@ -168,7 +184,7 @@ def find_projector(adapter: str | None) -> str | None:
 
 
 def read_recipe(folder: Path) -> dict[str, Any]:
-    """Read how a model folder's conversations and images are encoded: template, image_aspect_ratio, max_length.
+    """Read how a model folder's conversations and images are encoded: the fields of `data` that decide it.
 
     Raises:
         ConfigError: the folder is not one that finetuning wrote.
@@ -211,9 +227,9 @@ def _base_of(folder: Path) -> ModelConfig:
 def _open_folder(folder: Path, device: str | torch.device) -> OpenedModel:
     recipe = read_recipe(folder)
     facts = read_folder_facts(folder)
-    spec = image_spec_of(facts, recipe["image_aspect_ratio"])
+    resolution = facts.resolution(recipe["image_aspect_ratio"], recipe["image_grid_pinpoints"])
     tokenizer = load_tokenizer(str(folder))
-    encoder = SampleEncoder(tokenizer, recipe["template"], spec, facts.num_features, recipe["max_length"])
+    encoder = SampleEncoder(tokenizer, recipe["template"], facts.image_spec, resolution, recipe["max_length"])
     return OpenedModel(_for_inference(load_model_folder(folder), device), encoder)
 
 
@@ -222,8 +238,7 @@ def _save_encoding(config: ExperimentConfig, folder: Path, facts: Mapping[str, A
     load_tokenizer(config.model.language_model).save_pretrained(str(folder))
     processor = json.dumps(read_tower_facts(config.model).processor, indent=2)
     (folder / _PROCESSOR).write_text(processor, encoding="utf-8")
-    data = config.data
-    recipe = {"template": data.template, "image_aspect_ratio": data.image_aspect_ratio, "max_length": data.max_length}
+    recipe = config.data.model_dump(mode="json", include=set(_RECIPE_FIELDS))
     (folder / _RECIPE).write_text(json.dumps(recipe | dict(facts), indent=2), encoding="utf-8")
 
 

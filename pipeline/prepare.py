@@ -17,13 +17,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import AutoTokenizer, BaseImageProcessor, PreTrainedTokenizerBase
 
+from model.resolution import Pinpoints, Resolution, read_resolution
 from model.vision_tower import VisionTower, build_vision_tower, read_checkpoint_config
 from model.weights import read_llava_config
 from pipeline.config import ConfigError, ExperimentConfig, ModelConfig
 from pipeline.loader import BatchSource
 from pipeline.plan.plan import Plan, build_plan
 from pipeline.samples.encode import SampleEncoder
-from pipeline.samples.fit import AspectRatio, ImageSpec
+from pipeline.samples.fit import ImageSpec
 from pipeline.samples.lengths import build_token_columns
 from pipeline.shards.index import RunMap, ShardIndex, ensure_index, run_serially
 from pipeline.shards.scan import Checks
@@ -36,7 +37,31 @@ class TowerFacts(NamedTuple):
     processor: dict[str, Any]
     """Content of preprocessor_config.json."""
     num_features: int
-    """Features per image after selection."""
+    """Features per tile after selection."""
+    feature_grid: int | None
+    """Features per side of a tile, None when class tokens are among them."""
+    patch_merge: str
+    """`mm_patch_merge_type` of the model that the tower belongs to, or is to belong to."""
+
+    @property
+    def image_spec(self) -> ImageSpec:
+        """The square that every tile becomes."""
+        return ImageSpec.from_preprocessor_config(self.processor)
+
+    def resolution(self, aspect_ratio: str, pinpoints: Pinpoints) -> Resolution:
+        """Return how images become tiles and features.
+
+        Raises:
+            ValueError: see `read_resolution`.
+        """
+        return read_resolution(
+            aspect_ratio,
+            pinpoints,
+            self.patch_merge,
+            tile_size=self.image_spec.size,
+            tile_features=self.num_features,
+            tile_grid=self.feature_grid,
+        )
 
 
 class _TowerArgs(NamedTuple):
@@ -122,10 +147,10 @@ def build_encoder(config: ExperimentConfig) -> SampleEncoder:
         ConfigError: a model part is missing or cannot be read.
     """
     try:
-        facts = read_tower_facts(config.model)
-        spec = ImageSpec.from_preprocessor_config(facts.processor, config.data.image_aspect_ratio)
+        facts, data = read_tower_facts(config.model), config.data
+        resolution = facts.resolution(data.image_aspect_ratio, data.image_grid_pinpoints)
         tokenizer = load_tokenizer(config.model.language_model)
-        return SampleEncoder(tokenizer, config.data.template, spec, facts.num_features, config.data.max_length)
+        return SampleEncoder(tokenizer, data.template, facts.image_spec, resolution, data.max_length)
     except ValueError as error:
         raise ConfigError(f"model: {error}") from error
 
@@ -137,12 +162,13 @@ def read_tower_facts(parts: ModelConfig) -> TowerFacts:
         ValueError: the tower or its preprocessor_config.json is missing.
     """
     if parts.vision_tower is None:
-        return read_llava_facts(parts.language_model)
+        facts = read_llava_facts(parts.language_model)
+        return facts._replace(patch_merge=parts.mm_patch_merge_type or facts.patch_merge)
     args = _TowerArgs(
         parts.vision_tower, parts.mm_vision_select_layer, parts.mm_vision_select_feature, parts.mm_projector_type
     )
     tower = build_vision_tower(args, delay_load=True)
-    return _facts(tower, parts.vision_tower)
+    return _facts(tower, parts.vision_tower, parts.mm_patch_merge_type or "flat")
 
 
 def read_llava_facts(folder: str) -> TowerFacts:
@@ -156,9 +182,10 @@ def read_llava_facts(folder: str) -> TowerFacts:
         raise ValueError(
             f"{folder} is a language model without a vision tower; set model.vision_tower to a tower's folder or hub id"
         )
-    tower = build_vision_tower(read_llava_config(folder), delay_load=True)
+    config: Any = read_llava_config(folder)
+    tower = build_vision_tower(config, delay_load=True)
     own = Path(folder) / "preprocessor_config.json"
-    return _facts(tower, folder if own.is_file() else tower.spec.name)
+    return _facts(tower, folder if own.is_file() else tower.spec.name, config.mm_patch_merge_type)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -174,14 +201,10 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def image_spec_of(facts: TowerFacts, aspect_ratio: AspectRatio) -> ImageSpec:
-    """Return how images become what the tower expects."""
-    return ImageSpec.from_preprocessor_config(facts.processor, aspect_ratio)
-
-
-def _facts(tower: VisionTower, processor_folder: str) -> TowerFacts:
+def _facts(tower: VisionTower, processor_folder: str, patch_merge: str) -> TowerFacts:
     processor = _read_processor(processor_folder)
-    return TowerFacts(processor, tower.num_features_at(ImageSpec.from_preprocessor_config(processor).size))
+    size = ImageSpec.from_preprocessor_config(processor).size
+    return TowerFacts(processor, tower.num_features_at(size), tower.feature_grid_at(size), patch_merge)
 
 
 def _read_processor(name: str) -> dict[str, Any]:

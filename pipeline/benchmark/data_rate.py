@@ -20,6 +20,7 @@ from PIL import Image as PillowImage
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from model.resolution import Resolution
 from pipeline.samples.encode import SampleEncoder
 from pipeline.samples.fit import ImageSpec
 from pipeline.samples.schema import Sample, parse_sample
@@ -52,12 +53,13 @@ def measure_data_rates(seconds: float, num_processes: int | None = None, image_s
     images = [encode_jpeg(seed) for seed in range(_NUM_SAMPLES)]
     tokenizer = train_tokenizer()
     spec = ImageSpec(size=image_size, mean=_MEAN, std=_STD)
+    resolution = Resolution("pad", image_size, tile_features=576, tile_grid=24)
     work = {
         "captions with a 640 x 480 JPEG": ("plain", [caption_sample(k, image) for k, image in enumerate(images)]),
         "conversations of 8 turns, text only": ("v1", [conversation_sample(k) for k in range(_NUM_SAMPLES)]),
     }
     jobs = [
-        _Job(name, SampleEncoder(tokenizer, template, spec, 576, 2048), samples, seconds)
+        _Job(name, SampleEncoder(tokenizer, template, spec, resolution, 2048), samples, seconds)
         for name, (template, samples) in work.items()
     ]
     return {

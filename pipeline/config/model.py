@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+from model.resolution import PatchMerge
 from pipeline.config.section import Fixed, Free, Section
 
 
@@ -20,6 +21,8 @@ class ModelConfig(Section):
     """Index into the tower's hidden states; 0 is the embedding output. A list joins several along the width."""
     mm_vision_select_feature: Annotated[Literal["patch", "cls_patch"], Fixed] = "patch"
     """`patch` drops the class token, `cls_patch` keeps it."""
+    mm_patch_merge_type: Annotated[PatchMerge | None, Fixed] = None
+    """Order of tiles' features; spatial_unpad learns a newline per row. Null: that of a LLaVA folder, else flat."""
     pretrain_mm_mlp_adapter: Annotated[str | None, Fixed] = None
     """Projector file (safetensors, or an original mm_projector.bin), or the folder of a finished pretraining run."""
     attention: Annotated[Literal["auto", "sdpa", "varlen", "flex", "flash_attention_2"], Free] = "auto"

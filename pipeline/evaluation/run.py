@@ -3,7 +3,7 @@
 Every question is asked with the conversation before it as the data says it, and answered greedily. Works on one process
 without Ray. Reading samples is left to `pipeline.evaluation.questions`, figures to `pipeline.evaluation.scores`.
 
-Shapes: B prompts, T text tokens, N images, P features per image, V vision width.
+Shapes: T text tokens, U tiles of images.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from model.packed import pack_samples
+from model.feature_layout import layout_of
+from model.packed import pack_images
 from model.pixels import normalize_pixels, pixel_stats_of
 from pipeline.evaluation.questions import EvaluationSample, questions_and_answers
 from pipeline.evaluation.scores import Answer, Evaluation
 from pipeline.model_folder import OpenedModel
 from pipeline.samples.conversation import Conversation
-from pipeline.samples.encode import EncodedSample, SampleEncoder
+from pipeline.samples.encode import EncodedImage, EncodedSample, SampleEncoder
+from pipeline.samples.ending import ending_of
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,10 @@ class _Prompt(NamedTuple):
     answer: Answer
     input_ids: Tensor
     """int64 [T], one placeholder per image."""
-    pixels: Tensor
-    """uint8 [N, 3, H, W] of the images mentioned so far."""
+    images: tuple[EncodedImage, ...]
+    """Those mentioned so far."""
+    num_tokens: int
+    """Length with its image features."""
 
 
 @torch.no_grad()
@@ -74,7 +78,7 @@ def evaluate(
     prompts = [
         prompt
         for entry, arrays in zip(samples, encoded, strict=True)
-        for prompt in _prompts(opened.encoder, entry, torch.from_numpy(arrays.pixels))
+        for prompt in _prompts(opened.encoder, entry, arrays.images)
     ]
     return Evaluation(loss, num_targets, tuple(_ask(opened, tokenizer, prompts, settings)))
 
@@ -82,13 +86,16 @@ def evaluate(
 @torch.no_grad()
 def held_out_loss(opened: OpenedModel, encoded: Sequence[EncodedSample], batch_size: int) -> tuple[float, int]:
     """Return the cross-entropy per supervised token in nats, and the number of those tokens."""
-    model, per_image = opened.model, opened.encoder.features_per_image
+    model, resolution = opened.model, opened.encoder.resolution
     total, num_targets = 0.0, 0
     for start in range(0, len(encoded), batch_size):
         batch = encoded[start : start + batch_size]
-        pixels = torch.from_numpy(np.concatenate([sample.pixels for sample in batch]))
-        packed = pack_samples([(sample.input_ids, sample.labels) for sample in batch], [per_image] * len(pixels))
-        features = model.encode_vision(pixels).flatten(0, 1) if len(pixels) else None
+        images = [image for sample in batch for image in sample.images]
+        layouts = [layout_of(resolution, image.view) for image in images]
+        first_tiles = np.cumsum([0, *(layout.num_tiles for layout in layouts)])[:-1].tolist()
+        samples_of_batch = [(sample.input_ids, sample.labels) for sample in batch]
+        packed = pack_images(samples_of_batch, layouts, first_tiles, resolution.tile_features)
+        features = model.encode_vision(torch.cat(_tiles(images))) if images else None
         total += float(model.packed_loss(packed.to(model.device), features))
         num_targets += len(packed.targets)
     return total / max(1, num_targets), num_targets
@@ -99,10 +106,16 @@ def _encode(encoder: SampleEncoder, entry: EvaluationSample, blank: bool) -> Enc
     if not blank:
         return encoded
     color = np.array(encoder.image_spec.background, np.uint8)[:, None, None]
-    return encoded._replace(pixels=np.broadcast_to(color, encoded.pixels.shape).copy())
+    blanked = (image._replace(pixels=np.broadcast_to(color, image.pixels.shape).copy()) for image in encoded.images)
+    return encoded._replace(images=tuple(blanked))
 
 
-def _prompts(encoder: SampleEncoder, entry: EvaluationSample, pixels: Tensor) -> Iterator[_Prompt]:
+def _tiles(images: Sequence[EncodedImage]) -> list[Tensor]:
+    """Return the tiles of each image, uint8 [U, 3, P, P]."""
+    return [torch.from_numpy(image.pixels) for image in images]
+
+
+def _prompts(encoder: SampleEncoder, entry: EvaluationSample, images: tuple[EncodedImage, ...]) -> Iterator[_Prompt]:
     """Cut a conversation before each of its answers."""
     turns = entry.sample.conversation.turns
     first_answer = next(idx for idx, turn in enumerate(turns) if turn.role == "assistant")
@@ -111,15 +124,16 @@ def _prompts(encoder: SampleEncoder, entry: EvaluationSample, pixels: Tensor) ->
         conversation = Conversation(turns[: first_answer + 2 * number])
         input_ids = torch.from_numpy(encoder.encode_prompt(conversation))
         answer = Answer(entry.sample.key, number, kind, len(entry.sample.images), question.strip(), expected, given="")
-        yield _Prompt(answer, input_ids, pixels[: conversation.num_images])
+        shown = images[: conversation.num_images]
+        features = sum(layout_of(encoder.resolution, image.view).num_features for image in shown)
+        yield _Prompt(answer, input_ids, shown, len(input_ids) + features)
 
 
 def _ask(
     opened: OpenedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[_Prompt], settings: EvaluationSettings
 ) -> list[Answer]:
     """Generate the answers, prompts of similar length together, and return them in the order of the prompts."""
-    width = opened.encoder.features_per_image - 1  # a placeholder is already one token
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].input_ids) + width * len(prompts[i].pixels))
+    order = sorted(range(len(prompts)), key=lambda i: prompts[i].num_tokens)
     answers: dict[int, Answer] = {}
     for start in range(0, len(order), settings.batch_size):
         chosen = order[start : start + settings.batch_size]
@@ -132,21 +146,22 @@ def _generate(
     opened: OpenedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[_Prompt], max_new_tokens: int
 ) -> list[str]:
     model = opened.model
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    ending = ending_of(opened.encoder.template, tokenizer)
+    options = ending.generation_options(tokenizer)
     rows = [prompt.input_ids for prompt in prompts]
-    input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=float(pad_id))
+    input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=float(options["pad_token_id"]))
     lengths = torch.tensor([len(row) for row in rows])
     mask = torch.arange(input_ids.shape[1]) < lengths[:, None]
-    pixels = torch.cat([prompt.pixels for prompt in prompts]).to(model.device)
-    images = normalize_pixels(pixels, pixel_stats_of(model.config), model.dtype) if len(pixels) else None
+    images = [image for prompt in prompts for image in prompt.images]
+    stats = pixel_stats_of(model.config)
+    tiles = [normalize_pixels(pixels.to(model.device), stats, model.dtype) for pixels in _tiles(images)]
     tokens = model.generate(
         input_ids.to(model.device),
-        images=images,
+        images=tiles or None,
+        image_sizes=[image.view for image in images] or None,
         attention_mask=mask.to(model.device),
         do_sample=False,
         max_new_tokens=max_new_tokens,
-        pad_token_id=pad_id,
-        eos_token_id=tokenizer.eos_token_id,
+        **options,
     )
-    texts: list[str] = tokenizer.batch_decode(tokens, skip_special_tokens=True)
-    return [text.strip() for text in texts]
+    return [ending.read_answer(tokenizer, row) for row in tokens]

@@ -7,6 +7,7 @@ P side of the tower's square in pixels; N squares.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -69,7 +70,8 @@ class SampleView(NamedTuple):
     """Tokens beyond data.max_length, which are not trained on."""
 
 
-class Inspected(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Inspected:
     """What views are made from."""
 
     index: ShardIndex
@@ -96,12 +98,12 @@ def view_sample(data: Inspected, sample_id: int) -> SampleView:
 
 def _usable(data: Inspected, sample_id: int, sample: Sample) -> SampleView:
     encoded = data.encoder.encode(sample)
-    text = data.encoder.encode_text(sample)
-    squares = [np.ascontiguousarray(square.transpose(1, 2, 0)) for square in encoded.pixels]
+    text = encoded.text
+    pictures = [np.ascontiguousarray(image.pixels.transpose(0, 2, 3, 1)) for image in encoded.images]
     return _blank(data, sample_id)._replace(
         kind=sample.kind,
-        thumbnail=to_data_uri(squares[0], _THUMBNAIL_PX) if squares else "",
-        pictures=_pictures(data, sample_id, squares),
+        thumbnail=to_data_uri(pictures[0][0], _THUMBNAIL_PX) if pictures else "",
+        pictures=_pictures(data, sample_id, pictures),
         pieces=tuple(read_prompt(text.input_ids, text.labels, data.encoder.tokenizer)),
         num_tokens=text.num_tokens,
         num_supervised_tokens=text.num_supervised_tokens,
@@ -109,13 +111,15 @@ def _usable(data: Inspected, sample_id: int, sample: Sample) -> SampleView:
     )
 
 
-def _pictures(data: Inspected, sample_id: int, squares: list[Pixels]) -> tuple[PictureView, ...]:
+def _pictures(data: Inspected, sample_id: int, pictures: list[Pixels]) -> tuple[PictureView, ...]:
+    """Caption the tiles `[U, P, P, 3]` of each image."""
     widths = data.index.samples["image_widths"][sample_id].as_py()
     heights = data.index.samples["image_heights"][sample_id].as_py()
     views = []
-    for number, (width, height, square) in enumerate(zip(widths, heights, squares, strict=True), start=1):
-        caption = f"image {number}: {width} x {height}, as {square.shape[1]} x {square.shape[0]}"
-        views.append(PictureView(caption, (to_data_uri(square),)))
+    for number, (width, height, tiles) in enumerate(zip(widths, heights, pictures, strict=True), start=1):
+        parts = "" if len(tiles) == 1 else f"{len(tiles)} tiles of "
+        caption = f"image {number}: {width} x {height}, as {parts}{tiles.shape[2]} x {tiles.shape[1]}"
+        views.append(PictureView(caption, tuple(to_data_uri(tile) for tile in tiles)))
     return tuple(views)
 
 

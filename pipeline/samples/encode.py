@@ -1,4 +1,4 @@
-"""Encoding a sample: conversation to tokens and labels, images to the tower's square.
+"""Encoding a sample: conversation to tokens and labels, images to tiles of the tower's size.
 
 The one place where template, tokenizer and image policy meet; its fingerprint says what an encoded sample depends on.
 """
@@ -8,16 +8,19 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
+from model.feature_layout import layout_of
+from model.resolution import ImageView, Resolution, Role
 from pipeline.errors import DataError
-from pipeline.samples.conversation import Conversation, render, render_prompt
-from pipeline.samples.fit import ImageSpec, fit_image
+from pipeline.samples.conversation import Conversation
+from pipeline.samples.fit import ImageSpec, fit_tiles
 from pipeline.samples.image import ImageLimits, Pixels, decode_image
+from pipeline.samples.jinja_template import JinjaTemplate
+from pipeline.samples.rendering import choose_template, render_conversation, render_question
 from pipeline.samples.schema import Sample
-from pipeline.samples.templates import Template, get_template
+from pipeline.samples.templates import Template
 from pipeline.samples.text_tokenizer import Ids, TextTokenizer
 from pipeline.samples.tokenization import EncodedText, encode_prompt, encode_text
 
@@ -25,23 +28,42 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+class EncodedImage(NamedTuple):
+    """An image cut into tiles."""
+
+    view: ImageView
+    pixels: Pixels
+    """uint8 `[U, 3, P, P]`."""
+
+
 class EncodedSample(NamedTuple):
     """A sample ready to be packed."""
 
-    input_ids: Ids
-    """int64 `[T]`, one IMAGE_TOKEN_INDEX per image."""
-    labels: Ids
-    """int64 `[T]`, IGNORE_INDEX where nothing is learnt."""
-    pixels: Pixels
-    """uint8 `[N, 3, P, P]`, image k for the k-th placeholder."""
+    text: EncodedText
+    images: tuple[EncodedImage, ...]
+    """Image k for the k-th placeholder."""
+
+    @property
+    def input_ids(self) -> Ids:
+        """int64 `[T]`, one IMAGE_TOKEN_INDEX per image."""
+        return self.text.input_ids
+
+    @property
+    def labels(self) -> Ids:
+        """int64 `[T]`, IGNORE_INDEX where nothing is learnt."""
+        return self.text.labels
+
+
+EncodeImage = Callable[[bytes, Role], EncodedImage]
+"""Decodes an image file and cuts it into tiles, as `SampleEncoder.encode_image` does."""
 
 
 class SampleEncoder:
     """Turns samples into tokens and pixels; picklable, stateless.
 
     Attributes:
-        image_spec: the square every image becomes.
-        features_per_image: features that replace a placeholder.
+        image_spec: the square every tile is.
+        resolution: which tiles an image becomes, and how many features replace its placeholder.
         max_length: longest fused sample, tokens; None for no limit.
         tokenizer: text to ids and, for people to read, back.
     """
@@ -49,79 +71,88 @@ class SampleEncoder:
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        template: str | Template,
+        template: str | Template | JinjaTemplate,
         image_spec: ImageSpec,
-        features_per_image: int,
+        resolution: Resolution,
         max_length: int | None,
         limits: ImageLimits = ImageLimits(),  # noqa: B008
     ) -> None:
         """Check that the parts fit together.
 
         Raises:
-            ValueError: unknown template, a tokenizer without fast backend, or without the template's control tokens.
+            ValueError: unknown template, a tokenizer without fast backend or without the template's control tokens,
+                tiles of another size than the tower's, or a maximum length below 2.
         """
-        if features_per_image < 1 or (max_length is not None and max_length < 2):
+        if image_spec.size != resolution.tile_size:
             raise ValueError(
-                f"features_per_image {features_per_image} and max_length {max_length}: expected at least 1 and 2"
+                f"the image processor makes squares of {image_spec.size} pixels, but tiles are of "
+                f"{resolution.tile_size} pixels; correct size and crop_size in preprocessor_config.json"
+            )
+        if resolution.tile_features < 1 or (max_length is not None and max_length < 2):
+            raise ValueError(
+                f"features per tile {resolution.tile_features} and max_length {max_length}: expected at least 1 and 2"
             )
         self.image_spec = image_spec
-        self.features_per_image = features_per_image
+        self.resolution = resolution
         self.max_length = max_length
-        self._template = get_template(template) if isinstance(template, str) else template
-        self.tokenizer = TextTokenizer(tokenizer)
+        self.template = choose_template(template, tokenizer) if isinstance(template, str) else template
+        self.tokenizer = TextTokenizer(tokenizer, adds_bos=not isinstance(self.template, JinjaTemplate))
         self._limits = limits
-        self.tokenizer.check_control_tokens(self._template.controls, self._template.name)
+        self.tokenizer.check_control_tokens(self.template.controls, self.template.name)
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 over everything that decides ids, labels and pixels."""
-        policy = [dataclasses.asdict(part) for part in (self._template, self.image_spec, self._limits)]
-        facts = json.dumps([policy, self.features_per_image, self.max_length], sort_keys=True)
+        policy = [dataclasses.asdict(part) for part in (self.template, self.image_spec, self.resolution, self._limits)]
+        facts = json.dumps([policy, self.max_length], sort_keys=True)
         return hashlib.sha256((facts + self.tokenizer.definition).encode()).hexdigest()
 
-    def encode(self, sample: Sample) -> EncodedSample:
+    def encode(self, sample: Sample, encode_image: EncodeImage | None = None) -> EncodedSample:
         """Encode text and images.
 
+        Args:
+            sample: the sample.
+            encode_image: takes the place of `encode_image`, to remember images that occur again.
+
         Raises:
             DataError: the sample is unusable, with its key.
         """
-        text = self.encode_text(sample)
+        roles = self.resolution.roles(len(sample.images), sample.is_video)
+        encode_image = encode_image or self.encode_image
         try:
-            pixels = [fit_image(decode_image(data, self._limits), self.image_spec) for data in sample.images]
+            images = tuple(encode_image(data, role) for data, role in zip(sample.images, roles, strict=True))
         except DataError as error:
             raise error.at(key=sample.key) from None
-        size = self.image_spec.size
-        stacked = np.stack(pixels) if pixels else np.zeros((0, 3, size, size), np.uint8)
-        return EncodedSample(text.input_ids, text.labels, stacked)
+        text = self.encode_conversation(sample.conversation, [image.view for image in images], key=sample.key)
+        return EncodedSample(text, images)
 
-    def encode_text(self, sample: Sample) -> EncodedText:
-        """Encode the conversation only; images are not decoded.
+    def encode_image(self, data: bytes, role: Role = "image") -> EncodedImage:
+        """Decode an image file and cut it into tiles.
 
         Raises:
-            DataError: the sample is unusable, with its key.
+            DataError: it cannot be decoded, or its size is outside the limits.
         """
-        return self.encode_conversation(sample.conversation, key=sample.key)
+        rgb = decode_image(data, self._limits)
+        view = ImageView(rgb.shape[0], rgb.shape[1], role)
+        return EncodedImage(view, fit_tiles(rgb, self.image_spec, self.resolution.tiling(view)))
 
-    def encode_conversation(self, conversation: Conversation, *, key: str) -> EncodedText:
-        """Encode a conversation that is not part of a stored sample.
+    def views(self, sizes: Sequence[tuple[int, int]], is_video: bool) -> list[ImageView]:
+        """Return how the images of a sample are shown, given their sizes (height, width) in pixels."""
+        roles = self.resolution.roles(len(sizes), is_video)
+        return [ImageView(height, width, role) for (height, width), role in zip(sizes, roles, strict=True)]
+
+    def encode_conversation(self, conversation: Conversation, views: Sequence[ImageView], *, key: str) -> EncodedText:
+        """Encode a conversation whose images are shown in `views`; pixels are not needed.
 
         Raises:
             DataError: it is unusable, with `key`.
         """
-        spans = render(conversation, self._template)
+        features = [layout_of(self.resolution, view).num_features for view in views]
         try:
-            return encode_text(spans, self.tokenizer, self.max_length, self.features_per_image)
+            spans = render_conversation(conversation, self.template)
+            return encode_text(spans, self.tokenizer, self.max_length, features)
         except DataError as error:
             raise error.at(key=key) from None
-
-    def lengths(self, sample: Sample) -> tuple[int, int]:
-        """Return fused length and supervised tokens without decoding pixels.
-
-        Raises:
-            DataError: the sample is unusable, with its key.
-        """
-        text = self.encode_text(sample)
-        return text.num_tokens, text.num_supervised_tokens
 
     def encode_prompt(self, conversation: Conversation) -> Ids:
         """Encode a conversation that ends with the user, up to where the answer begins; int64 `[T]`.
@@ -129,4 +160,4 @@ class SampleEncoder:
         Raises:
             ValueError: the last turn is not the user's.
         """
-        return encode_prompt(render_prompt(conversation, self._template), self.tokenizer)
+        return encode_prompt(render_question(conversation, self.template), self.tokenizer)

@@ -1,9 +1,11 @@
-"""Sizing an image for the vision tower: pad to a square or crop, with the resampling of CLIP's image processor.
+"""Sizing an image for the vision tower: one square of it, or several tiles, with the resampling of CLIP's processor.
+
+Which tiles an image gets is decided in `model.resolution`.
 
 Output is uint8 and stays so until it is on the trainer's device, where mean and std are applied: a quarter of the bytes
 of float32. At most one grey level from `transformers.CLIPImageProcessor` (Pillow backend).
 
-H, W image size in pixels; S longer side; E short edge after resizing; P = output side.
+H, W image size in pixels; S longer side; E short edge after resizing; U tiles; P = output side.
 """
 
 from __future__ import annotations
@@ -12,37 +14,33 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from model.resolution import Fit, Tiling
 from pipeline.samples.image import Pixels
 
-AspectRatio = Literal["pad", "crop"]
 _BICUBIC = 3
 _LARGE_REDUCTION = 8
 
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """The square a vision tower expects, and how images get there."""
+    """The square a vision tower expects."""
 
     size: int
     """Output side P, pixels."""
     mean: tuple[float, float, float]
     """Per channel, of pixels scaled to 0..1; also the colour of the padding."""
     std: tuple[float, float, float]
-    aspect_ratio: AspectRatio = "pad"
-    """`pad` shows the whole image on a square of the mean colour; `crop` fills the square and cuts the long side."""
     resize_edge: int | None = None
     """Short edge E after resizing, pixels, when it differs from `size`; the centre is cut out of it."""
 
     def __post_init__(self) -> None:
-        if self.aspect_ratio not in ("pad", "crop"):
-            raise ValueError(f"image_aspect_ratio: expected pad or crop, found {self.aspect_ratio!r}")
         if self.size < 1 or self.edge < self.size:
             raise ValueError(f"image size {self.size} and resize edge {self.edge}: expected 1 <= size <= edge")
 
@@ -58,9 +56,7 @@ class ImageSpec:
         return red, green, blue
 
     @classmethod
-    def from_preprocessor_config(
-        cls, source: str | Path | Mapping[str, Any], aspect_ratio: AspectRatio = "pad"
-    ) -> Self:
+    def from_preprocessor_config(cls, source: str | Path | Mapping[str, Any]) -> Self:
         """Read a Hugging Face `preprocessor_config.json`, its folder, or its content.
 
         Raises:
@@ -77,10 +73,10 @@ class ImageSpec:
         normalises = config.get("do_normalize", True)
         mean = config.get("image_mean", (0.48145466, 0.4578275, 0.40821073)) if normalises else (0.0, 0.0, 0.0)
         std = config.get("image_std", (0.26862954, 0.26130258, 0.27577711)) if normalises else (1.0, 1.0, 1.0)
-        return cls(size, _channels(mean, where), _channels(std, where), aspect_ratio, edge if edge != size else None)
+        return cls(size, _channels(mean, where), _channels(std, where), edge if edge != size else None)
 
 
-def fit_image(rgb: Pixels, spec: ImageSpec) -> Pixels:
+def fit_image(rgb: Pixels, spec: ImageSpec, fit: Fit = "pad") -> Pixels:
     """Resize an image to the tower's square.
 
     Worked numbers, size 336: a 640 x 480 image is padded to 640 x 640 (80 rows above, 80 below) and resized; with
@@ -89,16 +85,55 @@ def fit_image(rgb: Pixels, spec: ImageSpec) -> Pixels:
     Args:
         rgb: uint8 `[H, W, 3]`.
         spec: target.
+        fit: `pad` shows the whole image on a square of the mean colour; `crop` fills the square and cuts the long
+            side; `stretch` distorts it.
 
     Returns:
         uint8 `[3, P, P]`.
     """
-    # channels-last in memory, which is the layout torch's fast uint8 kernel wants
-    image = torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1).unsqueeze(0)
-    resized = _pad_and_resize(image, spec) if spec.aspect_ratio == "pad" else _resize_short_edge(image, spec.edge)
+    return np.ascontiguousarray(_fit_square(_as_tensor(rgb), spec, fit).numpy())
+
+
+def fit_tiles(rgb: Pixels, spec: ImageSpec, tiling: Tiling) -> Pixels:
+    """Cut an image into tiles, row by row, with the one that shows all of it before or after them.
+
+    Args:
+        rgb: uint8 `[H, W, 3]`.
+        spec: target.
+        tiling: as `Resolution.tiling` chose it for this size. Where it is larger than the image, tiles are black.
+
+    Returns:
+        uint8 `[U, 3, P, P]`.
+    """
+    image, side = _as_tensor(rgb), spec.size
+    parts = []
+    if tiling.rows:
+        height, width = tiling.rows * side, tiling.columns * side
+        resized = _resize(image, *tiling.content)
+        top, left = (height - resized.shape[-2]) // 2, (width - resized.shape[-1]) // 2
+        canvas = torch.zeros(3, height, width, dtype=torch.uint8)
+        canvas[:, top : top + resized.shape[-2], left : left + resized.shape[-1]] = resized[0]
+        tiles = canvas.view(3, tiling.rows, side, tiling.columns, side).permute(1, 3, 0, 2, 4)
+        parts.append(tiles.flatten(0, 1))
+    if tiling.overview is not None:
+        parts.insert(len(parts) if tiling.overview_last else 0, _fit_square(image, spec, tiling.overview)[None])
+    return np.ascontiguousarray(torch.cat(parts).numpy())
+
+
+def _as_tensor(rgb: Pixels) -> Tensor:
+    """Return `[1, 3, H, W]`, channels-last in memory, which is the layout torch's fast uint8 kernel wants."""
+    # the batch of one comes from a view: the strides of `unsqueeze` look planar to the kernel, which is half as fast then
+    pixels = torch.from_numpy(np.ascontiguousarray(rgb))
+    return pixels.view(1, *pixels.shape).permute(0, 3, 1, 2)
+
+
+def _fit_square(image: Tensor, spec: ImageSpec, fit: Fit) -> Tensor:
+    """Resize `[1, 3, H, W]` to `[3, P, P]`."""
+    if fit == "stretch":
+        return _resize(image, spec.size, spec.size)[0]
+    resized = _pad_and_resize(image, spec) if fit == "pad" else _resize_short_edge(image, spec.edge)
     top, left = ((side - spec.size) // 2 for side in resized.shape[-2:])
-    square = resized[0, :, top : top + spec.size, left : left + spec.size]
-    return np.ascontiguousarray(square.numpy())
+    return resized[0, :, top : top + spec.size, left : left + spec.size]
 
 
 def _pad_and_resize(image: Tensor, spec: ImageSpec) -> Tensor:

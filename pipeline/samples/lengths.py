@@ -32,12 +32,15 @@ TOKEN_SCHEMA = pa.schema(
 )
 
 
+_COLUMNS = ["key", "kind", "members", "image_heights", "image_widths"]
+
+
 class _ShardRows(NamedTuple):
     """Usable rows of one shard, as sent to a worker."""
 
     url: str
     rows: pa.Table
-    """Columns `key` and `members`."""
+    """Columns `key`, `kind`, `members`, `image_heights` and `image_widths`."""
 
 
 def build_token_columns(
@@ -105,7 +108,7 @@ def _split_by_shard(index: ShardIndex) -> tuple[list[npt.NDArray[np.int64]], lis
         ids = usable[start:end]
         if len(ids):
             row_ids.append(ids)
-            work.append(_ShardRows(info.url, index.samples.select(["key", "members"]).take(pa.array(ids))))
+            work.append(_ShardRows(info.url, index.samples.select(_COLUMNS).take(pa.array(ids))))
     return row_ids, work
 
 
@@ -114,15 +117,18 @@ def _count_shard(shard: _ShardRows, *, encoder: SampleEncoder, policy: SchemaPol
 
 
 def _count_rows(shard: _ShardRows, encoder: SampleEncoder, policy: SchemaPolicy) -> Iterator[tuple[int, int, str, str]]:
-    """Yield (fused length, supervised tokens, reason, detail) per row; images are not read."""
-    keys, members = shard.rows["key"].to_pylist(), shard.rows["members"].to_pylist()
-    for key, row, texts in zip(keys, members, read_annotations(shard.url, keys, members), strict=True):
+    """Yield (fused length, supervised tokens, reason, detail) per row; images are not read, only their sizes."""
+    keys, kinds, members, heights, widths = (shard.rows[name].to_pylist() for name in _COLUMNS)
+    texts_of_rows = read_annotations(shard.url, keys, members)
+    sizes_of_rows = (list(zip(*sides, strict=True)) for sides in zip(heights, widths, strict=True))
+    rows = zip(keys, kinds, members, sizes_of_rows, texts_of_rows, strict=True)
+    for key, kind, row, sizes, texts in rows:
         images = [member["ext"] for member in row if member["ext"] not in ("txt", "json")]
         try:
             if isinstance(texts, DataError):
                 raise texts
             layout = parse_layout(key, texts, images, policy)
-            text = encoder.encode_conversation(layout.conversation, key=key)
+            text = encoder.encode_conversation(layout.conversation, encoder.views(sizes, kind == "video"), key=key)
             yield text.num_tokens, text.num_supervised_tokens, "", ""
         except DataError as error:
             yield 0, 0, error.reason.value, error.what[:200]

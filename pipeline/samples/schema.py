@@ -15,7 +15,7 @@ from pipeline.samples.conversation import Conversation, Image, Part, Role, Turn,
 from pipeline.samples.image_names import resolve_images, sort_images
 from pipeline.samples.strict_json import JsonValue, decode_text, parse_json
 
-Kind = Literal["caption", "instruction"]
+Kind = Literal["caption", "instruction", "video"]
 
 _ROLES: dict[str, Role] = {
     "human": "user",
@@ -45,6 +45,11 @@ class Sample(NamedTuple):
     images: tuple[bytes, ...]
     """Encoded images; image k belongs to the k-th image place of the conversation."""
     conversation: Conversation
+
+    @property
+    def is_video(self) -> bool:
+        """Whether the images are frames of a video."""
+        return self.kind == "video"
 
 
 class Layout(NamedTuple):

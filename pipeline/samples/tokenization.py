@@ -7,7 +7,7 @@ T text tokens with one placeholder per image; S fused length, with every placeho
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -33,7 +33,7 @@ class EncodedText(NamedTuple):
 
 
 def encode_text(
-    spans: Iterable[Span], tokenizer: TextTokenizer, max_length: int | None, features_per_image: int
+    spans: Iterable[Span], tokenizer: TextTokenizer, max_length: int | None, features_per_image: int | Sequence[int]
 ) -> EncodedText:
     """Tokenize a rendered conversation for training.
 
@@ -43,22 +43,23 @@ def encode_text(
         spans: rendered conversation.
         tokenizer: wrapped tokenizer.
         max_length: longest fused sample, tokens; text beyond it is cut, an image never is. None cuts nothing.
-        features_per_image: features that replace a placeholder.
+        features_per_image: features that replace each placeholder; one number when all have as many.
 
     Raises:
         DataError: an image does not fit, nothing to learn is left, or text that cannot be spelled.
     """
     ids, supervised = _tokenize(spans, tokenizer)
     supervised[:1] = False
-    widths = np.where(ids == IMAGE_TOKEN_INDEX, features_per_image, 1)
+    widths = np.ones(len(ids), dtype=np.int64)
+    widths[ids == IMAGE_TOKEN_INDEX] = features_per_image
     ends = np.cumsum(widths)
     fused = int(ends[-1]) if len(ends) else 0
     keep = len(ids) if max_length is None else int(np.searchsorted(ends, max_length, side="right"))
     if (ids[keep:] == IMAGE_TOKEN_INDEX).any():
-        num_images = int((ids == IMAGE_TOKEN_INDEX).sum())
+        features = widths[ids == IMAGE_TOKEN_INDEX]
         raise DataError(
             Reason.TOO_LONG,
-            f"{num_images} images of {features_per_image} features and the text before the last take more than "
+            f"{len(features)} images of {features.sum()} features and the text before the last take more than "
             f"{max_length} tokens ({fused} in all)",
         )
     ids, supervised = ids[:keep], supervised[:keep]

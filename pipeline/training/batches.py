@@ -1,6 +1,6 @@
 """From a rank-step to micro-batches on the device, prepared in a thread while the step before it computes.
 
-Shapes: S fused tokens of a micro-batch, N images of the rank-step, H = W pixels.
+Shapes: S fused tokens of a micro-batch, U tiles of the rank-step's distinct images, H = W pixels.
 """
 
 from __future__ import annotations
@@ -9,22 +9,25 @@ import queue
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from model.packed import PackedBatch, pack_samples
+from model.feature_layout import FeatureLayout, layout_of
+from model.packed import PackedBatch, pack_images
+from model.resolution import ROLES, ImageView, Resolution
 from pipeline.loader import RankStep, Rejected
 from pipeline.training.metrics import StepCounts
 
 
 class MicroBatch(NamedTuple):
-    """One forward pass: packed tokens and which of the rank-step's images belong to it."""
+    """One forward pass: packed tokens and which of the rank-step's tiles belong to it."""
 
     packed: PackedBatch
-    first_image: int
-    end_image: int
+    tiles: Tensor
+    """int64, on the device; the tile features that `packed` is made for, each once."""
 
 
 class PreparedStep(NamedTuple):
@@ -33,7 +36,7 @@ class PreparedStep(NamedTuple):
     step: int
     micro_batches: tuple[MicroBatch, ...]
     pixels: Tensor
-    """uint8 `[N, 3, H, W]` on the device."""
+    """uint8 `[U, 3, H, W]` on the device, every distinct tile of the rank-step once."""
     counts: StepCounts
     """What this rank contributes."""
     rejected: tuple[Rejected, ...]
@@ -44,32 +47,67 @@ class PreparedStep(NamedTuple):
         return dict(Counter(entry.reason for entry in self.rejected))
 
 
-def prepare(rank_step: RankStep, features_per_image: int, device: torch.device) -> PreparedStep:
+def prepare(rank_step: RankStep, resolution: Resolution, device: torch.device) -> PreparedStep:
     """Pack the samples of each micro-batch and copy everything to the device."""
     texts = rank_step.text_lengths.tolist()
-    images = rank_step.num_images.tolist()
+    num_images = rank_step.num_images.tolist()
     ids, labels = (part.long().split(texts) for part in (rank_step.input_ids, rank_step.labels))
+    images = [part.tolist() for part in rank_step.image_ids.split(num_images)]
+    pack = partial(_pack, _tiles_of(rank_step, resolution), resolution)
     micro_batches = []
-    counts = StepCounts(images=float(sum(images)), rejected=float(len(rank_step.rejected)))
-    sample_idx = first_image = 0
+    counts = StepCounts(images=float(sum(num_images)), rejected=float(len(rank_step.rejected)))
+    sample_idx = 0
     for batch_size in rank_step.batch_sizes.tolist():
         members = [idx for idx in range(sample_idx, sample_idx + batch_size) if texts[idx]]
-        end_image = first_image + sum(images[idx] for idx in members)
-        packed = pack_samples(
-            [(ids[idx], labels[idx]) for idx in members], [features_per_image] * (end_image - first_image)
+        packed, tiles = pack(
+            [(ids[idx], labels[idx]) for idx in members], [image for idx in members for image in images[idx]]
         )
         if members:
             counts.tokens += float(len(packed.input_ids))
         counts.samples += float(len(members))
         counts.targets += float(len(packed.targets))
-        micro_batches.append(MicroBatch(packed.to(device, non_blocking=True), first_image, end_image))
-        sample_idx, first_image = sample_idx + batch_size, end_image
+        micro_batches.append(MicroBatch(packed.to(device, non_blocking=True), tiles.to(device, non_blocking=True)))
+        sample_idx += batch_size
     pixels = rank_step.pixels.to(device, non_blocking=True)
     return PreparedStep(rank_step.step, tuple(micro_batches), pixels, counts, rank_step.rejected)
 
 
+class _Tiles(NamedTuple):
+    """Where a distinct image's tiles are in the rank-step, and what becomes of their features."""
+
+    first: int
+    layout: FeatureLayout
+
+
+def _tiles_of(rank_step: RankStep, resolution: Resolution) -> list[_Tiles]:
+    found: list[_Tiles] = []
+    first = 0
+    for height, width, role in rank_step.views.tolist():
+        layout = layout_of(resolution, ImageView(height, width, ROLES[role]))
+        found.append(_Tiles(first, layout))
+        first += layout.num_tiles
+    if first != len(rank_step.pixels):
+        raise ValueError(f"step {rank_step.step}: {len(rank_step.pixels)} tiles, but its images have {first}")
+    return found
+
+
+def _pack(
+    tiles: list[_Tiles], resolution: Resolution, samples: list[tuple[Tensor, Tensor]], images: list[int]
+) -> tuple[PackedBatch, Tensor]:
+    """Pack samples that show `images`; also return the tiles of these images, each once."""
+    used: list[int] = []
+    first_tiles: dict[int, int] = {}
+    for image in images:
+        if image not in first_tiles:
+            first_tiles[image] = len(used)
+            used += range(tiles[image].first, tiles[image].first + tiles[image].layout.num_tiles)
+    layouts = [tiles[image].layout for image in images]
+    packed = pack_images(samples, layouts, [first_tiles[image] for image in images], resolution.tile_features)
+    return packed, torch.tensor(used, dtype=torch.int64)
+
+
 def prepare_ahead(
-    rank_steps: Iterator[RankStep], features_per_image: int, device: torch.device
+    rank_steps: Iterator[RankStep], resolution: Resolution, device: torch.device
 ) -> Iterator[PreparedStep]:
     """Yield prepared steps, always working on the next one in a thread while the caller computes.
 
@@ -91,7 +129,7 @@ def prepare_ahead(
         try:
             for rank_step in rank_steps:
                 with torch.cuda.stream(side_stream):
-                    prepared = prepare(rank_step, features_per_image, device)
+                    prepared = prepare(rank_step, resolution, device)
                 if side_stream is not None:
                     side_stream.synchronize()
                 put(prepared)

@@ -17,6 +17,7 @@ from pipeline.config import ExperimentConfig
 from pipeline.model_folder import (
     MODEL_FOLDER,
     PROJECTOR_FILE,
+    describe_images,
     find_projector,
     join_parts,
     save_adapter_folder,
@@ -37,6 +38,7 @@ def build_model(config: ExperimentConfig, device: torch.device) -> LlavaModel:
     load_dtype = DTYPES[training.master_dtype if trains_all else training.precision]
     projector = find_projector(config.model.pretrain_mm_mlp_adapter)
     model = join_parts(config.model, projector, load_dtype, quantize=lora.quantize_base)
+    describe_images(model, config.data.image_aspect_ratio, config.data.image_grid_pinpoints)
     return set_up_stage(model, config, device)
 
 

@@ -16,8 +16,6 @@ from pipeline.config import ConfigError, load_config
 from pipeline.export import export_model
 from pipeline.model_folder import open_model
 from pipeline.samples.conversation import Conversation, Image, Turn
-from pipeline.samples.fit import fit_image
-from pipeline.samples.image import decode_image
 from pipeline.training.launch import run_training
 from tests.integration.conftest import WriteConfig
 from tests.integration.runs import run
@@ -35,7 +33,7 @@ def test_exported_run_reads_the_same_tokens_and_gives_the_same_logits(
     run("jobs", "export", str(tmp_path / "fine"), str(target), "--dtype", "float32")
     model, encoder = open_model(tmp_path / "fine")
     ids = encoder.encode_prompt(Conversation((Turn("user", (Image(), QUESTION)),)))
-    pixels = torch.from_numpy(fit_image(decode_image(file.read_bytes()), encoder.image_spec))[None]
+    pixels = torch.from_numpy(encoder.encode_image(file.read_bytes()).pixels)
 
     processor: Any = AutoProcessor.from_pretrained(target, backend="pil")
     content = [{"type": "image", "image": PilImage.open(file)}, {"type": "text", "text": QUESTION}]
@@ -48,7 +46,8 @@ def test_exported_run_reads_the_same_tokens_and_gives_the_same_logits(
     )
     exported: Any = LlavaForConditionalGeneration.from_pretrained(target)
     image = exported.config.image_token_id
-    expanded = [t for i in ids for t in ([image] * encoder.features_per_image if i == IMAGE_TOKEN_INDEX else [int(i)])]
+    repeated = [image] * encoder.resolution.tile_features
+    expanded = [t for i in ids for t in (repeated if i == IMAGE_TOKEN_INDEX else [int(i)])]
     assert theirs["input_ids"].tolist() == [expanded]
     normalised = normalize_pixels(pixels, pixel_stats_of(model.config), torch.float32)
     assert (theirs["pixel_values"] - normalised).abs().max() < 0.02  # a grey level: 1 / 255 / std

@@ -49,9 +49,9 @@ class Recorder:
     def __init__(self, opened: OpenedModel, new_ids: list[int]) -> None:
         self.config = opened.model.config
         self.new_ids = new_ids
-        self.ids = self.images = torch.empty(0)
+        self.ids, self.images = torch.empty(0), [torch.empty(0)]
 
-    def generate(self, ids: Tensor, *, images: Tensor, **_: object) -> Tensor:
+    def generate(self, ids: Tensor, *, images: list[Tensor], **_: object) -> Tensor:
         self.ids, self.images = ids, images
         return torch.tensor([self.new_ids])
 
@@ -72,7 +72,8 @@ def test_answer_uses_the_ids_and_pixels_of_training(run_dir: Path) -> None:
     assert recorder.ids.tolist() == [encoded.input_ids[:prompt_length].tolist()]
     tower = opened.model.get_vision_tower()
     assert tower is not None
-    assert torch.equal(tower(recorder.images), opened.model.encode_vision(torch.from_numpy(encoded.pixels)))
+    pixels = torch.cat([torch.from_numpy(image.pixels) for image in encoded.images])
+    assert torch.equal(tower(torch.cat(recorder.images)), opened.model.encode_vision(pixels))
     assert text == "Two."
 
 

@@ -36,8 +36,11 @@ def test_build_rank_step_lays_samples_out_in_plan_order(source: BatchSource) -> 
     assert rank_step.batch_sizes.tolist() == [len(batch) for batch in plan.micro_batches]
     assert rank_step.input_ids.tolist() == np.concatenate([sample.input_ids for sample in encoded]).tolist()
     assert rank_step.labels.tolist() == np.concatenate([sample.labels for sample in encoded]).tolist()
-    assert torch.equal(rank_step.pixels, torch.from_numpy(np.concatenate([sample.pixels for sample in encoded])))
-    assert rank_step.num_images.tolist() == [len(sample.pixels) for sample in encoded]
+    images = [image for sample in encoded for image in sample.images]
+    tiles = torch.from_numpy(np.concatenate([image.pixels for image in images]))
+    assert torch.equal(rank_step.pixels[rank_step.image_ids], tiles)
+    assert rank_step.views[rank_step.image_ids].tolist() == [[*image.view[:2], 0] for image in images]
+    assert rank_step.num_images.tolist() == [len(sample.images) for sample in encoded]
     assert rank_step.rejected == ()
 
 

@@ -1,6 +1,7 @@
 import numpy as np
 import torch
 
+from model.resolution import Resolution
 from pipeline.benchmark.baseline import collate
 from pipeline.benchmark.scenarios import SCENARIOS, BaselineSettings
 from pipeline.benchmark.workloads import (
@@ -36,7 +37,7 @@ def test_both_sides_train_on_the_same_tokens() -> None:
     sizes = [TextSize(7, 1, 3), TextSize(13, 0, 5), TextSize(5, 1, 2), TextSize(29, 0, 11), TextSize(3, 1, 1)]
     plan = plan_of(sizes, features_per_image=4, global_batch_size=5, token_budget=64)
     rank_step = build_rank_step(plan, 0, sizes, "tiny")
-    prepared = prepare(rank_step, 4, torch.device("cpu"))
+    prepared = prepare(rank_step, Resolution("pad", 28, 4, 2), torch.device("cpu"))
     settings = BaselineSettings(batch_size=3, gradient_checkpointing=False, group_by_length=True)
     padded = collate(rank_step, plan.samples(0).tolist(), settings, 4, torch.device("cpu"))
     assert prepared.counts.tokens == sum(int(batch.attention_mask.sum()) for batch in padded) == 57 + 3 * 4

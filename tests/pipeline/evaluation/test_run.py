@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from model.pixels import normalize_pixels, pixel_stats_of
+from model.resolution import Resolution
 from model.weights import build_llava
 from pipeline.demo.backbone_folders import LANGUAGE_MODEL, TOWER
 from pipeline.demo.shards import DemoSizes, write_demo_shards
@@ -41,7 +42,9 @@ def opened(tokenizer: PreTrainedTokenizerBase) -> OpenedModel:
     torch.manual_seed(7)
     model = build_llava(language_model=str(LANGUAGE_MODEL), vision_tower=str(TOWER), projector_type="linear")
     model.train(False)
-    return OpenedModel(model, SampleEncoder(tokenizer, "v1", ImageSpec(96, MEAN, STD), 36, 384))
+    return OpenedModel(
+        model, SampleEncoder(tokenizer, "v1", ImageSpec(96, MEAN, STD), Resolution("pad", 96, 36, 6), 384)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +84,9 @@ def test_evaluate_loss_and_answers_equal_the_models_forward_pass_sample_by_sampl
     for entry in samples:
         encoded = opened.encoder.encode(entry.sample)
         ids, labels = torch.from_numpy(encoded.input_ids)[None], torch.from_numpy(encoded.labels)[None]
-        pixels = torch.from_numpy(encoded.pixels)
-        images = normalize_pixels(pixels, pixel_stats_of(opened.model.config), torch.float32) if len(pixels) else None
+        stats = pixel_stats_of(opened.model.config)
+        tiles = [torch.from_numpy(image.pixels) for image in encoded.images]
+        images = normalize_pixels(torch.cat(tiles), stats, torch.float32) if tiles else None
         with torch.no_grad():
             output = opened.model(ids, labels=labels, images=images)
         targets = int((labels[:, 1:] >= 0).sum())

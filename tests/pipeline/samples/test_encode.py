@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -11,9 +12,11 @@ import numpy as np
 import pytest
 
 from model.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from model.feature_layout import layout_of
+from model.resolution import Resolution
 from pipeline.errors import DataError, Reason
 from pipeline.samples.conversation import Conversation, Image, Turn
-from pipeline.samples.encode import SampleEncoder
+from pipeline.samples.encode import EncodedSample, SampleEncoder
 from pipeline.samples.fit import ImageSpec, fit_image
 from pipeline.samples.image import decode_image
 from pipeline.samples.lengths import TOKEN_SCHEMA, build_token_columns
@@ -22,12 +25,18 @@ from pipeline.shards.index import ShardIndex, build_index
 from tests.pipeline.samples.toy_tokenizers import build_tokenizer
 from tests.pipeline.shards.archives import caption_files, instruction_files, write_tar
 
+PAD = Resolution("pad", 11, 5, None)
 SPEC = ImageSpec(11, (0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
 REAL = Path(__file__).resolve().parents[4] / "shared" / "data" / "nlvr" / "dev-instruct-000000.tar"
 
 
 def make_encoder(template: str = "v1", max_length: int | None = None, features: int = 5) -> SampleEncoder:
-    return SampleEncoder(build_tokenizer("first"), template, SPEC, features, max_length)
+    return SampleEncoder(build_tokenizer("first"), template, SPEC, Resolution("pad", 11, features, None), max_length)
+
+
+def num_features(encoder: SampleEncoder, encoded: EncodedSample) -> int:
+    """Features of all images, minus their placeholders."""
+    return sum(layout_of(encoder.resolution, image.view).num_features - 1 for image in encoded.images)
 
 
 @pytest.fixture
@@ -41,33 +50,34 @@ def index(tmp_path: Path) -> ShardIndex:
 def test_encode_gives_ids_labels_and_pixels(index: ShardIndex) -> None:
     sample = read_sample(index, 2)
     encoded = make_encoder().encode(sample)
-    assert encoded.pixels.shape == (3, 3, 11, 11)
-    assert encoded.pixels.dtype == np.uint8
-    for image, pixels in zip(sample.images, encoded.pixels, strict=True):
-        assert (pixels == fit_image(decode_image(image), SPEC)).all()
+    assert [image.pixels.shape for image in encoded.images] == [(1, 3, 11, 11)] * 3
+    for data, image in zip(sample.images, encoded.images, strict=True):
+        assert image.pixels.dtype == np.uint8
+        assert (image.pixels[0] == fit_image(decode_image(data), SPEC)).all()
     assert int((encoded.input_ids == IMAGE_TOKEN_INDEX).sum()) == 3
     assert (encoded.labels != IGNORE_INDEX).any()
 
 
-def test_encode_of_text_only_sample_has_no_pixels(index: ShardIndex) -> None:
-    assert make_encoder().encode(read_sample(index, 3)).pixels.shape == (0, 3, 11, 11)
+def test_encode_of_text_only_sample_has_no_images(index: ShardIndex) -> None:
+    assert make_encoder().encode(read_sample(index, 3)).images == ()
 
 
 def test_lengths_equal_the_encoded_sample(index: ShardIndex) -> None:
     encoder = make_encoder(features=5)
     for row in (0, 2, 3, 4):
-        sample = read_sample(index, row)
-        encoded = encoder.encode(sample)
-        fused = len(encoded.input_ids) + 4 * len(encoded.pixels)
-        assert encoder.lengths(sample) == (fused, int((encoded.labels != IGNORE_INDEX).sum()))
+        encoded = encoder.encode(read_sample(index, row))
+        assert encoded.text.num_tokens == len(encoded.input_ids) + num_features(encoder, encoded)
+        assert encoded.text.num_supervised_tokens == int((encoded.labels != IGNORE_INDEX).sum())
 
 
 def test_encoder_after_pickling_encodes_the_same(index: ShardIndex) -> None:
     encoder = make_encoder()
     again = pickle.loads(pickle.dumps(encoder))
     sample = read_sample(index, 2)
-    for ours, theirs in zip(encoder.encode(sample), again.encode(sample), strict=True):
-        assert (ours == theirs).all()
+    ours, theirs = encoder.encode(sample), again.encode(sample)
+    assert (ours.input_ids == theirs.input_ids).all()
+    assert (ours.labels == theirs.labels).all()
+    assert all((a.pixels == b.pixels).all() for a, b in zip(ours.images, theirs.images, strict=True))
     assert again.fingerprint == encoder.fingerprint
 
 
@@ -77,9 +87,9 @@ def test_fingerprint_changes_with_everything_that_changes_the_result() -> None:
         make_encoder("plain"),
         make_encoder(max_length=99),
         make_encoder(features=7),
-        SampleEncoder(build_tokenizer("legacy"), "v1", SPEC, 5, None),
-        SampleEncoder(build_tokenizer("first"), "v1", ImageSpec(13, SPEC.mean, SPEC.std), 5, None),
-        SampleEncoder(build_tokenizer("first"), "v1", ImageSpec(11, SPEC.mean, SPEC.std, "crop"), 5, None),
+        SampleEncoder(build_tokenizer("legacy"), "v1", SPEC, PAD, None),
+        SampleEncoder(build_tokenizer("first"), "v1", ImageSpec(11, SPEC.std, SPEC.std), PAD, None),
+        SampleEncoder(build_tokenizer("first"), "v1", SPEC, dataclasses.replace(PAD, kind="crop"), None),
     ]
     assert len({encoder.fingerprint for encoder in (base, *others)}) == 7
     assert make_encoder().fingerprint == base.fingerprint
@@ -127,8 +137,9 @@ def test_token_columns_align_with_the_index(index: ShardIndex, tmp_path: Path) -
     assert table.schema == TOKEN_SCHEMA
     assert table["reason"].to_pylist() == ["", "missing_image", "", "", ""]
     for row in (0, 2, 3, 4):
-        expected = encoder.lengths(read_sample(index, row))
-        assert (table["num_tokens"][row].as_py(), table["num_supervised_tokens"][row].as_py()) == expected
+        text = encoder.encode(read_sample(index, row)).text
+        assert table["num_tokens"][row].as_py() == text.num_tokens
+        assert table["num_supervised_tokens"][row].as_py() == text.num_supervised_tokens
     assert table["num_tokens"].to_pylist()[1] == 0
     assert table["num_tokens"].to_pylist()[4] == 200
 
@@ -136,7 +147,7 @@ def test_token_columns_align_with_the_index(index: ShardIndex, tmp_path: Path) -
 def test_token_columns_give_samples_this_encoder_cannot_use_their_reason(index: ShardIndex, tmp_path: Path) -> None:
     table = build_token_columns(index, make_encoder("plain", max_length=9, features=4), cache_dir=tmp_path)
     assert table["reason"].to_pylist() == ["", "missing_image", "too_long", "", ""]
-    assert "3 images of 4 features" in table["detail"][2].as_py()
+    assert "3 images of 12 features" in table["detail"][2].as_py()
 
 
 def test_token_columns_are_cached_per_encoder_and_rebuilt_when_damaged(
@@ -186,5 +197,5 @@ def test_every_sample_of_a_shard_encodes_to_its_counted_length(shard: Path | Non
     assert set(table["reason"].to_pylist()) == {""}
     for row in range(0, index.num_samples, max(1, index.num_samples // 40)):
         encoded = encoder.encode(read_sample(index, row))
-        assert len(encoded.pixels) == index.samples["num_images"][row].as_py()
-        assert table["num_tokens"][row].as_py() == len(encoded.input_ids) + 4 * len(encoded.pixels)
+        assert len(encoded.images) == index.samples["num_images"][row].as_py()
+        assert table["num_tokens"][row].as_py() == len(encoded.input_ids) + num_features(encoder, encoded)

@@ -72,8 +72,8 @@ def assert_close(found: Pixels, expected: Pixels) -> None:
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_crop_is_within_one_grey_level_of_clip(height: int, width: int, make: Any) -> None:
     rgb = make(height, width)
-    spec = ImageSpec.from_preprocessor_config(PREPROCESSOR, "crop")
-    found = fit_image(rgb, spec)
+    spec = ImageSpec.from_preprocessor_config(PREPROCESSOR)
+    found = fit_image(rgb, spec, "crop")
     assert found.dtype == np.uint8
     assert found.flags["C_CONTIGUOUS"]
     assert_close(found, processor_pixels(rgb, 37, 37))
@@ -83,7 +83,7 @@ def test_crop_is_within_one_grey_level_of_clip(height: int, width: int, make: An
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_pad_is_within_one_grey_level_of_expanding_then_clip(height: int, width: int, make: Any) -> None:
     rgb = make(height, width)
-    spec = ImageSpec.from_preprocessor_config(PREPROCESSOR, "pad")
+    spec = ImageSpec.from_preprocessor_config(PREPROCESSOR)
     assert spec.background == (122, 116, 104)
     assert_close(fit_image(rgb, spec), processor_pixels(expand_to_square(rgb, (122, 116, 104)), 37, 37))
 
@@ -91,26 +91,26 @@ def test_pad_is_within_one_grey_level_of_expanding_then_clip(height: int, width:
 @pytest.mark.parametrize("aspect_ratio", ["pad", "crop"])
 def test_larger_resize_edge_cuts_the_centre_as_clip_does(aspect_ratio: Any) -> None:
     rgb = smooth_rgb(211, 157)
-    spec = ImageSpec.from_preprocessor_config({**PREPROCESSOR, "size": 43}, aspect_ratio)
+    spec = ImageSpec.from_preprocessor_config({**PREPROCESSOR, "size": 43})
     assert (spec.size, spec.edge) == (37, 43)
     source = expand_to_square(rgb, spec.background) if aspect_ratio == "pad" else rgb
-    assert_close(fit_image(rgb, spec), processor_pixels(source, 37, 43))
+    assert_close(fit_image(rgb, spec, aspect_ratio), processor_pixels(source, 37, 43))
 
 
 def test_worked_numbers_of_the_documentation() -> None:
     white = np.full((480, 640, 3), 255, np.uint8)
-    padded = fit_image(white, ImageSpec(336, CLIP_MEAN, CLIP_STD, "pad"))
+    padded = fit_image(white, ImageSpec(336, CLIP_MEAN, CLIP_STD))
     assert (padded[:, :40] == np.array([122, 116, 104], np.uint8).reshape(3, 1, 1)).all()
     assert (padded[:, 44:292] == 255).all()
     columns = np.zeros((336, 448, 3), np.uint8)
     columns[:, 56:392] = 255
-    assert (fit_image(columns, ImageSpec(336, CLIP_MEAN, CLIP_STD, "crop")) == 255).all()
+    assert (fit_image(columns, ImageSpec(336, CLIP_MEAN, CLIP_STD), "crop") == 255).all()
 
 
 @pytest.mark.parametrize(("height", "width"), [(400, 40000), (40000, 400)])
 def test_pad_of_very_long_picture_never_builds_its_square(height: int, width: int) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found = fit_image(np.full((height, width, 3), 9, np.uint8), ImageSpec(37, CLIP_MEAN, CLIP_STD, "pad"))
+    found = fit_image(np.full((height, width, 3), 9, np.uint8), ImageSpec(37, CLIP_MEAN, CLIP_STD))
     grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown_kib < 200 * 1024  # the square would take 4.8 GB
     line = found[:, 18] if width > height else found[:, :, 18]
@@ -120,7 +120,7 @@ def test_pad_of_very_long_picture_never_builds_its_square(height: int, width: in
 
 def test_spec_from_folder_file_and_mapping_agree(tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
-    expected = ImageSpec(37, CLIP_MEAN, CLIP_STD, "pad")
+    expected = ImageSpec(37, CLIP_MEAN, CLIP_STD)
     for source in (tmp_path, tmp_path / "preprocessor_config.json", PREPROCESSOR):
         assert ImageSpec.from_preprocessor_config(source) == expected
 
