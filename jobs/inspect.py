@@ -112,7 +112,7 @@ def distribution_table(histograms: "tuple[Histogram, ...]") -> Table:
     """Render each distribution as a row: a sparkline and its summary."""
     table = Table("", Column("distribution", no_wrap=True), "", title="Usable samples")
     for shown in histograms:
-        table.add_row(shown.title, _sparkline([bar.count for bar in shown.bars]), shown.summary)
+        table.add_row(shown.title, _sparkline([bar.num_values for bar in shown.bars]), shown.summary)
     return table
 
 

@@ -20,7 +20,7 @@ class Bar(NamedTuple):
 
     label: str
     """The values in it: `12` or `12 to 15`, or `400 and more`."""
-    count: int
+    num_values: int
 
 
 class Histogram(NamedTuple):

@@ -27,7 +27,7 @@ class Rejection(NamedTuple):
     """A reason of rejection and what to do about it."""
 
     reason: str
-    count: int
+    num_samples: int
     advice: str
 
 

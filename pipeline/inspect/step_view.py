@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from pipeline.config import ConfigError, ExperimentConfig, check_resumable, load_config
 from pipeline.inspect.sample_view import Inspected, SampleView, view_sample
 from pipeline.plan.plan import Plan
-from pipeline.training.manifest import CHECKPOINT_FOLDER, checkpoint_folders
+from pipeline.training.resume import run_storage
+from pipeline.training.verification import readable_manifests
 
 
 class MicroBatchView(NamedTuple):
@@ -62,7 +63,7 @@ def view_step(data: Inspected, plan: Plan, step: int, num_ranks: int, run_dir: P
     return StepView(
         step=step,
         total_steps=plan.total_steps,
-        epoch=step // plan.steps_per_epoch,
+        epoch=int(plan.order.epochs_done(step)),
         ranks=tuple(ranks),
         metrics=_metrics_of(run_dir / "metrics.jsonl", step),
         quarantined=_quarantined_in(run_dir / "quarantine", step),
@@ -78,12 +79,13 @@ def check_same_run(config: ExperimentConfig, plan: Plan) -> None:
     run_dir = Path(config.run_dir)
     if (run_dir / "config.yaml").is_file():
         check_resumable(load_config(run_dir / "config.yaml"), config)
-    for folder in checkpoint_folders(run_dir / CHECKPOINT_FOLDER)[-1:]:
-        trained = json.loads((folder / "state.json").read_text(encoding="utf-8"))["plan_fingerprint"]
-        if trained != plan.fingerprint:
+    for name, manifest in list(readable_manifests(run_storage(config)).items())[-1:]:
+        state = manifest.state
+        trained, planned = state["plan_fingerprint"], plan.fingerprint_before(state["step"])
+        if trained != planned:
             raise ConfigError(
-                f"{folder} was trained on plan {trained[:12]}, the data now give plan {plan.fingerprint[:12]}: shards, "
-                "tokenizer or template changed since, so nobody can say any more what its steps held"
+                f"checkpoint {name} was trained on plan {trained[:12]}, the data now give plan {planned[:12]}: shards, tokenizer, "
+                "template or past weights changed since, so nobody can say any more what its steps held"
             )
 
 

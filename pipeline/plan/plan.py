@@ -10,13 +10,14 @@ import hashlib
 import json
 import zlib
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.plan.order import permute
+from pipeline.plan.epochs import EpochOrder
 from pipeline.plan.packing import pack_step
+from pipeline.plan.usable import UsableRows
 
 
 class RankPlan(NamedTuple):
@@ -30,44 +31,75 @@ class RankPlan(NamedTuple):
     """CRC-32 over step, rank and all ids in order; the consumer compares it with its own computation."""
 
 
+class Order(Protocol):
+    """Which usable samples each step holds; `EpochOrder` for one data set, `MixedOrder` for several sources."""
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the whole order."""
+        ...
+
+    @property
+    def global_batch_size(self) -> int:
+        """Most samples of a step."""
+        ...
+
+    def numbers(self, step: int) -> npt.NDArray[np.int64]:
+        """Return which usable samples a step holds, in order."""
+        ...
+
+    def planned(self, step: int) -> tuple[int, ...]:
+        """Return how many samples of each source the steps before `step` hold."""
+        ...
+
+    def epochs_done(self, step: int) -> float:
+        """Return passes over the data before `step`."""
+        ...
+
+    def facts(self, step: int) -> list[object]:
+        """Return what decides the steps before `step`, beyond data, seed and batch size; JSON-serialisable."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Plan:
     """Order and packing of a run, a pure function of these fields."""
 
     num_tokens: npt.NDArray[np.int32]
     """Fused length of every sample of the index, in tokens, int32 `[N]`; 0 marks a rejected sample."""
+    usable: UsableRows
+    order: Order
     data_fingerprint: str
     """Fingerprint of the index and of the sample encoding."""
     seed: int
-    global_batch_size: int
-    """Samples per optimizer step over all ranks; the last step of an epoch takes what is left."""
-    num_epochs: int
     max_steps: int | None
     micro_batch_tokens: int
     """Most fused tokens in a micro-batch."""
-    sample_ids: npt.NDArray[np.int64]
-    """Ids of the usable samples, ascending, int64 `[M]`."""
 
     @property
     def num_samples(self) -> int:
-        """Usable samples in one epoch."""
-        return len(self.sample_ids)
+        """Usable samples of the index."""
+        return len(self.usable)
 
     @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps in one epoch, the last possibly with fewer samples."""
-        return -(-self.num_samples // self.global_batch_size)
+    def global_batch_size(self) -> int:
+        """Samples per optimizer step over all ranks; the last step of an epoch, or of a mix, takes what is left."""
+        return self.order.global_batch_size
 
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the run."""
-        steps = self.steps_per_epoch * self.num_epochs
+        steps = self.order.num_steps
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
     @property
     def fingerprint(self) -> str:
-        """Hash of everything that decides which samples a step holds; checked on resume."""
-        facts = [self.data_fingerprint, self.seed, self.global_batch_size, self.num_samples]
+        """Hash of everything that decides which samples each step holds."""
+        return self.fingerprint_before(self.total_steps)
+
+    def fingerprint_before(self, step: int) -> str:
+        """Hash everything that decides which samples the steps before `step` hold; checked on resume."""
+        facts = [self.data_fingerprint, self.seed, self.global_batch_size, self.num_samples, *self.order.facts(step)]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def samples(self, step: int) -> npt.NDArray[np.int64]:
@@ -78,10 +110,7 @@ class Plan:
         """
         if not 0 <= step < self.total_steps:
             raise ValueError(f"step {step} lies outside the run's {self.total_steps} steps")
-        epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
-        start = step_of_epoch * self.global_batch_size
-        positions = np.arange(start, min(start + self.global_batch_size, self.num_samples), dtype=np.int64)
-        return self.sample_ids[permute(positions, self.num_samples, self.seed, epoch)]
+        return self.usable.rows(self.order.numbers(step))
 
     def split(self, step: int, num_ranks: int) -> tuple[RankPlan, ...]:
         """Cut the samples of a step over ranks and micro-batches."""
@@ -95,8 +124,7 @@ class Plan:
 
     def num_planned(self, step: int) -> int:
         """Samples that the steps before `step` hold, all epochs counted."""
-        epochs, rest = divmod(step, self.steps_per_epoch)
-        return epochs * self.num_samples + min(rest * self.global_batch_size, self.num_samples)
+        return sum(self.order.planned(step))
 
 
 def build_plan(
@@ -109,13 +137,31 @@ def build_plan(
     max_steps: int | None,
     micro_batch_tokens: int,
 ) -> Plan:
-    """Build the plan of a run from the lengths in the index.
+    """Plan a run over one data set from the lengths in its index.
 
     Raises:
         ValueError: no sample is usable, or one is longer than a micro-batch.
     """
-    usable = np.flatnonzero(num_tokens > 0)
-    if usable.size == 0:
+    usable = check_lengths(num_tokens, micro_batch_tokens)
+    return Plan(
+        num_tokens=num_tokens,
+        usable=usable,
+        order=EpochOrder(len(usable), seed, global_batch_size, num_epochs),
+        data_fingerprint=data_fingerprint,
+        seed=seed,
+        max_steps=max_steps,
+        micro_batch_tokens=micro_batch_tokens,
+    )
+
+
+def check_lengths(num_tokens: npt.NDArray[np.int32], micro_batch_tokens: int) -> UsableRows:
+    """Return the usable rows, those with tokens, after checking that each fits a micro-batch.
+
+    Raises:
+        ValueError: no sample is usable, or one is longer than a micro-batch.
+    """
+    usable = UsableRows.where(num_tokens > 0)
+    if len(usable) == 0:
         raise ValueError(
             f"none of the {len(num_tokens)} indexed samples is usable; `ray-llava index` lists the reasons"
         )
@@ -125,16 +171,7 @@ def build_plan(
             f"sample {int(num_tokens.argmax())} has {longest} tokens, more than training.micro_batch_tokens "
             f"({micro_batch_tokens}); raise it, or lower data.max_length"
         )
-    return Plan(
-        num_tokens=num_tokens,
-        data_fingerprint=data_fingerprint,
-        seed=seed,
-        global_batch_size=global_batch_size,
-        num_epochs=num_epochs,
-        max_steps=max_steps,
-        micro_batch_tokens=micro_batch_tokens,
-        sample_ids=usable,
-    )
+    return usable
 
 
 def _checksum(step: int, rank: int, micro_batches: tuple[tuple[int, ...], ...]) -> int:

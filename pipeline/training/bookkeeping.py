@@ -48,7 +48,7 @@ def step_metrics(
         "train/grad_norm": outcome.grad_norm,
         "train/learning_rate": outcome.learning_rate,
         "train/supervised_tokens": outcome.counts.targets,
-        "data/epoch": (step + 1) / session.plan.steps_per_epoch,
+        "data/epoch": session.plan.order.epochs_done(step + 1),
         "data/samples_trained": float(session.ledger.trained),
         "data/samples_quarantined": float(session.ledger.quarantined),
         **step_rates(outcome.counts, step_time_s, wait_s),
