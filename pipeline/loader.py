@@ -198,6 +198,8 @@ def iterate_locally(
         num_workers=num_workers,
         prefetch_factor=prefetch_steps if num_workers else None,
         pin_memory=pin,
+        # opening the iterator draws a seed: from the global generator that would shift the dropout of a resumed run
+        generator=torch.Generator(),
         # fork would copy the locks of the parent's threads (OpenMP, metrics) in whatever state they are
         multiprocessing_context="forkserver" if num_workers else None,
     )

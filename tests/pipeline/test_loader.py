@@ -95,3 +95,9 @@ def test_iterate_locally_from_a_later_step_yields_the_same_rank_steps(source: Ba
     assert [step for step, _ in whole] == list(range(source.plan.total_steps))
     assert steps(4, 0) == whole[4:]
     assert steps(0, 1) == whole
+
+
+def test_iterate_locally_draws_nothing_from_the_generator_that_dropout_uses(source: BatchSource) -> None:
+    before = torch.get_rng_state()
+    next(iterate_locally(source, start_step=1, rank=0, num_ranks=1, num_workers=0, prefetch_steps=1, pin=False))
+    assert torch.equal(torch.get_rng_state(), before)
