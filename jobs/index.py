@@ -39,9 +39,11 @@ def run(config: ConfigOption, overrides: OverridesArgument = None, report: Repor
     experiment = read_config(config, overrides)
     console = output_console()
 
-    from pipeline.prepare import build_encoder, index_data, index_folder
+    from pipeline.indexed_data import index_data, index_folder
+    from pipeline.prepare import build_encoder
 
-    index, tokens = index_data(experiment, build_encoder(experiment), console=console)
+    data = index_data(experiment, build_encoder(experiment), console=console)
+    index, tokens = data.index, data.tokens
     rejected = list_rejected(index, tokens)
     console.print(summary_table(index, tokens))
     if rejected:

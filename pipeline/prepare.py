@@ -6,29 +6,27 @@ Training builds what is missing or stale by itself; `ray-llava index` runs just 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import AutoTokenizer, BaseImageProcessor, PreTrainedTokenizerBase
 
 from model.resolution import Pinpoints, Resolution, read_resolution
 from model.vision_tower import VisionTower, build_vision_tower, read_checkpoint_config
 from model.weights import read_llava_config
 from pipeline.config import ConfigError, ExperimentConfig, ModelConfig
+from pipeline.indexed_data import IndexedData, index_data
 from pipeline.loader import BatchSource
-from pipeline.plan.plan import Plan, build_plan
+from pipeline.mix import order_mix
+from pipeline.plan.epochs import EpochOrder
+from pipeline.plan.plan import Order, Plan, check_lengths
 from pipeline.samples.encode import SampleEncoder
 from pipeline.samples.fit import ImageSpec
-from pipeline.samples.lengths import build_token_columns
-from pipeline.shards.index import RunMap, ShardIndex, ensure_index, run_serially
-from pipeline.shards.scan import Checks
-from pipeline.shards.storage import expand_shards
+from pipeline.shards.index import RunMap, run_serially
 
 
 class TowerFacts(NamedTuple):
@@ -79,65 +77,41 @@ def prepare_source(config: ExperimentConfig, *, console: Console, run_map: RunMa
         ShardError: a shard is defective and data.on_bad_shard is `fail`.
     """
     encoder = build_encoder(config)
-    index, tokens = index_data(config, encoder, console=console, run_map=run_map)
-    _check_rejected(config, tokens)
-    plan = plan_run(config, index, tokens, encoder)
+    data = index_data(config, encoder, console=console, run_map=run_map)
+    _check_rejected(config, data.tokens)
+    plan = plan_run(config, data, encoder)
     console.print(
-        f"{config.name}: {plan.num_samples} of {index.num_samples} samples in {len(index.shards)} shards, "
-        f"{pc.sum(tokens['num_tokens']).as_py()} tokens; {plan.total_steps} steps of {plan.global_batch_size} samples"
+        f"{config.name}: {plan.num_samples} of {data.index.num_samples} samples in {len(data.index.shards)} shards, "
+        f"{pc.sum(data.tokens['num_tokens']).as_py()} tokens; {plan.total_steps} steps of {plan.global_batch_size} "
+        "samples"
     )
-    return BatchSource(plan, index, encoder)
+    return BatchSource(plan, data.index, encoder)
 
 
-def plan_run(config: ExperimentConfig, index: ShardIndex, tokens: pa.Table, encoder: SampleEncoder) -> Plan:
+def plan_run(config: ExperimentConfig, data: IndexedData, encoder: SampleEncoder) -> Plan:
     """Plan a run over indexed data.
 
     Raises:
         ValueError: no sample is usable, or one is longer than a micro-batch.
     """
-    training = config.training
-    return build_plan(
-        tokens["num_tokens"].to_numpy(),
-        data_fingerprint=f"{index.fingerprint}:{encoder.fingerprint}",
+    num_tokens, training = data.tokens["num_tokens"].to_numpy(), config.training
+    usable = check_lengths(num_tokens, training.micro_batch_tokens)
+    order: Order
+    if config.data.sources:
+        order = order_mix(config, {name: usable.count(first, end) for name, first, end in data.sources})
+    else:
+        order = EpochOrder(len(usable), config.seed, training.global_batch_size, training.num_epochs)
+    return Plan(
+        num_tokens=num_tokens,
+        usable=usable,
+        order=order,
+        source_names=tuple(config.data.sources),
+        source_ends=np.array([source.end_row for source in data.sources]),
+        data_fingerprint=f"{data.index.fingerprint}:{encoder.fingerprint}",
         seed=config.seed,
-        global_batch_size=training.global_batch_size,
-        num_epochs=training.num_epochs,
         max_steps=training.max_steps,
         micro_batch_tokens=training.micro_batch_tokens,
     )
-
-
-def index_data(
-    config: ExperimentConfig, encoder: SampleEncoder, *, console: Console, run_map: RunMap = run_serially
-) -> tuple[ShardIndex, pa.Table]:
-    """Return the up-to-date index and its token counts, row by row.
-
-    Raises:
-        ConfigError: no shard matches data.shards.
-        ShardError: a shard is defective and data.on_bad_shard is `fail`.
-    """
-    folder = index_folder(config)
-    try:
-        urls = expand_shards(config.data.shards)
-    except ValueError as error:
-        raise ConfigError(f"data.shards: {error}") from error
-    with _progress(console, f"{config.name}: indexing shards") as report:
-        index = ensure_index(
-            urls,
-            folder,
-            checks=Checks(images=config.data.check_images),
-            on_bad_shard=config.data.on_bad_shard,
-            run_map=run_map,
-            progress=report,
-        )
-    with _progress(console, f"{config.name}: counting tokens") as report:
-        tokens = build_token_columns(index, encoder, cache_dir=folder, run_map=run_map, progress=report)
-    return index, tokens
-
-
-def index_folder(config: ExperimentConfig) -> Path:
-    """Return where the index of a run lives."""
-    return Path(config.data.index_dir) if config.data.index_dir else Path(config.run_dir) / "index"
 
 
 def build_encoder(config: ExperimentConfig) -> SampleEncoder:
@@ -228,20 +202,3 @@ def _check_rejected(config: ExperimentConfig, tokens: pa.Table) -> None:
             f"{num_rejected} of {tokens.num_rows} samples are unusable ({listing}), more than the {allowed} that "
             "data.max_rejected_fraction allows; `ray-llava index` lists each of them. Repair the shards, or raise it"
         )
-
-
-@contextmanager
-def _progress(console: Console, title: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar that appears with the first report, so that finding everything up to date prints nothing."""
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("eta"), TimeRemainingColumn())
-    progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    task = progress.add_task(title, total=None)
-
-    def report(done: int, total: int) -> None:
-        progress.start()
-        progress.update(task, completed=done, total=total)
-
-    try:
-        yield report
-    finally:
-        progress.stop()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from model.resolution import ASPECT_RATIO_PATTERN
+from pipeline.config.mix import MixChange, SourceConfig, SourceName, check_mix
 from pipeline.config.section import Fixed, Free, Section
 
 TemplateName = Literal[
@@ -17,8 +18,14 @@ TemplateName = Literal[
 class DataConfig(Section):
     """Which shards, and how a sample becomes tokens and pixels."""
 
-    shards: Annotated[tuple[str, ...], Fixed, Field(min_length=1)]
+    shards: Annotated[tuple[str, ...], Fixed] = ()
     """Shard paths or URLs (file, s3, gs); globs, `{000000..000007}` ranges and folders of *.tar are expanded."""
+    sources: Annotated[dict[SourceName, SourceConfig], Fixed, Field(default_factory=dict)]
+    """Instead of `shards`, a mix: name -> {shards, weight or epochs}. Without either, shares follow the sizes."""
+    mix_temperature: Annotated[float, Fixed, Field(ge=1, allow_inf_nan=False)] = 1.0
+    """Shares proportional to size ** (1 / temperature): 1 follows the sizes, larger values favour small sources."""
+    mix_changes: Annotated[tuple[MixChange, ...], Free] = ()
+    """[{from_step, weights}]: other weights from announced steps on; on resume only steps to come may change."""
     index_dir: Annotated[str | None, Free] = None
     """Folder of the Parquet index; null puts it under the run folder."""
     template: Annotated[TemplateName, Fixed] = "v1"
@@ -35,6 +42,26 @@ class DataConfig(Section):
     """How the index verifies images: decode every pixel (finds all broken files), or parse headers only."""
     max_rejected_fraction: Annotated[float, Free, Field(ge=0, le=1)] = 0.001
     """The run stops when more than max(20, this share) of the samples were rejected."""
+
+    @field_validator("sources")
+    @classmethod
+    def _sort_sources(cls, sources: dict[str, SourceConfig]) -> dict[str, SourceConfig]:
+        return dict(sorted(sources.items()))  # their order decides sample ids; that of a YAML file must not
+
+    @model_validator(mode="after")
+    def _check_sources(self) -> Self:
+        if bool(self.shards) == bool(self.sources):
+            found = "both" if self.shards else "neither"
+            raise ValueError(f"data.shards is required, or data.sources for a mix of several; found {found}")
+        if not self.sources and (self.mix_changes or self.mix_temperature != 1):
+            raise ValueError("mix_changes and mix_temperature need data.sources: there is only one source")
+        check_mix(self.sources, self.mix_temperature, self.mix_changes)
+        return self
+
+    @property
+    def shards_by_source(self) -> dict[str, tuple[str, ...]]:
+        """Shards of each source; the only one of a run without a mix has the name ""."""
+        return {name: source.shards for name, source in self.sources.items()} or {"": self.shards}
 
     def allowed_rejected(self, num_samples: int) -> int:
         """Return how many of `num_samples` may be rejected; a small data set may lose 20 whatever their share."""

@@ -67,13 +67,21 @@ class ExperimentConfig(Section):
         def model_path(name: str | None) -> str | None:
             return str(Path(name).absolute()) if name is not None and Path(name).exists() else name
 
-        shards = tuple(url if "://" in url else str(Path(url).absolute()) for url in self.data.shards)
+        def absolute(urls: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(url if "://" in url else str(Path(url).absolute()) for url in urls)
+
+        sources = {
+            name: source.model_copy(update={"shards": absolute(source.shards)})
+            for name, source in self.data.sources.items()
+        }
         index_dir = self.data.index_dir and str(Path(self.data.index_dir).absolute())
         parts = self.model
         return self.model_copy(
             update={
                 "run_dir": str(Path(self.run_dir).absolute()),
-                "data": self.data.model_copy(update={"shards": shards, "index_dir": index_dir}),
+                "data": self.data.model_copy(
+                    update={"shards": absolute(self.data.shards), "sources": sources, "index_dir": index_dir}
+                ),
                 "model": parts.model_copy(
                     update={
                         "language_model": model_path(parts.language_model),

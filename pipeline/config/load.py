@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
@@ -87,10 +87,11 @@ def _explain(problem: Any, where: str) -> str:
 
 
 def _known_keys(parents: tuple[int | str, ...]) -> list[str]:
-    section: type[Section] = ExperimentConfig
+    kind: Any = ExperimentConfig
     for parent in parents:
-        annotation = section.model_fields[str(parent)].annotation
-        assert isinstance(annotation, type)
-        assert issubclass(annotation, Section)
-        section = annotation
-    return list(section.model_fields)
+        if isinstance(kind, type) and issubclass(kind, Section):
+            kind = kind.model_fields[str(parent)].annotation
+        else:  # dict[name, Section] or tuple[Section, ...]
+            kind = next(part for part in get_args(kind) if isinstance(part, type) and issubclass(part, Section))
+    assert issubclass(kind, Section)
+    return list(kind.model_fields)

@@ -75,6 +75,10 @@ class Plan:
     max_steps: int | None
     micro_batch_tokens: int
     """Most fused tokens in a micro-batch."""
+    source_names: tuple[str, ...]
+    """Sources of a mix in the order of their rows; empty without a mix."""
+    source_ends: npt.NDArray[np.int64]
+    """For each of them the first row after its own."""
 
     @property
     def num_samples(self) -> int:
@@ -126,6 +130,10 @@ class Plan:
         """Samples that the steps before `step` hold, all epochs counted."""
         return sum(self.order.planned(step))
 
+    def sources_of(self, sample_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return which source each sample belongs to, as positions in `source_names`; all 0 without a mix."""
+        return np.searchsorted(self.source_ends, sample_ids, side="right")
+
 
 def build_plan(
     num_tokens: npt.NDArray[np.int32],
@@ -151,6 +159,8 @@ def build_plan(
         seed=seed,
         max_steps=max_steps,
         micro_batch_tokens=micro_batch_tokens,
+        source_names=(),
+        source_ends=np.array([len(num_tokens)]),
     )
 
 

@@ -1,0 +1,79 @@
+"""From the weights of a config to the plan of a mix: shares in whole numbers, epochs, announced changes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from fractions import Fraction
+
+from pipeline.config import DataConfig, ExperimentConfig
+from pipeline.plan.mixed import MixedOrder, MixPhase, MixSource, mix_sources
+
+_FLATTENED_UNITS = 10**6
+"""Resolution of shares that come from a temperature; roots of sizes are no ratios of whole numbers."""
+
+
+def order_mix(config: ExperimentConfig, sizes: Mapping[str, int]) -> MixedOrder:
+    """Plan how a run draws from the sources of its config.
+
+    One epoch of the run is as many samples as all sources hold together or, with `epochs`, as many as those add up to.
+
+    Args:
+        config: the run.
+        sizes: usable samples of each source, in the order of their rows.
+
+    Raises:
+        ValueError: a source with a weight has no usable sample.
+    """
+    data = config.data
+    epoch = _samples_per_epoch(data, sizes)
+    return mix_sources(
+        [MixSource(name, size) for name, size in sizes.items()],
+        [
+            MixPhase(0, whole_shares(_first_shares(data, sizes))),
+            *(
+                MixPhase(change.from_step, whole_shares({name: _exact(change.weights[name]) for name in sizes}))
+                for change in data.mix_changes
+            ),
+        ],
+        seed=config.seed,
+        global_batch_size=config.training.global_batch_size,
+        epoch_size=math.ceil(epoch),
+        num_samples=math.ceil(epoch * config.training.num_epochs),
+    )
+
+
+def whole_shares(shares: Mapping[str, Fraction]) -> tuple[int, ...]:
+    """Scale shares to whole numbers of exactly the same ratios."""
+    scale = math.lcm(*(share.denominator for share in shares.values()))
+    return tuple(int(share * scale) for share in shares.values())
+
+
+def _first_shares(data: DataConfig, sizes: Mapping[str, int]) -> dict[str, Fraction]:
+    """Return the shares from step 0: by weight, by epochs, or by size flattened by the temperature."""
+    shares = {}
+    for name, size in sizes.items():
+        source = data.sources[name]
+        if source.weight is not None:
+            shares[name] = _exact(source.weight)
+        elif source.epochs is not None:
+            shares[name] = _exact(source.epochs) * size
+        elif data.mix_temperature == 1:
+            shares[name] = Fraction(size)
+        else:
+            flattened = (size / max(sizes.values())) ** (1 / data.mix_temperature)
+            shares[name] = Fraction(round(flattened * _FLATTENED_UNITS))
+    return shares
+
+
+def _samples_per_epoch(data: DataConfig, sizes: Mapping[str, int]) -> Fraction:
+    total = Fraction()
+    for name, size in sizes.items():
+        passes = data.sources[name].epochs
+        total += size if passes is None else _exact(passes) * size
+    return total
+
+
+def _exact(number: float) -> Fraction:
+    """Take a decimal number as it is written in the config: 0.1 is a tenth."""
+    return Fraction(str(number))
