@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-DEFAULT_CHUNK_ROWS = 1024
-"""Rows of logits alive at once: 1024 x 32000 float32 values are 125 MiB."""
+CHUNK_ROWS = 1024
+"""Rows of logits alive at once on an accelerator: 1024 x 32000 float32 values are 125 MiB."""
+CPU_CHUNK_ROWS = 256
+"""On the CPU, where products this small already run at full speed."""
 
 
-def cross_entropy_sum(
-    hidden: Tensor, head_weight: Tensor, targets: Tensor, chunk_rows: int = DEFAULT_CHUNK_ROWS
-) -> Tensor:
+def cross_entropy_sum(hidden: Tensor, head_weight: Tensor, targets: Tensor, chunk_rows: int | None = None) -> Tensor:
     """Return the sum over K of the cross-entropy of `hidden @ head_weight.T` against `targets`, float32 scalar.
 
     Only `chunk_rows` rows of logits exist at a time, also for the backward pass: gradients are formed while a chunk's
@@ -28,8 +28,10 @@ def cross_entropy_sum(
         hidden: [K, D] hidden rows at the positions that predict a target.
         head_weight: [V, D] output embedding.
         targets: [K] int64 in 0..V-1.
-        chunk_rows: C.
+        chunk_rows: C; None takes what suits the device.
     """
+    if chunk_rows is None:
+        chunk_rows = CPU_CHUNK_ROWS if hidden.device.type == "cpu" else CHUNK_ROWS
     if hidden.shape[0] != targets.shape[0]:
         raise ValueError(f"{hidden.shape[0]} hidden rows but {targets.shape[0]} targets")
     needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or head_weight.requires_grad)
@@ -52,19 +54,20 @@ class _CrossEntropySum(torch.autograd.Function):
         wants_hidden = needs_grad and ctx.needs_input_grad[0]
         wants_weight = needs_grad and ctx.needs_input_grad[1]
         hidden_grad = torch.empty_like(hidden) if wants_hidden else None
-        # float32, because in bfloat16 the sum over chunks would lose what the later chunks add.
-        weight_grad = torch.zeros_like(head_weight, dtype=torch.float32) if wants_weight else None
+        weight_grad: Tensor | None = None
         for begin in range(0, hidden.shape[0], chunk_rows):
             rows, wanted = hidden[begin : begin + chunk_rows].to(compute), targets[begin : begin + chunk_rows, None]
             log_p = torch.log_softmax(rows @ weight.T, dim=-1, dtype=torch.float32)  # reads the logits only once
             loss -= log_p.gather(1, wanted).sum()
-            if hidden_grad is None and weight_grad is None:
+            if not wants_hidden and not wants_weight:
                 continue
             logits_grad = log_p.exp_().scatter_add_(1, wanted, log_p.new_full(wanted.shape, -1.0)).to(compute)
             if hidden_grad is not None:
                 hidden_grad[begin : begin + chunk_rows] = logits_grad @ weight
-            if weight_grad is not None:
-                weight_grad += logits_grad.T @ rows
+            if wants_weight:
+                weight_grad = _add_product(weight_grad, logits_grad.T, rows)
+        if wants_weight and weight_grad is None:  # no targets
+            weight_grad = torch.zeros_like(head_weight, dtype=torch.float32)
         ctx.save_for_backward(hidden_grad, weight_grad)
         ctx.weight_dtype = head_weight.dtype
         return loss
@@ -73,13 +76,23 @@ class _CrossEntropySum(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         (scale,) = grad_outputs
         hidden_grad, weight_grad = ctx.saved_tensors
+        # In place: a vocabulary's gradient is too large to be copied, and a second backward stops with torch's error.
         return (
             None if hidden_grad is None else hidden_grad * scale.to(hidden_grad.dtype),
-            None if weight_grad is None else (weight_grad * scale).to(ctx.weight_dtype),
+            None if weight_grad is None else weight_grad.mul_(scale).to(ctx.weight_dtype),
             None,
             None,
             None,
         )
+
+
+def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+    """Return total + left @ right in float32: in bfloat16 the sum would lose what the later chunks add."""
+    if total is None:
+        return (left @ right).float()
+    if left.dtype == torch.float32:
+        return total.addmm_(left, right)
+    return total.add_(left @ right)
 
 
 def _is_autocast(tensor: Tensor) -> bool:

@@ -1,27 +1,32 @@
 """The other side: `transformers.LlavaForConditionalGeneration` as its users train it.
 
 Batches are padded to their longest sample, attention is sdpa, logits exist for every position, the loss is the model's
-own; bfloat16 autocast, fused AdamW, gradient accumulation over the same samples per optimizer step as ours. Inputs are
-collated, normalised and on the device before the clock starts.
+own, divided by the targets of all accumulated batches as transformers' Trainer does; fused AdamW, gradient accumulation
+over the same samples per optimizer step as ours. Inputs are collated, normalised and on the device before the clock
+starts.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from model.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from model.weights import LlavaModel
 from pipeline.benchmark.measure import Timing, time_steps
 from pipeline.benchmark.ours import samples_of
 from pipeline.benchmark.scenarios import BaselineSettings, Scenario
-from pipeline.benchmark.shapes import created_as, language_config, vision_config
-from pipeline.benchmark.workloads import MAX_LENGTH, build_rank_step
+from pipeline.benchmark.shapes import IMAGE_MEAN, IMAGE_STD, created_as, language_config, vision_config
+from pipeline.benchmark.workloads import MAX_LENGTH, TextSize, build_rank_step
 from pipeline.loader import RankStep
+from pipeline.plan.plan import Plan
 
-_IMAGE_ID = 2
+_DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_IMAGE_ID: Final = 2
 """An id that random text never holds stands for an image feature."""
 
 
@@ -35,13 +40,56 @@ class PaddedBatch(NamedTuple):
     labels: Tensor
     """[B, S] int64."""
     pixel_values: Tensor | None
-    """[N, 3, H, W] bfloat16; None for a batch of texts."""
+    """[N, 3, H, W] float32; None for a batch of texts."""
 
 
-def build_baseline(
-    scenario: Scenario, settings: BaselineSettings, device: torch.device
-) -> LlavaForConditionalGeneration:
-    """Build the model with random weights: frozen parts in bfloat16, trained ones in the scenario's type."""
+class StepResult(NamedTuple):
+    """Numbers of one optimizer step."""
+
+    loss: float
+    """Mean over supervised tokens."""
+    grad_norm: float
+
+
+class Baseline:
+    """Model and optimizer of the other side."""
+
+    def __init__(self, scenario: Scenario, settings: BaselineSettings, device: torch.device) -> None:
+        """Build them with random weights: frozen parts in the scenario's precision, trained ones in its master type."""
+        self._scenario, self._settings, self._device = scenario, settings, device
+        self.model = _build_model(scenario, settings, device)
+        self._parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self._optimizer = torch.optim.AdamW(
+            self._parameters, lr=scenario.learning_rate, weight_decay=0.0, fused=True, eps=1e-8
+        )
+
+    def batches(self, plan: Plan, step: int, sizes: Sequence[TextSize]) -> list[PaddedBatch]:
+        """Draw the samples of a step and cut them into padded batches on the device."""
+        rank_step = build_rank_step(plan, step, sizes, self._scenario.shape)
+        features_per_image, ids = self._scenario.features_per_image, plan.samples(step).tolist()
+        return collate(rank_step, ids, self._settings, features_per_image, self._device)
+
+    def forward(self, batch: PaddedBatch, num_targets: int) -> Tensor:
+        """Return a batch's sum of cross-entropy divided by `num_targets`."""
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._scenario.precision == "bfloat16"):
+            loss: Tensor = self.model(**batch._asdict(), use_cache=False, num_items_in_batch=num_targets).loss
+        return loss
+
+    def step(self, batches: Sequence[PaddedBatch]) -> StepResult:
+        """Accumulate gradients over `batches` and update."""
+        num_targets = sum(int((batch.labels != IGNORE_INDEX).sum()) for batch in batches)
+        total = torch.zeros((), device=self._device)
+        for batch in batches:
+            loss = self.forward(batch, num_targets)
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, 1.0)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return StepResult(float(total), float(norm))
+
+
+def _build_model(scenario: Scenario, settings: BaselineSettings, device: torch.device) -> LlavaForConditionalGeneration:
     config = LlavaConfig(
         vision_config=vision_config(scenario.shape),
         text_config=language_config(scenario.shape),
@@ -50,12 +98,12 @@ def build_baseline(
         vision_feature_select_strategy="default",
         tie_word_embeddings=language_config(scenario.shape).tie_word_embeddings,
     )
-    master = torch.float32 if scenario.master_dtype == "float32" else torch.bfloat16
+    frozen, master = _DTYPES[scenario.precision], _DTYPES[scenario.master_dtype]
     torch.manual_seed(0)
-    with created_as(device, master if scenario.stage == "finetune" else torch.bfloat16):
+    with created_as(device, master if scenario.stage == "finetune" else frozen):
         model = LlavaForConditionalGeneration(config)
     model.requires_grad_(scenario.stage == "finetune")
-    model.model.vision_tower.requires_grad_(False).to(torch.bfloat16)
+    model.model.vision_tower.requires_grad_(False).to(frozen)
     model.model.multi_modal_projector.requires_grad_(True).to(master)
     model.train()
     if settings.gradient_checkpointing:
@@ -63,25 +111,37 @@ def build_baseline(
     return model
 
 
+def copy_weights(model: LlavaModel, other: LlavaForConditionalGeneration) -> None:
+    """Give the other side the weights of ours; both are LLaMA with a CLIP tower and a two-layer projector."""
+    body, tower = model.get_model(), model.get_vision_tower()
+    assert tower is not None
+    weights = body.state_dict()
+    own_parts = ("vision_tower.", "mm_projector.")
+    other.model.language_model.load_state_dict(
+        {name: tensor for name, tensor in weights.items() if not name.startswith(own_parts)}
+    )
+    other.model.vision_tower.load_state_dict(tower.vision_tower.state_dict())
+    other.model.multi_modal_projector.linear_1.load_state_dict(body.mm_projector[0].state_dict())
+    other.model.multi_modal_projector.linear_2.load_state_dict(body.mm_projector[2].state_dict())
+    other.lm_head.load_state_dict(model.lm_head.state_dict())
+
+
 def time_baseline(scenario: Scenario, settings: BaselineSettings, device: torch.device) -> Timing:
     """Time optimizer steps over the same samples as our side's."""
     sizes = scenario.sizes()
     plan = scenario.plan(sizes, MAX_LENGTH * settings.batch_size)
-    model = build_baseline(scenario, settings, device)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=2e-5, weight_decay=0.0, fused=device.type == "cuda")
+    baseline = Baseline(scenario, settings, device)
     computed_tokens: list[int] = []
     waiting: list[list[PaddedBatch]] = []
 
     def one_step() -> float:
         batches = waiting.pop()
         computed_tokens.append(sum(batch.input_ids.numel() for batch in batches))
-        return _optimizer_step(model, optimizer, parameters, batches)
+        return baseline.step(batches).loss
 
     steps = range(scenario.num_warmup_steps - 1, plan.total_steps)  # nothing is compiled: one step of warm-up will do
     for step in reversed(steps):
-        rank_step = build_rank_step(plan, step, sizes, scenario.shape)
-        waiting.append(collate(rank_step, plan.samples(step).tolist(), settings, scenario.features_per_image, device))
+        waiting.append(baseline.batches(plan, step, sizes))
     times, losses, peak = time_steps([one_step] * len(steps), 1, device)
     counted = steps[1:]
     return Timing(
@@ -91,25 +151,6 @@ def time_baseline(scenario: Scenario, settings: BaselineSettings, device: torch.
         losses=losses,
         memory_peak_bytes=peak,
     )
-
-
-def _optimizer_step(
-    model: LlavaForConditionalGeneration,
-    optimizer: torch.optim.Optimizer,
-    parameters: list[torch.nn.Parameter],
-    batches: list[PaddedBatch],
-) -> float:
-    """Accumulate gradients over `batches` and update; returns the mean loss."""
-    total = 0.0
-    for batch in batches:
-        with torch.autocast(batch.input_ids.device.type, dtype=torch.bfloat16):
-            loss = model(**batch._asdict(), use_cache=False).loss / len(batches)
-        loss.backward()
-        total += loss.detach()
-    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return float(total)
 
 
 def collate(
@@ -143,5 +184,6 @@ def _pad(samples: list[tuple[Tensor, Tensor, Tensor]], device: torch.device) -> 
     mask = stack([torch.ones_like(ids) for ids, _, _ in samples], 0)
     labels = stack([labels for _, labels, _ in samples], IGNORE_INDEX)
     pixels = torch.cat([pixels for _, _, pixels in samples])
-    normalised: Any = ((pixels.to(device) / 255.0 - 0.45) / 0.27).to(torch.bfloat16) if len(pixels) else None
+    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
+    normalised = (pixels.to(device) / 255.0 - mean) / std if len(pixels) else None
     return PaddedBatch(ids.to(device), mask.to(device), labels.to(device), normalised)

@@ -7,7 +7,15 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal, NamedTuple
 
 from pipeline.benchmark.shapes import features_per_image
-from pipeline.benchmark.workloads import TextSize, caption_sizes, instruction_sizes, plan_of
+from pipeline.benchmark.workloads import (
+    INSTRUCTION_MIXTURE,
+    MAX_LENGTH,
+    WITH_SEVERAL_IMAGES,
+    TextSize,
+    caption_sizes,
+    instruction_sizes,
+    plan_of,
+)
 from pipeline.config import (
     DataConfig,
     ExperimentConfig,
@@ -73,11 +81,22 @@ class Scenario:
     num_steps: int = 3
     """Measured optimizer steps."""
     num_warmup_steps: int = 2
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    """Arithmetic, and type of frozen weights, on both sides."""
+    text_scale: float = 1.0
+    """Factor on the text lengths of conversations."""
+    has_several_images: bool = False
+    """Whether a tenth of the conversations holds three images."""
 
     @property
     def quick(self) -> Scenario:
         """The same with one measured step and the first contender of each side."""
         return replace(self, ours=self.ours[:1], baselines=self.baselines[:1], num_steps=1)
+
+    @property
+    def learning_rate(self) -> float:
+        """Constant rate of both sides, so that they stay comparable step by step."""
+        return 1e-3 if self.stage == "pretrain" else 2e-5
 
     @property
     def features_per_image(self) -> int:
@@ -89,7 +108,8 @@ class Scenario:
         count = self.global_batch_size * (self.num_steps + self.num_warmup_steps)
         if self.stage == "pretrain":
             return caption_sizes(count, seed=1)
-        return instruction_sizes(count, seed=2, features_per_image=self.features_per_image)
+        mixture = WITH_SEVERAL_IMAGES if self.has_several_images else INSTRUCTION_MIXTURE
+        return instruction_sizes(count, 2, self.features_per_image, mixture, self.text_scale)
 
     def plan(self, sizes: Sequence[TextSize], micro_batch_tokens: int) -> Plan:
         """Plan the steps."""
@@ -101,13 +121,15 @@ class Scenario:
             name=self.name,
             run_dir=run_dir,
             stage=self.stage,
-            data=DataConfig(shards=("random",)),
+            data=DataConfig(shards=("random",), max_length=int(self.text_scale * MAX_LENGTH)),
             model=ModelConfig(language_model="random", attention=settings.attention),
             training=TrainingConfig(
                 global_batch_size=self.global_batch_size,
                 micro_batch_tokens=settings.micro_batch_tokens,
-                learning_rate=1e-3 if self.stage == "pretrain" else 2e-5,
-                precision="bfloat16",
+                learning_rate=self.learning_rate,
+                lr_schedule="constant",
+                warmup_ratio=0.0,
+                precision=self.precision,
                 master_dtype=self.master_dtype,
                 gradient_checkpointing=settings.gradient_checkpointing,
                 compile=settings.compile,
@@ -167,6 +189,26 @@ _TINY_FINETUNE = Scenario(
     num_warmup_steps=1,
 )
 _TINY_PRETRAIN = replace(_TINY_FINETUNE, name="tiny pretrain", stage="pretrain", master_dtype="float32")
+
+_CPU_SMALL = Scenario(
+    name="full finetuning, 384 x 6",
+    shape="384 x 6",
+    stage="finetune",
+    master_dtype="float32",
+    global_batch_size=64,
+    ours=(OurSettings(768, compile=False),),
+    baselines=(BaselineSettings(8, gradient_checkpointing=False),),
+    num_steps=1,
+    num_warmup_steps=0,
+    precision="float32",
+    text_scale=0.25,
+    has_several_images=True,
+)
+_CPU_LARGE = replace(_CPU_SMALL, name="full finetuning, 1024 x 8", shape="1024 x 8")
+_CPU_PRETRAIN = replace(_CPU_SMALL, name="projector pretraining, 384 x 6", stage="pretrain")
+
+CPU_SCENARIOS: Final = (_CPU_SMALL, _CPU_PRETRAIN, _CPU_LARGE)
+"""Small enough for two cores: images of 64 features, a quarter of the text."""
 
 SCENARIOS: Final[dict[Literal["full", "tiny"], tuple[Scenario, ...]]] = {
     "full": (_PRETRAIN, _FINETUNE_7B, _FINETUNE_1B),

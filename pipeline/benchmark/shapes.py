@@ -11,6 +11,7 @@ from transformers import CLIPVisionConfig, LlamaConfig
 
 from model.attention import AttentionKernel, enable_packed_attention
 from model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
+from model.resolution import Resolution
 
 _CLIP_L_336: Final[dict[str, Any]] = {
     "hidden_size": 1024,
@@ -21,6 +22,15 @@ _CLIP_L_336: Final[dict[str, Any]] = {
     "patch_size": 14,
     "projection_dim": 768,
 }
+_CLIP_112: Final[dict[str, Any]] = {  # 64 features per image
+    "hidden_size": 192,
+    "intermediate_size": 768,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 3,
+    "image_size": 112,
+    "patch_size": 14,
+    "projection_dim": 192,
+}
 _CLIP_TINY: Final[dict[str, Any]] = {
     "hidden_size": 24,
     "intermediate_size": 52,
@@ -30,6 +40,9 @@ _CLIP_TINY: Final[dict[str, Any]] = {
     "patch_size": 14,
     "projection_dim": 24,
 }
+
+IMAGE_MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
+IMAGE_STD: Final = (0.26862954, 0.26130258, 0.27577711)
 
 LANGUAGE_MODELS: Final[dict[str, dict[str, Any]]] = {
     "7b": {  # LLaMA and Vicuna 7B
@@ -60,6 +73,24 @@ LANGUAGE_MODELS: Final[dict[str, dict[str, Any]]] = {
         "num_key_value_heads": 2,
         "max_position_embeddings": 4096,
     },
+    "384 x 6": {
+        "vocab_size": 32000,
+        "hidden_size": 384,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 6,
+        "max_position_embeddings": 4096,
+    },
+    "1024 x 8": {
+        "vocab_size": 32000,
+        "hidden_size": 1024,
+        "intermediate_size": 2752,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "max_position_embeddings": 4096,
+    },
     "tiny": {
         "vocab_size": 331,
         "hidden_size": 32,
@@ -78,7 +109,7 @@ def language_config(name: str) -> LlamaConfig:
 
 
 def vision_config(name: str) -> CLIPVisionConfig:
-    """Return the tower's config that goes with a named size: CLIP-L/14 at 336 pixels, or a tiny one."""
+    """Return the tower's config that goes with a named size: CLIP-L/14 at 336 pixels, or a smaller one."""
     return CLIPVisionConfig(**_tower(name))
 
 
@@ -92,6 +123,12 @@ def features_per_image(name: str) -> int:
     return int((_tower(name)["image_size"] // _tower(name)["patch_size"]) ** 2)
 
 
+def resolution(name: str) -> Resolution:
+    """Return how images of a named size become features: one square each."""
+    patches = image_size(name) // int(_tower(name)["patch_size"])
+    return Resolution("pad", image_size(name), patches**2, patches)
+
+
 def llava_config(name: str) -> LlavaConfig:
     """Return the config of our model of a named size, tower inside, hidden state -2, patches only."""
     tower = vision_config(name)
@@ -102,8 +139,8 @@ def llava_config(name: str) -> LlavaConfig:
         "mm_vision_weights": "checkpoint",
         "mm_hidden_size": tower.hidden_size,
         "mm_projector_type": "mlp2x_gelu",
-        "mm_image_mean": [0.48145466, 0.4578275, 0.40821073],
-        "mm_image_std": [0.26862954, 0.26130258, 0.27577711],
+        "mm_image_mean": list(IMAGE_MEAN),
+        "mm_image_std": list(IMAGE_STD),
     }
     return LlavaConfig.from_dict(values)
 
@@ -120,7 +157,7 @@ def build_model(
 
 
 def _tower(name: str) -> dict[str, Any]:
-    return _CLIP_TINY if name == "tiny" else _CLIP_L_336
+    return {"tiny": _CLIP_TINY, "384 x 6": _CLIP_112, "1024 x 8": _CLIP_112}.get(name, _CLIP_L_336)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ Only what decides cost is modelled: tokens, images, supervised tokens. Ids and p
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from model.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from model.resolution import ROLES
 from pipeline.benchmark.flops import SampleSize
 from pipeline.benchmark.shapes import LANGUAGE_MODELS, image_size
 from pipeline.loader import RankStep
@@ -38,7 +39,7 @@ class TextSize(NamedTuple):
         )
 
 
-class _Component(NamedTuple):
+class Component(NamedTuple):
     """One data set of the instruction mixture: log-normal text length."""
 
     share: float
@@ -52,21 +53,25 @@ class _Component(NamedTuple):
 
 
 INSTRUCTION_MIXTURE: Final = {
-    "conversation": _Component(58, 380, 0.30, 0.65),
-    "detail": _Component(23, 160, 0.25, 0.70),
-    "reasoning": _Component(77, 270, 0.20, 0.80),
-    "text only": _Component(40, 900, 0.80, 0.70, num_images=0),
-    "vqa v2": _Component(83, 200, 0.35, 0.15),
-    "gqa": _Component(72, 290, 0.45, 0.15),
-    "ok-vqa": _Component(9, 75, 0.20, 0.08),
-    "ocr-vqa": _Component(80, 210, 0.25, 0.35),
-    "a-okvqa": _Component(66, 110, 0.20, 0.04),
-    "text captions": _Component(22, 75, 0.20, 0.20),
-    "referring": _Component(48, 430, 0.50, 0.55),
-    "regions": _Component(86, 470, 0.50, 0.55),
+    "conversation": Component(58, 380, 0.30, 0.65),
+    "detail": Component(23, 160, 0.25, 0.70),
+    "reasoning": Component(77, 270, 0.20, 0.80),
+    "text only": Component(40, 900, 0.80, 0.70, num_images=0),
+    "vqa v2": Component(83, 200, 0.35, 0.15),
+    "gqa": Component(72, 290, 0.45, 0.15),
+    "ok-vqa": Component(9, 75, 0.20, 0.08),
+    "ocr-vqa": Component(80, 210, 0.25, 0.35),
+    "a-okvqa": Component(66, 110, 0.20, 0.04),
+    "text captions": Component(22, 75, 0.20, 0.20),
+    "referring": Component(48, 430, 0.50, 0.55),
+    "regions": Component(86, 470, 0.50, 0.55),
 }
 """The 665k samples of LLaVA-1.5's second stage by origin. Shares are published; lengths are estimates of ours from the
 kind of data, many short answers and a long tail of text-only conversations, not measurements of the files."""
+
+
+WITH_SEVERAL_IMAGES: Final = {**INSTRUCTION_MIXTURE, "several images": Component(66, 250, 0.40, 0.30, num_images=3)}
+"""The same with a tenth of samples that hold three images each, as later mixtures do."""
 
 
 def caption_sizes(count: int, seed: int) -> list[TextSize]:
@@ -76,16 +81,31 @@ def caption_sizes(count: int, seed: int) -> list[TextSize]:
     return [TextSize(int(caption) + 1, 1, int(caption)) for caption in captions]  # and the start token
 
 
-def instruction_sizes(count: int, seed: int, features_per_image: int) -> list[TextSize]:
-    """Draw samples like the 665k conversations of LLaVA-1.5's second stage, cut to `MAX_LENGTH`."""
+def instruction_sizes(
+    count: int,
+    seed: int,
+    features_per_image: int,
+    mixture: Mapping[str, Component] = INSTRUCTION_MIXTURE,
+    text_scale: float = 1.0,
+) -> list[TextSize]:
+    """Draw samples like the 665k conversations of LLaVA-1.5's second stage, cut to `MAX_LENGTH`.
+
+    Args:
+        count: number of samples.
+        seed: of the draw.
+        features_per_image: tokens that an image takes.
+        mixture: origins of the samples.
+        text_scale: factor on text lengths and on `MAX_LENGTH`, for small machines.
+    """
     rng = np.random.default_rng(seed)
-    components = list(INSTRUCTION_MIXTURE.values())
+    components = list(mixture.values())
     shares = np.array([component.share for component in components])
     sizes = []
     for choice in rng.choice(len(components), count, p=shares / shares.sum()):
         part = components[int(choice)]
-        room = MAX_LENGTH - part.num_images * features_per_image
-        text = int(np.clip(rng.lognormal(math.log(part.median_tokens), part.sigma), 24, room))
+        room = int(text_scale * MAX_LENGTH) - part.num_images * features_per_image
+        drawn = text_scale * rng.lognormal(math.log(part.median_tokens), part.sigma)
+        text = int(np.clip(drawn, text_scale * 24, room))
         sizes.append(TextSize(text, part.num_images, max(1, round(text * part.supervised))))
     return sizes
 
@@ -105,13 +125,19 @@ def plan_of(sizes: Sequence[TextSize], features_per_image: int, global_batch_siz
 
 
 def build_rank_step(plan: Plan, step: int, sizes: Sequence[TextSize], shape: str) -> RankStep:
-    """Build one step of a single rank with random ids and pixels for the model of a named size."""
+    """Build one step of a single rank with random ids and pixels for the model of a named size.
+
+    A sample is drawn from its own seed, so that it is the same however the plan cuts the step.
+    """
     vocab_size, side = LANGUAGE_MODELS[shape]["vocab_size"], image_size(shape)
     entry = plan.split(step, 1)[0]
     ids = [sample_id for batch in entry.micro_batches for sample_id in batch]
-    rng = np.random.default_rng(step)
-    texts = [random_text(sizes[sample_id], vocab_size, rng) for sample_id in ids]
-    num_images = sum(sizes[sample_id].num_images for sample_id in ids)
+    texts, images = [], [np.zeros((0, 3, side, side), dtype=np.uint8)]
+    for sample_id in ids:
+        rng = np.random.default_rng((step, sample_id))
+        texts.append(random_text(sizes[sample_id], vocab_size, rng))
+        images.append(rng.integers(0, 256, (sizes[sample_id].num_images, 3, side, side), dtype=np.uint8))
+    pixels = torch.from_numpy(np.concatenate(images))
     return RankStep(
         step=step,
         rank=0,
@@ -122,7 +148,9 @@ def build_rank_step(plan: Plan, step: int, sizes: Sequence[TextSize], shape: str
         num_images=torch.tensor([sizes[sample_id].num_images for sample_id in ids], dtype=torch.int32),
         input_ids=torch.from_numpy(np.concatenate([input_ids for input_ids, _ in texts])),
         labels=torch.from_numpy(np.concatenate([labels for _, labels in texts])),
-        pixels=torch.from_numpy(rng.integers(0, 256, (num_images, 3, side, side), dtype=np.uint8)),
+        image_ids=torch.arange(len(pixels), dtype=torch.int32),
+        views=torch.tensor([[side, side, ROLES.index("image")]], dtype=torch.int32).repeat(len(pixels), 1),
+        pixels=pixels,
         rejected=(),
     )
 

@@ -44,8 +44,7 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Ada
     ]
     if config.master_dtype == "bfloat16":
         return StochasticAdamW(described, lr=config.learning_rate, betas=_BETAS, eps=_EPS, compiled=config.compile)
-    is_cuda = next(model.parameters()).is_cuda
-    return torch.optim.AdamW(described, lr=config.learning_rate, betas=_BETAS, eps=_EPS, fused=is_cuda)
+    return torch.optim.AdamW(described, lr=config.learning_rate, betas=_BETAS, eps=_EPS, fused=True)
 
 
 def _exempt_from_decay(model: nn.Module) -> set[str]:
