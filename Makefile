@@ -23,7 +23,7 @@ demo: $(VENV)/runtime.stamp ## Train a small LLaVA on generated scenes, show wha
 
 .PHONY: test
 test: $(VENV)/dev.stamp ## Run the tests
-	@$(BIN)/python -m pytest -q
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadgroup
 
 .PHONY: lint
 lint: $(VENV)/dev.stamp ## Check style, types and layering
