@@ -85,13 +85,16 @@ class LlavaMetaForCausalLM(_LanguageModel, metaclass=ABCMeta):
         tower = self.get_vision_tower()
         if tower is None:
             raise ValueError("the model has no vision tower; call initialize_vision_modules first")
+        num_tiles = pixels.shape[0]
+        if num_tiles == 0:  # towers fail on empty batches: one dummy tile, then none of it
+            pixels = pixels.new_zeros(1, *pixels.shape[1:])
         parts = []
-        for part in torch.split(pixels, micro_batch_size or max(1, pixels.shape[0])):
+        for part in torch.split(pixels, micro_batch_size or pixels.shape[0]):
             part = part.to(tower.device, non_blocking=True)
             if part.dtype == torch.uint8:
                 part = normalize_pixels(part, pixel_stats_of(self.config), tower.dtype)
             parts.append(cast(Tensor, tower(part)))
-        return torch.cat(parts)
+        return torch.cat(parts)[:num_tiles]
 
     def packed_loss(self, batch: PackedBatch, image_features: Tensor | None) -> Tensor:
         """Sum the cross-entropy over the targets of a packed micro-batch; float32 scalar.

@@ -301,6 +301,11 @@ def test_position_ids_with_images_refuse(llava: LlavaLlamaForCausalLM) -> None:
         llava(torch.tensor([[1, X]]), images=random_images(1), position_ids=torch.tensor([[0, 1]]))
 
 
+def test_encode_vision_without_tiles_gives_no_features(llava: LlavaLlamaForCausalLM) -> None:
+    pixels = torch.zeros(0, 3, IMAGE_SIDE, IMAGE_SIDE, dtype=torch.uint8)
+    assert llava.encode_vision(pixels, micro_batch_size=2).shape == (0, P, VISION_WIDTH)
+
+
 def test_encode_vision_normalises_bytes_and_cuts_into_parts(llava: LlavaLlamaForCausalLM) -> None:
     pixels = torch.randint(0, 256, (5, 3, IMAGE_SIDE, IMAGE_SIDE), dtype=torch.uint8)
     mean = torch.tensor(llava.config.mm_image_mean)[:, None, None]
