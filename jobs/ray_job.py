@@ -27,6 +27,7 @@ STOPPED_EXIT_CODE = 143
 """A stopped job was sent SIGTERM, as the shell reports it."""
 
 _PROBE_TIMEOUT_S = 10.0
+_STOP_GRACE_S = "120"
 _POLL_S = 0.5
 _TERMINAL = {"STOPPED", "SUCCEEDED", "FAILED"}
 
@@ -176,7 +177,8 @@ def forwarded_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
     A job's environment is shown on the dashboard, so credentials belong into the environment of the cluster.
     """
-    forwarded = {"PYTHONUNBUFFERED": "1"}  # lines appear when they are written
+    # Lines appear when they are written; a stopped job may finish its step and write a checkpoint, Ray's 3 s are short.
+    forwarded = {"PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": _STOP_GRACE_S}
     uri = environment.get("MLFLOW_TRACKING_URI", "")
     if uri.startswith(("http://", "https://")) and "@" not in uri:
         forwarded["MLFLOW_TRACKING_URI"] = uri

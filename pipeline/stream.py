@@ -10,11 +10,12 @@ which would spend seconds on that at every start.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import ray
@@ -85,9 +86,37 @@ def build_dataset(
         )
 
 
-def data_config() -> DataConfig:
-    """Return Ray Train's ingest settings: split over all workers, order kept."""
-    return DataConfig(datasets_to_split="all", execution_options=ExecutionOptions(preserve_order=True))
+@dataclasses.dataclass(frozen=True)
+class StreamStart:
+    """What Ray Train carries in the place of a dataset until it knows how many workers there are."""
+
+    step: int
+    """First optimizer step."""
+    origin: Any
+    """What the step was taken from; handed to the workers with their data."""
+
+
+class PlanIngest(DataConfig):  # type: ignore[misc]  # Ray Train publishes no types
+    """Ray Train's ingest of a plan: builds the stream for the number of workers that a start really has.
+
+    The public way to do so is to override `configure`, which Ray Train calls once per start of the worker group.
+    """
+
+    def __init__(self, build: Callable[[int, int], Dataset]) -> None:
+        """Build streams with `build(first step, number of ranks)`."""
+        super().__init__(datasets_to_split="all", execution_options=ExecutionOptions(preserve_order=True))
+        self._build = build
+
+    def configure(
+        self, datasets: dict[str, StreamStart], world_size: int, *args: Any, **kwargs: Any
+    ) -> list[dict[str, DataIterator]]:
+        """Return each worker's share of the stream; `origin` of the start travels along as an attribute."""
+        streams = {name: self._build(start.step, world_size) for name, start in datasets.items()}
+        shares: list[dict[str, DataIterator]] = super().configure(streams, world_size, *args, **kwargs)
+        for share in shares:
+            for name, iterator in share.items():
+                iterator.origin = datasets[name].origin
+        return shares
 
 
 def iterate_stream(

@@ -10,7 +10,7 @@ import torch
 from pipeline.benchmark.flops import SampleSize
 from pipeline.benchmark.measure import Timing, time_steps
 from pipeline.benchmark.scenarios import OurSettings, Scenario
-from pipeline.benchmark.shapes import build_model
+from pipeline.benchmark.shapes import build_model, resolution
 from pipeline.benchmark.workloads import TextSize, build_rank_step
 from pipeline.plan.plan import Plan
 from pipeline.training.batches import prepare_ahead
@@ -18,9 +18,12 @@ from pipeline.training.checkpoint import CheckpointStore
 from pipeline.training.distributed import Workers
 from pipeline.training.loop import run_step
 from pipeline.training.metrics import Ledger
+from pipeline.training.notices import SignalNotices
 from pipeline.training.optim import build_optimizer
 from pipeline.training.session import TrainingSession
+from pipeline.training.snapshot import Snapshots
 from pipeline.training.stage import set_up_stage
+from pipeline.training.trend import LossTrend
 
 
 def build_session(
@@ -35,14 +38,17 @@ def build_session(
     return TrainingSession(
         config=config,
         plan=scenario.plan(sizes, settings.micro_batch_tokens),
+        describe_sample=lambda sample_id: {"sample_id": sample_id},
         workers=Workers(0, 1, device),
         model=model,
         optimizer=build_optimizer(model, config.training),
-        store=CheckpointStore(run_dir / "checkpoints", 1),
+        snapshots=Snapshots(CheckpointStore(run_dir / "checkpoints", 1), attempt=0),
         log=None,
         ledger=Ledger(),
         quarantine_file=run_dir / "quarantine.jsonl",
-        stop_requested=lambda: False,
+        trend=LossTrend(),
+        attempt=0,
+        notices=SignalNotices(lambda: False),
     )
 
 
@@ -66,7 +72,7 @@ def time_ours(
     session = build_session(scenario, settings, sizes, device, run_dir)
     plan = session.plan
     drawn = [build_rank_step(plan, step, sizes, scenario.shape) for step in range(plan.total_steps)]
-    prepared = prepare_ahead(iter([*drawn, drawn[-1]]), scenario.features_per_image, device)
+    prepared = prepare_ahead(iter([*drawn, drawn[-1]]), resolution(scenario.shape), device)
     computed_tokens: list[int] = []
 
     def one_step() -> float:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.config.section import Free, Section
+from pipeline.config.section import Fixed, Free, Section
 
 
 class CheckpointConfig(Section):
@@ -15,7 +15,13 @@ class CheckpointConfig(Section):
     every_steps: Annotated[int, Free, Field(ge=1)] = 100
     """Optimizer steps between checkpoints; the last step is always saved."""
     keep_last: Annotated[int, Free, Field(ge=1)] = 2
-    """Newest checkpoints kept on disk."""
+    """Newest checkpoints kept; the one before the newest is what a damaged newest one falls back to."""
+    keep_best: Annotated[int, Free, Field(ge=0)] = 1
+    """Checkpoints with the lowest smoothed training loss kept besides."""
+    layout: Annotated[Literal["sharded", "whole"], Free] = "sharded"
+    """With `training.sharding: fsdp`: every rank writes its own shards, or rank 0 gathers and writes all."""
+    folder: Annotated[str | None, Fixed] = None
+    """Where checkpoints lie: a shared folder or an s3:// or gs:// prefix of this run's own; null: the run folder."""
 
 
 class ClusterConfig(Section):

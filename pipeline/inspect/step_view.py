@@ -84,8 +84,8 @@ def check_same_run(config: ExperimentConfig, plan: Plan) -> None:
         trained, planned = state["plan_fingerprint"], plan.fingerprint_before(state["step"])
         if trained != planned:
             raise ConfigError(
-                f"checkpoint {name} was trained on plan {trained[:12]}, the data now give plan {planned[:12]}: shards, tokenizer, "
-                "template or past weights changed since, so nobody can say any more what its steps held"
+                f"checkpoint {name} was trained on plan {trained[:12]}, the data now give plan {planned[:12]}: shards, "
+                "tokenizer, template or past weights changed since, so nobody can say any more what its steps held"
             )
 
 

@@ -9,7 +9,7 @@ import torch
 
 from pipeline.loader import Rejected
 from pipeline.training.batches import PreparedStep
-from pipeline.training.metrics import StepCounts, step_rates
+from pipeline.training.metrics import step_rates
 from pipeline.training.session import StepOutcome, TrainingSession
 
 
@@ -17,19 +17,19 @@ class RejectedBudgetError(RuntimeError):
     """More samples were rejected while training than the config tolerates."""
 
 
-def book(session: TrainingSession, prepared: PreparedStep, counts: StepCounts) -> None:
+def book(session: TrainingSession, prepared: PreparedStep, outcome: StepOutcome) -> None:
     """Enter the step into the ledger and write rejected samples down.
 
     Raises:
         RejectedBudgetError: there are too many of them.
     """
     reasons: dict[str, int] = {}
-    if counts.rejected:
+    if outcome.counts.rejected:
         for own in session.workers.gather(prepared.reasons):
             for reason, number in own.items():
                 reasons[reason] = reasons.get(reason, 0) + number
         _write_rejected(session.quarantine_file, prepared.step, prepared.rejected)
-    session.ledger.add(counts, reasons)
+    session.ledger.add(outcome.counts, reasons, outcome.by_source)
     allowed = session.config.data.allowed_rejected(session.plan.num_samples)
     if session.ledger.quarantined > allowed:
         raise RejectedBudgetError(
@@ -53,6 +53,17 @@ def step_metrics(
         "data/samples_quarantined": float(session.ledger.quarantined),
         **step_rates(outcome.counts, step_time_s, wait_s),
     }
+    if session.snapshots.stall_s:
+        metrics["perf/checkpoint_stall_s"] = session.snapshots.stall_s
+        metrics["perf/checkpoint_write_s"] = session.snapshots.write_s
+    if session.trend.num_spikes:
+        metrics["train/loss_spikes"] = float(session.trend.num_spikes)
+    for name, numbers in outcome.by_source.items():
+        account = session.ledger.by_source[name]
+        metrics[f"data/samples_trained/{name}"] = float(account["trained"])
+        metrics[f"data/samples_quarantined/{name}"] = float(account["quarantined"])
+        if numbers.targets:
+            metrics[f"train/loss/{name}"] = numbers.loss / numbers.targets
     for reason, number in session.ledger.reasons.items():
         metrics[f"data/quarantined/{reason}"] = float(number)
     if session.workers.device.type == "cuda":

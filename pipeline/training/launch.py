@@ -19,7 +19,9 @@ from pipeline.prepare import prepare_source
 from pipeline.training.distributed import Workers, join_torchrun
 from pipeline.training.lease import hold_run
 from pipeline.training.loop import StopRequestedError
+from pipeline.training.notices import SignalNotices, sigterm_as_request
 from pipeline.training.progress import ProgressReporter
+from pipeline.training.resume import find_position
 from pipeline.training.worker import WorkerResult, run_worker
 
 if TYPE_CHECKING:
@@ -103,7 +105,10 @@ def _train_rank(config: ExperimentConfig, source: BatchSource, workers: Workers,
             pin=workers.device.type == "cuda",
         )
 
-    return run_worker(config, source, workers, open_stream, attempt)
+    with sigterm_as_request() as requested:
+        position = workers.gather(find_position(config) if workers.is_first else None)[0]
+        notices = SignalNotices(requested.is_set)
+        return run_worker(config, source, workers, open_stream, position=position, attempt=attempt, notices=notices)
 
 
 def _supervise(

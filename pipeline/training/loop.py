@@ -17,11 +17,13 @@ from torch.distributed.tensor import DTensor
 
 from pipeline.training.batches import PreparedStep
 from pipeline.training.bookkeeping import book, step_metrics
+from pipeline.training.fault_points import reached
 from pipeline.training.gradients import accumulate_gradients
+from pipeline.training.lineage import NONFINITE_FILE, SPIKE_FILE, record_step
 from pipeline.training.metrics import StepCounts
 from pipeline.training.optim import learning_rate_factor, set_learning_rate
 from pipeline.training.session import StepOutcome, TrainingSession
-from pipeline.training.snapshot import save_checkpoint
+from pipeline.training.sources import describe_sources
 
 
 class NonFiniteError(RuntimeError):
@@ -41,23 +43,45 @@ def train(session: TrainingSession, steps: Iterator[PreparedStep]) -> dict[str, 
         StopRequestedError: the process was asked to stop, after a checkpoint.
     """
     metrics: dict[str, float] = {}
+    leaving = False
     started = time.perf_counter()
     for prepared in steps:
         wait_s = time.perf_counter() - started
         outcome = run_step(session, prepared)
-        book(session, prepared, outcome.counts)
+        book(session, prepared, outcome)
+        observe_loss(session, prepared.step, outcome.loss)
         metrics = step_metrics(session, prepared.step, outcome, time.perf_counter() - started, wait_s)
         if session.log is not None:
             session.log.append(prepared.step, metrics)
+        reached("step.logged")
         next_step = prepared.step + 1
-        stop = session.workers.max([float(session.stop_requested())])[0] > 0
+        stop, leaves_now = read_notices(session)
         is_last = next_step == session.plan.total_steps
-        if is_last or stop or next_step % session.config.checkpoint.every_steps == 0:
-            save_checkpoint(session, next_step)
+        if is_last or stop or (leaves_now and not leaving) or next_step % session.config.checkpoint.every_steps == 0:
+            session.snapshots.save(session, next_step)
+        if is_last or stop or leaves_now:
+            session.snapshots.finish(session)
+        leaving = leaving or leaves_now  # one extra checkpoint per notice: the machine may stay for minutes
         if stop and not is_last:
             raise StopRequestedError(f"stopped after step {prepared.step} as asked; the same command resumes the run")
         started = time.perf_counter()
     return metrics
+
+
+def observe_loss(session: TrainingSession, step: int, loss: float) -> None:
+    """Follow the loss; write the samples of a step down whose loss leaves the range of the steps before it."""
+    bound = session.trend.bound(session.config.training.loss_spike_deviations)
+    is_spike = bound is not None and loss > bound
+    if is_spike:
+        record_step(session, SPIKE_FILE, step, {"loss": loss, "bound": bound})
+    session.trend.add(loss, is_spike=is_spike)
+
+
+def read_notices(session: TrainingSession) -> tuple[bool, bool]:
+    """Return whether the run was asked to stop, and whether one of its machines is leaving; the same on all ranks."""
+    notices = session.notices
+    stop, check_is_due = session.workers.max([float(notices.stop_requested()), float(notices.check_is_due())])
+    return stop > 0, check_is_due > 0 and notices.machine_is_leaving()
 
 
 def run_step(session: TrainingSession, prepared: PreparedStep) -> StepOutcome:
@@ -66,26 +90,32 @@ def run_step(session: TrainingSession, prepared: PreparedStep) -> StepOutcome:
     A step without a single supervised token changes nothing.
 
     Raises:
-        NonFiniteError: before anything is updated, on every rank alike.
+        NonFiniteError: before anything is updated, on every rank alike; the samples are in nonfinite.jsonl.
     """
-    counts = StepCounts(*session.workers.sum(dataclasses.astuple(prepared.counts)))
+    own_counts = dataclasses.astuple(prepared.counts)
+    summed = session.workers.sum([*own_counts, *prepared.tally.counts])
+    counts, source_counts = StepCounts(*summed[: len(own_counts)]), summed[len(own_counts) :]
     session.optimizer.zero_grad(set_to_none=True)
     local_loss = accumulate_gradients(session, prepared, counts.targets)
     if session.config.training.sharding == "none":
         session.workers.sum_gradients(session.trained)
     grad_norm = _whole(nn.utils.clip_grad_norm_(session.trained, session.config.training.max_grad_norm)).item()
-    loss = session.workers.sum([local_loss.item()])[0]
+    loss, *source_losses = session.workers.sum(local_loss.tolist())
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
         ids = session.plan.samples(prepared.step).tolist()
+        record_step(session, NONFINITE_FILE, prepared.step, {"loss": loss, "grad_norm": grad_norm})
         raise NonFiniteError(
             f"step {prepared.step}: loss {loss}, gradient norm {grad_norm}; nothing was updated. Samples of the step: "
-            f"{ids}. Lower training.learning_rate, or look at these samples"
+            f"{ids}. Lower training.learning_rate, or look at these samples: {NONFINITE_FILE} in the run folder names "
+            "their shards and keys"
         )
     factor = learning_rate_factor(prepared.step, session.plan.total_steps, session.config.training)
     learning_rate = set_learning_rate(session.optimizer, factor)
     if counts.targets:
         session.optimizer.step()
-    return StepOutcome(loss, grad_norm, learning_rate, counts)
+    reached("step.updated")
+    by_source = describe_sources(session.plan.sources, source_counts, source_losses)
+    return StepOutcome(loss, grad_norm, learning_rate, counts, by_source)
 
 
 def _whole(tensor: Tensor) -> Tensor:

@@ -1,113 +1,76 @@
-"""The manifest of a checkpoint folder: proof, written last, of every byte in it; and the search for the newest proof.
+"""The manifest of a checkpoint: proof, written last, of every byte in it, and all facts of the run that are no tensor.
 
-Needs no torch, so that the data stream can learn a run's position without loading it.
+`MANIFEST.json` is `{"body": {"format", "step", "score", "files": {NAME: {"size", "sha256"}}, "state"}, "sha256"}`, the
+last over the body as sorted JSON. Needs no torch, so that whoever only asks for a run's position need not load it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import os
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 CHECKPOINT_FOLDER = "checkpoints"
-_MANIFEST = "MANIFEST.json"
-_FORMAT = 1
-
-logger = logging.getLogger(__name__)
+MANIFEST_NAME = "MANIFEST.json"
+_FORMAT = 2
 
 
 class CheckpointError(ValueError):
-    """A checkpoint folder does not hold what its manifest says."""
+    """A checkpoint does not hold what its manifest says."""
 
 
-class VerifiedFolder(NamedTuple):
-    """A checkpoint folder whose every byte was verified."""
+class FileProof(NamedTuple):
+    """What a file must be like."""
 
-    path: Path
+    size: int
+    """Bytes."""
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Content of a checkpoint's manifest."""
+
     step: int
     """Optimizer steps done; the next one to run."""
+    files: dict[str, FileProof]
+    state: dict[str, Any]
+    """Facts of the run: fingerprints, counters, config."""
+    score: float | None = None
+    """What retention compares, lower is better; None when it was not measured."""
 
 
-def seal(folder: Path, step: int) -> None:
-    """Make every file of a folder durable, then prove them by a manifest that is written last."""
-    files = {}
-    for path in sorted(folder.iterdir()):
-        fsync(path)
-        files[path.name] = {"size": path.stat().st_size, "sha256": _sha256(path)}
-    body = {"format": _FORMAT, "step": step, "files": files}
-    manifest = folder / _MANIFEST
-    manifest.write_text(json.dumps({"body": body, "sha256": _body_digest(body)}, indent=1))
-    fsync(manifest)
-    fsync(folder)
+def encode_manifest(manifest: Manifest) -> bytes:
+    """Serialise a manifest with a digest over itself."""
+    body = {
+        "format": _FORMAT,
+        "step": manifest.step,
+        "score": manifest.score,
+        "files": {name: proof._asdict() for name, proof in manifest.files.items()},
+        "state": manifest.state,
+    }
+    return json.dumps({"body": body, "sha256": _body_digest(body)}, indent=1).encode()
 
 
-def verify(folder: Path) -> VerifiedFolder:
-    """Check every file of a folder against its manifest, and the manifest against itself.
+def decode_manifest(content: bytes, where: str) -> Manifest:
+    """Read what `encode_manifest` wrote; `where` names the checkpoint in messages.
 
     Raises:
-        CheckpointError: a byte differs or is missing; names the file.
+        CheckpointError: it is unreadable, changed since it was written, or of another format.
     """
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text())
-        body = manifest["body"]
-        if manifest["sha256"] != _body_digest(body):
-            raise CheckpointError(f"checkpoint {folder}: the manifest changed since it was written")
+        tree = json.loads(content)
+        body = tree["body"]
+        if tree["sha256"] != _body_digest(body):
+            raise CheckpointError(f"checkpoint {where}: the manifest changed since it was written")
         if body["format"] != _FORMAT:
-            raise CheckpointError(f"checkpoint {folder}: format {body['format']!r}, this version reads {_FORMAT}")
-        expected = {name: (entry["size"], entry["sha256"]) for name, entry in body["files"].items()}
-        step = int(body["step"])
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"checkpoint {folder}: manifest missing or unreadable ({error})") from error
-    for name, (size, digest) in expected.items():
-        path = folder / name
-        found = path.stat().st_size if path.is_file() else -1
-        if found != size:
-            raise CheckpointError(f"checkpoint {folder}: {name} has {found} bytes, the manifest says {size}")
-        if _sha256(path) != digest:
-            raise CheckpointError(f"checkpoint {folder}: the content of {name} changed since it was written")
-    return VerifiedFolder(folder, step)
-
-
-def checkpoint_folders(parent: Path) -> list[Path]:
-    """Return the checkpoint folders in `parent`, oldest first, verified or not."""
-    return sorted(parent.glob("step-????????")) if parent.is_dir() else []
-
-
-def newest_verified(parent: Path) -> VerifiedFolder | None:
-    """Return the newest checkpoint whose every byte verifies; None when there is none.
-
-    Defective folders are skipped with a warning that names them, never read and never deleted.
-    """
-    for folder in reversed(checkpoint_folders(parent)):
-        try:
-            return verify(folder)
-        except CheckpointError as error:
-            logger.warning("%s; falling back to the checkpoint before it", error)
-    return None
-
-
-def steps_done(parent: Path) -> int:
-    """Return the optimizer steps that the newest verified checkpoint holds, 0 without one."""
-    newest = newest_verified(parent)
-    return newest.step if newest else 0
-
-
-def fsync(path: Path) -> None:
-    """Make a file's content, or a folder's list of names, durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            raise CheckpointError(f"checkpoint {where}: format {body['format']!r}, this version reads {_FORMAT}")
+        files = {name: FileProof(entry["size"], entry["sha256"]) for name, entry in body["files"].items()}
+        return Manifest(int(body["step"]), files, body["state"], body["score"])
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"checkpoint {where}: manifest unreadable ({error!r})") from error
 
 
 def _body_digest(body: Any) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

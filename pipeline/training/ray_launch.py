@@ -22,8 +22,9 @@ from ray.data import Dataset
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 
 from pipeline.config import ClusterConfig, ConfigError, ExperimentConfig
-from pipeline.stream import build_dataset, data_config, iterate_stream
-from pipeline.training.manifest import CHECKPOINT_FOLDER, steps_done
+from pipeline.stream import PlanIngest, StreamStart, build_dataset, iterate_stream
+from pipeline.training.ray_notices import RayNotices, forward_sigterm
+from pipeline.training.resume import find_position
 
 if TYPE_CHECKING:
     from pipeline.loader import BatchSource, RankStep
@@ -92,17 +93,23 @@ def run_on_ray(config: ExperimentConfig, source: BatchSource, attempt: int) -> W
 
     Raises:
         ray.train.v2.api.exceptions.TrainingFailedError: workers failed more often than cluster.max_failures.
+        StopRequestedError: SIGTERM came; a checkpoint was written.
     """
+    with forward_sigterm() as stop:
+        return _fit(config, source, attempt, stop)
+
+
+def _fit(config: ExperimentConfig, source: BatchSource, attempt: int, stop: Any) -> WorkerResult:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from pipeline.training.worker import WorkerResult
 
     source_ref = ray.put(source)
     trainer = TorchTrainer(
-        _TrainFunction(config, source_ref, attempt),
+        _TrainFunction(config, source_ref, attempt, stop),
         torch_config=TorchConfig(backend="nccl" if config.cluster.use_gpu else "gloo", timeout_s=_GROUP_TIMEOUT_S),
-        datasets={"train": _OpenDataset(config, source_ref, source.plan.total_steps)},
-        dataset_config=data_config(),
+        datasets={"train": _FindStart(config, source.plan.total_steps)},
+        dataset_config=PlanIngest(_BuildStream(config, source_ref, source.plan.total_steps)),
         scaling_config=ScalingConfig(
             num_workers=config.cluster.num_workers,
             use_gpu=config.cluster.use_gpu,
@@ -128,24 +135,35 @@ def run_on_ray(config: ExperimentConfig, source: BatchSource, attempt: int) -> W
 
 
 @dataclass(frozen=True)
-class _OpenDataset:
-    """What Ray Train calls at every start of the worker group: the stream from the newest checkpoint on."""
+class _FindStart:
+    """What Ray Train calls at every start of the worker group: decides where the run continues.
 
+    The workers get the decision together with their data, so that weights and data cannot come from two checkpoints.
+    """
+
+    config: ExperimentConfig
+    total_steps: int
+
+    def __call__(self) -> StreamStart:
+        position = find_position(self.config)
+        done = 0 if position is None else position.step
+        # With nothing left to train the workers never open the stream; one step keeps Ray's split well-formed.
+        return StreamStart(min(done, self.total_steps - 1), position)
+
+
+@dataclass(frozen=True)
+class _BuildStream:
     config: ExperimentConfig
     source: ray.ObjectRef[BatchSource]
     total_steps: int
 
-    def __call__(self) -> Dataset:
-        cluster = self.config.cluster
-        done = steps_done(Path(self.config.run_dir) / CHECKPOINT_FOLDER)
-        # With nothing left to train the workers never open the stream; one row keeps Ray's split well-formed.
-        start_step = min(done, self.total_steps - 1)
+    def __call__(self, start_step: int, num_ranks: int) -> Dataset:
         return build_dataset(
             self.source,
             start_step=start_step,
             end_step=self.total_steps,
-            num_ranks=cluster.num_workers,
-            data_workers=cluster.data_workers,
+            num_ranks=num_ranks,
+            data_workers=self.config.cluster.data_workers,
         )
 
 
@@ -156,13 +174,15 @@ class _TrainFunction:
     config: ExperimentConfig
     source: ray.ObjectRef[BatchSource]
     attempt: int
+    stop: Any
+    """Handle of the driver's `StopRequest`."""
 
     def __call__(self) -> WorkerResult | Exception:
         import ray.train.torch as ray_torch
 
         from pipeline.training.bookkeeping import RejectedBudgetError
         from pipeline.training.distributed import Workers
-        from pipeline.training.loop import NonFiniteError
+        from pipeline.training.loop import NonFiniteError, StopRequestedError
         from pipeline.training.metrics import LedgerError
         from pipeline.training.worker import run_worker
 
@@ -170,9 +190,11 @@ class _TrainFunction:
         workers = Workers(context.get_world_rank(), context.get_world_size(), ray_torch.get_device())
         source = ray.get(self.source)
 
+        shard = ray.train.get_dataset_shard("train")
+
         def open_stream(start_step: int) -> Iterator[RankStep]:
             return iterate_stream(
-                ray.train.get_dataset_shard("train"),
+                shard,
                 source,
                 start_step=start_step,
                 rank=workers.rank,
@@ -181,8 +203,16 @@ class _TrainFunction:
             )
 
         try:
-            return run_worker(self.config, source, workers, open_stream, self.attempt)
-        except (ConfigError, NonFiniteError, RejectedBudgetError, LedgerError) as error:
+            return run_worker(
+                self.config,
+                source,
+                workers,
+                open_stream,
+                position=shard.origin,
+                attempt=self.attempt,
+                notices=RayNotices(self.stop),
+            )
+        except (ConfigError, NonFiniteError, RejectedBudgetError, LedgerError, StopRequestedError) as error:
             # Raised on every rank alike, and again after every restart: a value, so that Ray does not retry it.
             return error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -12,9 +13,14 @@ from torch import nn
 from model.weights import LlavaModel
 from pipeline.config import ExperimentConfig
 from pipeline.plan.plan import Plan
-from pipeline.training.checkpoint import CheckpointStore
 from pipeline.training.distributed import Workers
 from pipeline.training.metrics import Ledger, MetricsLog, StepCounts
+from pipeline.training.notices import Notices
+from pipeline.training.sources import SourceNumbers
+from pipeline.training.trend import LossTrend
+
+if TYPE_CHECKING:
+    from pipeline.training.snapshot import Snapshots
 
 
 @dataclass
@@ -23,16 +29,21 @@ class TrainingSession:
 
     config: ExperimentConfig
     plan: Plan
+    describe_sample: Callable[[int], dict[str, Any]]
+    """Names a sample id for people: its shard and key."""
     workers: Workers
     model: LlavaModel
     optimizer: torch.optim.Optimizer
-    store: CheckpointStore
+    snapshots: Snapshots
     log: MetricsLog | None
     """Rank 0 only."""
     ledger: Ledger
+    trend: LossTrend
+    attempt: int
+    """Number under which the launcher holds the run folder."""
     quarantine_file: Path
     """JSON lines of this rank's rejected samples."""
-    stop_requested: Callable[[], bool]
+    notices: Notices
 
     @property
     def trained(self) -> list[nn.Parameter]:
@@ -48,3 +59,5 @@ class StepOutcome:
     grad_norm: float
     learning_rate: float
     counts: StepCounts
+    by_source: dict[str, SourceNumbers]
+    """Empty without a mix."""

@@ -1,32 +1,95 @@
-"""Taking a snapshot of a run: what of it goes into a checkpoint. How the folder is written is left to `checkpoint`."""
+"""Taking a snapshot of a run and having it written beside training: what goes into a checkpoint, and when it counts."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import time
 from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pipeline.training.background import BackgroundWriter
+from pipeline.training.checkpoint import CheckpointStore, SaveJob, new_token
+from pipeline.training.fault_points import reached
 from pipeline.training.session import TrainingSession
-from pipeline.training.state import collect
+from pipeline.training.state import HostCopies
+from pipeline.training.tensor_file import whole
 
 
-def save_checkpoint(session: TrainingSession, next_step: int) -> None:
-    """Save weights, optimizer, RNG and position as one transaction; all ranks take part, rank 0 writes.
+class CheckpointWriteError(OSError):
+    """A checkpoint could not be written; the one before it is intact."""
 
-    Raises:
-        LedgerError: samples planned and samples accounted for differ.
+
+class Snapshots:
+    """Copies the run to host memory and writes the copy in the background, one at a time.
+
+    The error of a write surfaces on every rank at the next snapshot, or in `finish`.
     """
-    session.ledger.check(session.plan.num_planned(next_step))
-    tensors: dict[str, dict[str, Tensor]] = collect(session.model, session.optimizer, keep=session.workers.is_first)
-    generators = session.workers.gather(random_state(session.workers.device))
-    if session.workers.is_first:
-        tensors["random"] = {
-            f"{name}.{rank}": state for rank, own in enumerate(generators) for name, state in own.items()
-        }
-        session.store.save(next_step, tensors, _checkpoint_facts(session))
-    session.workers.barrier()
+
+    def __init__(self, store: CheckpointStore, attempt: int) -> None:
+        self._store, self._attempt = store, attempt
+        self._copies, self._writer = HostCopies(), BackgroundWriter()
+        self.stall_s = 0.0
+        """Seconds that training waited for the last snapshot."""
+
+    @property
+    def write_s(self) -> float:
+        """Seconds that the last completed write took beside training."""
+        return self._writer.last_duration_s
+
+    def save(self, session: TrainingSession, next_step: int) -> None:
+        """Take a snapshot and start writing it; all ranks take part.
+
+        Raises:
+            LedgerError: samples planned and samples accounted for differ.
+            CheckpointWriteError: the checkpoint before this one could not be written.
+        """
+        started = time.perf_counter()
+        session.ledger.check(session.plan.num_planned(next_step), session.plan.planned_by_source(next_step))
+        self.finish(session)
+        workers, own_shards = session.workers, _writes_own_shards(session)
+        groups = self._copies.take(session.model, session.optimizer, own_shards=own_shards, is_first=workers.is_first)
+        shares = workers.gather((random_state(workers.device), new_token(self._attempt)))
+        if workers.is_first:
+            groups["random"] = {
+                f"{name}.{rank}": whole(state) for rank, (own, _) in enumerate(shares) for name, state in own.items()
+            }
+        if workers.is_first or own_shards:
+            job = SaveJob(
+                step=next_step,
+                groups=groups,
+                state=_facts(session, next_step) if workers.is_first else {},
+                score=session.trend.smoothed_loss,
+                token=shares[0][1],
+                rank=workers.rank,
+                num_writers=workers.world_size if own_shards else 1,
+            )
+            reached("checkpoint.snapshot_taken")
+            self._writer.start(partial(self._store.write, job))
+        self.stall_s = time.perf_counter() - started
+
+    def finish(self, session: TrainingSession) -> None:
+        """Wait until the last snapshot is durable; all ranks take part.
+
+        Raises:
+            CheckpointWriteError: it could not be written.
+        """
+        errors = [error for error in session.workers.gather(_describe(self._writer.finish())) if error]
+        if errors:
+            raise CheckpointWriteError(
+                f"checkpoint not written: {errors[0]}. The checkpoint before it is intact; make room or repair the "
+                f"storage at {self._store.storage.location}, then start the same command again"
+            )
+
+    def abandon(self, timeout_s: float) -> None:
+        """Give a write in flight some seconds to end, without other ranks; for a run that is failing."""
+        self._store.hurry()
+        self._writer.finish(timeout_s)
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
@@ -35,10 +98,34 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
     return states | {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else states
 
 
-def _checkpoint_facts(session: TrainingSession) -> Mapping[str, Any]:
+def _writes_own_shards(session: TrainingSession) -> bool:
+    is_sharded = session.config.training.sharding == "fsdp" and session.workers.world_size > 1
+    return is_sharded and session.config.checkpoint.layout == "sharded"
+
+
+def _describe(error: Exception | None) -> str:
+    return "" if error is None else str(error) or type(error).__name__
+
+
+def _facts(session: TrainingSession, next_step: int) -> Mapping[str, Any]:
+    config = session.config.model_dump(mode="json")
     return {
-        "plan_fingerprint": session.plan.fingerprint,
-        "ledger": session.ledger.to_json(),
+        "attempt": session.attempt,
         "world_size": session.workers.world_size,
-        "config": session.config.model_dump(mode="json"),
+        "plan_fingerprint": session.plan.fingerprint_before(next_step),
+        "data_fingerprint": session.plan.data_fingerprint,
+        "config": config,
+        "config_sha256": hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
+        "mlflow": _tracked_run(Path(session.config.run_dir)),
+        "ledger": session.ledger.to_json(),
+        "trend": session.trend.to_json(),
     }
+
+
+def _tracked_run(run_dir: Path) -> dict[str, Any]:
+    """Return which MLflow run this is, as far as the launching process has written it down."""
+    try:
+        known = json.loads((run_dir / "mlflow.json").read_text())
+    except (OSError, json.JSONDecodeError):
+        return {}
+    return {name: known.get(name) for name in ("run_key", "run_id", "experiment_id", "tracking_uri")}

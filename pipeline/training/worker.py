@@ -6,8 +6,6 @@ Folder of a run: config.yaml, index/, metrics.jsonl, quarantine/, checkpoints/, 
 from __future__ import annotations
 
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -22,15 +20,21 @@ from pipeline.training.batches import prepare_ahead
 from pipeline.training.checkpoint import Checkpoint, CheckpointStore
 from pipeline.training.distributed import Workers
 from pipeline.training.lease import check_lease
+from pipeline.training.lineage import describe_sample
 from pipeline.training.loop import train
-from pipeline.training.manifest import CHECKPOINT_FOLDER
 from pipeline.training.metrics import Ledger, MetricsLog
 from pipeline.training.notices import Notices
 from pipeline.training.optim import build_optimizer
+from pipeline.training.resume import run_storage
 from pipeline.training.session import TrainingSession
 from pipeline.training.sharding import shard_model
+from pipeline.training.snapshot import Snapshots
 from pipeline.training.stage import DTYPES, build_model, save_result
 from pipeline.training.state import restore
+from pipeline.training.trend import LossTrend
+from pipeline.training.verification import Position
+
+_LAST_WRITE_S = 10.0
 
 OpenStream = Callable[[int], Iterator[RankStep]]
 """Given the first step, yields this rank's steps to the end of the run."""
@@ -51,17 +55,21 @@ def run_worker(
     source: BatchSource,
     workers: Workers,
     open_stream: OpenStream,
+    *,
+    position: Position | None,
     attempt: int,
     notices: Notices,
 ) -> WorkerResult:
-    """Train this rank's part of the run, from its newest checkpoint if there is one.
+    """Train this rank's part of the run.
 
     Args:
         config: the run.
         source: its data and plan.
         workers: this rank among the others.
         open_stream: opens this rank's data.
+        position: the checkpoint to continue from, the same on all ranks; None starts from nothing.
         attempt: number under which the launcher holds the run folder.
+        notices: tells when to stop or to save at once.
 
     Raises:
         ConfigError: the checkpoint belongs to another plan.
@@ -75,33 +83,46 @@ def run_worker(
         shard_model(model, workers, DTYPES[config.training.precision])
     optimizer = build_optimizer(model, config.training)
     run_dir = Path(config.run_dir)
-    store = CheckpointStore(
-        run_dir / CHECKPOINT_FOLDER, config.checkpoint.keep_last, may_commit=partial(check_lease, run_dir, attempt)
-    )
-    checkpoint = store.latest()
-    start_step, ledger = 0, Ledger()
-    if checkpoint is not None:
+    store = _open_store(config, workers, attempt)
+    start_step, ledger, trend = 0, Ledger(), LossTrend()
+    if position is not None:
+        checkpoint = store.open(position)
         check_same_plan(checkpoint, source)
-        restore(model, optimizer, checkpoint.tensors("model"), checkpoint.tensors("optimizer"))
+        restore(model, optimizer, checkpoint)
         _restore_random_state(checkpoint, workers, config.seed)
-        start_step, ledger = checkpoint.step, Ledger(**checkpoint.state["ledger"])
+        start_step = checkpoint.step
+        ledger, trend = Ledger(**checkpoint.state["ledger"]), LossTrend(**checkpoint.state["trend"])
     session = TrainingSession(
         config=config,
         plan=source.plan,
+        describe_sample=partial(describe_sample, source.index),
         workers=workers,
         model=model,
         optimizer=optimizer,
-        store=store,
+        snapshots=Snapshots(store, attempt),
         log=MetricsLog(run_dir / "metrics.jsonl") if workers.is_first else None,
         ledger=ledger,
+        trend=trend,
+        attempt=attempt,
         quarantine_file=run_dir / "quarantine" / f"rank-{workers.rank:05d}.jsonl",
-        stop_requested=_listen_for_sigterm(),
+        notices=notices,
     )
     metrics: dict[str, float] = {}
     if start_step < source.plan.total_steps:
-        steps = prepare_ahead(open_stream(start_step), source.encoder.features_per_image, workers.device)
-        metrics = train(session, steps)
+        steps = prepare_ahead(open_stream(start_step), source.encoder.resolution, workers.device, source.plan.sources)
+        try:
+            metrics = train(session, steps)
+        finally:
+            session.snapshots.abandon(_LAST_WRITE_S)
     return WorkerResult(source.plan.total_steps, metrics, save_result(config, model, workers))
+
+
+def _open_store(config: ExperimentConfig, workers: Workers, attempt: int) -> CheckpointStore:
+    storage, policy = run_storage(config), config.checkpoint
+    if workers.is_first:
+        storage.sweep()
+    may_commit = partial(check_lease, Path(config.run_dir), attempt)
+    return CheckpointStore(storage, policy.keep_last, may_commit, policy.keep_best)
 
 
 def check_same_plan(checkpoint: Checkpoint, source: BatchSource) -> None:
@@ -110,7 +131,7 @@ def check_same_plan(checkpoint: Checkpoint, source: BatchSource) -> None:
     Raises:
         ConfigError: the fingerprints differ.
     """
-    before, now = checkpoint.state["plan_fingerprint"], source.plan.fingerprint
+    before, now = checkpoint.state["plan_fingerprint"], source.plan.fingerprint_before(checkpoint.step)
     if before != now:
         raise ConfigError(
             f"checkpoint {checkpoint.folder} was trained on plan {before[:12]}, the data now give plan {now[:12]}: "
@@ -134,16 +155,3 @@ def _restore_random_state(checkpoint: Checkpoint, workers: Workers, seed: int) -
     torch.set_rng_state(saved[f"cpu.{workers.rank}"])
     if workers.device.type == "cuda" and f"cuda.{workers.rank}" in saved:
         torch.cuda.set_rng_state(saved[f"cuda.{workers.rank}"], workers.device)
-
-
-def _listen_for_sigterm() -> Callable[[], bool]:
-    """Turn the first SIGTERM into a request to stop; a second one ends the process at once."""
-    requested = threading.Event()
-
-    def on_sigterm(signum: int, frame: object) -> None:
-        requested.set()
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-    if threading.current_thread() is threading.main_thread():  # only there may Python install handlers
-        signal.signal(signal.SIGTERM, on_sigterm)
-    return requested.is_set

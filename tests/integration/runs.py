@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -37,6 +38,14 @@ def assert_same_run(first: Path, second: Path) -> None:
     assert ours.keys() == theirs.keys()
     different = [name for name in ours if not torch.equal(ours[name], theirs[name])]
     assert different == []
+
+
+def wait_for_steps(run_dir: Path, num_steps: int, process: subprocess.Popen[str]) -> None:
+    """Wait until a run that was started as `process` has logged so many steps."""
+    path = run_dir / "metrics.jsonl"
+    while not path.exists() or len(path.read_bytes().splitlines()) < num_steps:
+        time.sleep(0.02)
+        assert process.poll() is None, f"the run ended before it could be disturbed: {process.communicate()[0]}"
 
 
 def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -20,14 +19,7 @@ from pipeline.training.checkpoint import CheckpointStore
 from pipeline.training.launch import run_training
 from pipeline.training.loop import NonFiniteError
 from tests.integration.conftest import WriteConfig
-from tests.integration.runs import assert_same_run, losses, run, start, weights
-
-
-def wait_for_steps(run_dir: Path, num_steps: int, process_alive: object) -> None:
-    path = run_dir / "metrics.jsonl"
-    while not path.exists() or len(path.read_bytes().splitlines()) < num_steps:
-        time.sleep(0.02)
-        assert process_alive() is None, "the run ended before it could be killed"  # type: ignore[operator]
+from tests.integration.runs import assert_same_run, losses, run, start, wait_for_steps, weights
 
 
 def test_run_training_pretrain_changes_only_the_projector_and_finetune_starts_from_it(
@@ -52,7 +44,7 @@ def test_run_killed_twice_and_started_again_equals_undisturbed_run_bitwise(
     config = write_config("killed", stage)
     for num_steps in (3, 6):
         process = start("jobs", stage, "--config", str(config))
-        wait_for_steps(tmp_path / "killed", num_steps, process.poll)
+        wait_for_steps(tmp_path / "killed", num_steps, process)
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert process.returncode == -signal.SIGKILL
@@ -65,7 +57,7 @@ def test_sigterm_finishes_the_step_saves_and_exits_143(write_config: WriteConfig
     run_training(load_config(write_config("calm")))
     config = write_config("stopped")
     process = start("jobs", "pretrain", "--config", str(config), "checkpoint.every_steps=1000")
-    wait_for_steps(tmp_path / "stopped", 2, process.poll)
+    wait_for_steps(tmp_path / "stopped", 2, process)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate()
     assert process.returncode == 143, output

@@ -14,7 +14,7 @@ import pytest
 from pipeline.config import ConfigError, load_config
 from pipeline.training.launch import run_training
 from tests.integration.conftest import WriteConfig
-from tests.integration.runs import assert_same_run, losses, run
+from tests.integration.runs import assert_same_run, losses, run, start, wait_for_steps
 
 ON_RAY = ["cluster.launcher=ray", "cluster.num_workers=2", "cluster.data_workers=2"]
 
@@ -58,6 +58,19 @@ def test_train_worker_killed_is_restarted_and_the_run_equals_an_undisturbed_one(
     run_training(load_config(write_config("killed"), ON_RAY))
     assert killer.killed is not None
     assert_same_run(tmp_path / "calm", tmp_path / "killed")
+
+
+@pytest.mark.ray
+@pytest.mark.chaos
+def test_driver_terminated_finishes_the_step_saves_and_exits_143(write_config: WriteConfig, tmp_path: Path) -> None:
+    long = ["training.num_epochs=99", "training.max_steps=null", "checkpoint.every_steps=1000"]
+    process = start("jobs", "pretrain", "--config", str(write_config("stopped")), *ON_RAY, *long)
+    wait_for_steps(tmp_path / "stopped", 1, process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate()
+    assert process.returncode == 143, output
+    done = len(losses(tmp_path / "stopped"))
+    assert [path.name for path in (tmp_path / "stopped" / "checkpoints").iterdir()] == [f"step-{done:08d}"]
 
 
 @pytest.mark.ray
