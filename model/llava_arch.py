@@ -96,7 +96,9 @@ class LlavaMetaForCausalLM(_LanguageModel, metaclass=ABCMeta):
             parts.append(cast(Tensor, tower(part)))
         return torch.cat(parts)[:num_tiles]
 
-    def packed_loss(self, batch: PackedBatch, image_features: Tensor | None) -> Tensor:
+    def packed_loss(
+        self, batch: PackedBatch, image_features: Tensor | None, target_losses: Tensor | None = None
+    ) -> Tensor:
         """Sum the cross-entropy over the targets of a packed micro-batch; float32 scalar.
 
         Also without targets or images the result stays attached to projector and language model, so that every rank
@@ -106,6 +108,7 @@ class LlavaMetaForCausalLM(_LanguageModel, metaclass=ABCMeta):
             batch: on the model's device.
             image_features: [U, P, V] tower features of the tiles that the batch's images are made of, or their rows
                 [U * P, V]; None when it has no image.
+            target_losses: [K] float32 without gradient; filled with the cross-entropy of each target.
 
         Raises:
             ValueError: the features do not match the batch, packed attention is not enabled, or the output head is
@@ -116,7 +119,7 @@ class LlavaMetaForCausalLM(_LanguageModel, metaclass=ABCMeta):
             # A float32 embedding would keep the whole residual stream in float32: twice the memory traffic.
             embeds = embeds.to(torch.get_autocast_dtype(embeds.device.type))
         hidden = decode_packed(self, embeds, batch)
-        return sum_loss(hidden, self.lm_head, batch)
+        return sum_loss(hidden, self.lm_head, batch, target_losses)
 
     def prepare_inputs_labels_for_multimodal(
         self,

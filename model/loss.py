@@ -17,7 +17,13 @@ CPU_CHUNK_ROWS = 256
 """On the CPU, where products this small already run at full speed."""
 
 
-def cross_entropy_sum(hidden: Tensor, head_weight: Tensor, targets: Tensor, chunk_rows: int | None = None) -> Tensor:
+def cross_entropy_sum(
+    hidden: Tensor,
+    head_weight: Tensor,
+    targets: Tensor,
+    chunk_rows: int | None = None,
+    target_losses: Tensor | None = None,
+) -> Tensor:
     """Return the sum over K of the cross-entropy of `hidden @ head_weight.T` against `targets`, float32 scalar.
 
     Only `chunk_rows` rows of logits exist at a time, also for the backward pass: gradients are formed while a chunk's
@@ -29,6 +35,7 @@ def cross_entropy_sum(hidden: Tensor, head_weight: Tensor, targets: Tensor, chun
         head_weight: [V, D] output embedding.
         targets: [K] int64 in 0..V-1.
         chunk_rows: C; None takes what suits the device.
+        target_losses: [K] float32 without gradient; filled with the cross-entropy of each target.
     """
     if chunk_rows is None:
         chunk_rows = CPU_CHUNK_ROWS if hidden.device.type == "cpu" else CHUNK_ROWS
@@ -36,7 +43,7 @@ def cross_entropy_sum(hidden: Tensor, head_weight: Tensor, targets: Tensor, chun
         raise ValueError(f"{hidden.shape[0]} hidden rows but {targets.shape[0]} targets")
     needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or head_weight.requires_grad)
     loss: Tensor = _CrossEntropySum.apply(  # type: ignore[no-untyped-call]
-        hidden, head_weight, targets, chunk_rows, needs_grad
+        hidden, head_weight, targets, chunk_rows, needs_grad, target_losses
     )
     return loss
 
@@ -46,7 +53,13 @@ class _CrossEntropySum(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, head_weight: Tensor, targets: Tensor, chunk_rows: int, needs_grad: bool
+        ctx: Any,
+        hidden: Tensor,
+        head_weight: Tensor,
+        targets: Tensor,
+        chunk_rows: int,
+        needs_grad: bool,
+        target_losses: Tensor | None,
     ) -> Tensor:
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         compute = torch.get_autocast_dtype(hidden.device.type) if _is_autocast(hidden) else head_weight.dtype
@@ -58,7 +71,10 @@ class _CrossEntropySum(torch.autograd.Function):
         for begin in range(0, hidden.shape[0], chunk_rows):
             rows, wanted = hidden[begin : begin + chunk_rows].to(compute), targets[begin : begin + chunk_rows, None]
             log_p = torch.log_softmax(rows @ weight.T, dim=-1, dtype=torch.float32)  # reads the logits only once
-            loss -= log_p.gather(1, wanted).sum()
+            picked = log_p.gather(1, wanted)
+            loss -= picked.sum()
+            if target_losses is not None:
+                torch.neg(picked[:, 0], out=target_losses[begin : begin + chunk_rows])
             if not wants_hidden and not wants_weight:
                 continue
             logits_grad = log_p.exp_().scatter_add_(1, wanted, log_p.new_full(wanted.shape, -1.0)).to(compute)
@@ -73,13 +89,14 @@ class _CrossEntropySum(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         (scale,) = grad_outputs
         hidden_grad, weight_grad = ctx.saved_tensors
         # In place: a vocabulary's gradient is too large to be copied, and a second backward stops with torch's error.
         return (
             None if hidden_grad is None else hidden_grad * scale.to(hidden_grad.dtype),
             None if weight_grad is None else weight_grad.mul_(scale).to(ctx.weight_dtype),
+            None,
             None,
             None,
             None,

@@ -37,20 +37,22 @@ def decode_packed(model: "LlavaMetaForCausalLM", embeds: Tensor, batch: PackedBa
     return _decode_row(model.get_model(), embeds, batch, kernel)
 
 
-def sum_loss(hidden: Tensor, head: nn.Linear, batch: PackedBatch) -> Tensor:
+def sum_loss(hidden: Tensor, head: nn.Linear, batch: PackedBatch, target_losses: Tensor | None = None) -> Tensor:
     """Sum the cross-entropy over the targets of `batch`; float32 scalar.
 
     Args:
         hidden: [S, D].
         head: the output head, without bias.
         batch: on the device of `hidden`.
+        target_losses: [K] float32; filled with the cross-entropy of each target.
 
     Raises:
         ValueError: the head is sharded on its own.
     """
     if isinstance(head.weight, DTensor):
         raise ValueError("lm_head must not be sharded on its own: leave it in the root group of fully_shard")
-    return cross_entropy_sum(hidden.index_select(0, batch.target_positions), head.weight, batch.targets)
+    rows = hidden.index_select(0, batch.target_positions)
+    return cross_entropy_sum(rows, head.weight, batch.targets, target_losses=target_losses)
 
 
 def sliding_window_of(config: Any) -> int | None:

@@ -9,7 +9,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from rich.console import Console
@@ -24,6 +23,7 @@ from pipeline.loader import BatchSource
 from pipeline.mix import order_mix
 from pipeline.plan.epochs import EpochOrder
 from pipeline.plan.plan import Order, Plan, check_lengths
+from pipeline.plan.sources import Sources
 from pipeline.samples.encode import SampleEncoder
 from pipeline.samples.fit import ImageSpec
 from pipeline.shards.index import RunMap, run_serially
@@ -105,8 +105,7 @@ def plan_run(config: ExperimentConfig, data: IndexedData, encoder: SampleEncoder
         num_tokens=num_tokens,
         usable=usable,
         order=order,
-        source_names=tuple(config.data.sources),
-        source_ends=np.array([source.end_row for source in data.sources]),
+        sources=Sources(tuple(config.data.sources), tuple(source.end_row for source in data.sources)),
         data_fingerprint=f"{data.index.fingerprint}:{encoder.fingerprint}",
         seed=config.seed,
         max_steps=training.max_steps,

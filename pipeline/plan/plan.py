@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from pipeline.plan.epochs import EpochOrder
 from pipeline.plan.packing import pack_step
+from pipeline.plan.sources import NO_MIX, Sources
 from pipeline.plan.usable import UsableRows
 
 
@@ -75,10 +76,7 @@ class Plan:
     max_steps: int | None
     micro_batch_tokens: int
     """Most fused tokens in a micro-batch."""
-    source_names: tuple[str, ...]
-    """Sources of a mix in the order of their rows; empty without a mix."""
-    source_ends: npt.NDArray[np.int64]
-    """For each of them the first row after its own."""
+    sources: Sources
 
     @property
     def num_samples(self) -> int:
@@ -130,9 +128,9 @@ class Plan:
         """Samples that the steps before `step` hold, all epochs counted."""
         return sum(self.order.planned(step))
 
-    def sources_of(self, sample_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Return which source each sample belongs to, as positions in `source_names`; all 0 without a mix."""
-        return np.searchsorted(self.source_ends, sample_ids, side="right")
+    def planned_by_source(self, step: int) -> dict[str, int]:
+        """Return the same for each source of a mix; empty without one."""
+        return dict(zip(self.sources.names, self.order.planned(step), strict=True)) if self.sources.names else {}
 
 
 def build_plan(
@@ -159,8 +157,7 @@ def build_plan(
         seed=seed,
         max_steps=max_steps,
         micro_batch_tokens=micro_batch_tokens,
-        source_names=(),
-        source_ends=np.array([len(num_tokens)]),
+        sources=NO_MIX,
     )
 
 

@@ -19,7 +19,9 @@ from model.feature_layout import FeatureLayout, layout_of
 from model.packed import PackedBatch, pack_images
 from model.resolution import ROLES, ImageView, Resolution
 from pipeline.loader import RankStep, Rejected
+from pipeline.plan.sources import NO_MIX, Sources
 from pipeline.training.metrics import StepCounts
+from pipeline.training.sources import SourceTally, tally_sources
 
 
 class MicroBatch(NamedTuple):
@@ -28,6 +30,8 @@ class MicroBatch(NamedTuple):
     packed: PackedBatch
     tiles: Tensor
     """int64, on the device; the tile features that `packed` is made for, each once."""
+    target_sources: Tensor
+    """int64 `[K]`, on the device; source of the mix that each target comes from, 0 without a mix."""
 
 
 class PreparedStep(NamedTuple):
@@ -39,6 +43,8 @@ class PreparedStep(NamedTuple):
     """uint8 `[U, 3, H, W]` on the device, every distinct tile of the rank-step once."""
     counts: StepCounts
     """What this rank contributes."""
+    tally: SourceTally
+    """The same by source of the mix."""
     rejected: tuple[Rejected, ...]
 
     @property
@@ -47,12 +53,15 @@ class PreparedStep(NamedTuple):
         return dict(Counter(entry.reason for entry in self.rejected))
 
 
-def prepare(rank_step: RankStep, resolution: Resolution, device: torch.device) -> PreparedStep:
+def prepare(
+    rank_step: RankStep, resolution: Resolution, device: torch.device, sources: Sources = NO_MIX
+) -> PreparedStep:
     """Pack the samples of each micro-batch and copy everything to the device."""
     texts = rank_step.text_lengths.tolist()
     num_images = rank_step.num_images.tolist()
     ids, labels = (part.long().split(texts) for part in (rank_step.input_ids, rank_step.labels))
     images = [part.tolist() for part in rank_step.image_ids.split(num_images)]
+    tally = tally_sources(rank_step, labels, sources)
     pack = partial(_pack, _tiles_of(rank_step, resolution), resolution)
     micro_batches = []
     counts = StepCounts(images=float(sum(num_images)), rejected=float(len(rank_step.rejected)))
@@ -66,10 +75,11 @@ def prepare(rank_step: RankStep, resolution: Resolution, device: torch.device) -
             counts.tokens += float(len(packed.input_ids))
         counts.samples += float(len(members))
         counts.targets += float(len(packed.targets))
-        micro_batches.append(MicroBatch(packed.to(device, non_blocking=True), tiles.to(device, non_blocking=True)))
+        parts = (packed, tiles, tally.of_targets(members))
+        micro_batches.append(MicroBatch(*(part.to(device, non_blocking=True) for part in parts)))
         sample_idx += batch_size
     pixels = rank_step.pixels.to(device, non_blocking=True)
-    return PreparedStep(rank_step.step, tuple(micro_batches), pixels, counts, rank_step.rejected)
+    return PreparedStep(rank_step.step, tuple(micro_batches), pixels, counts, tally, rank_step.rejected)
 
 
 class _Tiles(NamedTuple):
@@ -107,7 +117,7 @@ def _pack(
 
 
 def prepare_ahead(
-    rank_steps: Iterator[RankStep], resolution: Resolution, device: torch.device
+    rank_steps: Iterator[RankStep], resolution: Resolution, device: torch.device, sources: Sources = NO_MIX
 ) -> Iterator[PreparedStep]:
     """Yield prepared steps, always working on the next one in a thread while the caller computes.
 
@@ -129,7 +139,7 @@ def prepare_ahead(
         try:
             for rank_step in rank_steps:
                 with torch.cuda.stream(side_stream):
-                    prepared = prepare(rank_step, resolution, device)
+                    prepared = prepare(rank_step, resolution, device, sources)
                 if side_stream is not None:
                     side_stream.synchronize()
                 put(prepared)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,24 +12,40 @@ from torch import Tensor
 from pipeline.config import ExperimentConfig
 from pipeline.training.batches import MicroBatch, PreparedStep
 from pipeline.training.session import TrainingSession
+from pipeline.training.sources import sum_by_source
 
 TileFeatures = Callable[[MicroBatch], Tensor]
 """Gives the tower features [U, P, V] of a micro-batch's tiles."""
 
 
-def accumulate_gradients(session: TrainingSession, prepared: PreparedStep, num_targets: float) -> Tensor:
-    """Forward and backward of every micro-batch; returns this rank's share of the loss, detached."""
-    device = session.workers.device
-    total = torch.zeros((), device=device)
+class LocalLoss(NamedTuple):
+    """This rank's part of a step's loss, detached, on the device."""
+
+    share: Tensor
+    """float32 scalar; the ranks' shares add up to the loss of the step."""
+    by_source: Tensor
+    """float32 `[n]`, cross-entropy summed by source of the mix, not divided; n = 0 without a mix."""
+
+    def tolist(self) -> list[float]:
+        """Return the share, then the sources, with a single copy from the device."""
+        return torch.cat([self.share[None], self.by_source]).tolist()
+
+
+def accumulate_gradients(session: TrainingSession, prepared: PreparedStep, num_targets: float) -> LocalLoss:
+    """Forward and backward of every micro-batch; returns this rank's part of the loss."""
+    device, num_sources = session.workers.device, len(session.plan.sources.names)
+    share, by_source = torch.zeros((), device=device), torch.zeros(num_sources, device=device)
     scale = 1.0 / max(num_targets, 1.0)
     tile_features = frozen_features(session, prepared)
     for micro_batch in prepared.micro_batches:
         with _autocast(session.config, device):
             features = tile_features(micro_batch)
-            loss = session.model.packed_loss(micro_batch.packed, features) * scale
+            target_losses = torch.zeros(micro_batch.target_sources.shape, device=device)
+            loss = session.model.packed_loss(micro_batch.packed, features, target_losses) * scale
         loss.backward()
-        total += loss.detach()
-    return total
+        share += loss.detach()
+        by_source += sum_by_source(target_losses, micro_batch.target_sources, num_sources)
+    return LocalLoss(share, by_source)
 
 
 def frozen_features(session: TrainingSession, prepared: PreparedStep) -> TileFeatures:

@@ -6,6 +6,7 @@ its first line, so that a chart shows every step once.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -14,6 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from pipeline.training.sources import SourceNumbers
 
 logger = logging.getLogger(__name__)
 
@@ -77,33 +80,46 @@ class Ledger:
     trained: int = 0
     quarantined: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
+    by_source: dict[str, dict[str, int]] = field(default_factory=dict)
+    """`trained` and `quarantined` of each source of a mix; empty without one."""
 
-    def add(self, counts: StepCounts, reasons: Mapping[str, int]) -> None:
+    def add(self, counts: StepCounts, reasons: Mapping[str, int], by_source: Mapping[str, SourceNumbers]) -> None:
         """Book one optimizer step."""
         self.trained += int(counts.samples)
         self.quarantined += int(counts.rejected)
         for reason, number in reasons.items():
             self.reasons[reason] = self.reasons.get(reason, 0) + number
+        for name, numbers in by_source.items():
+            account = self.by_source.setdefault(name, {"trained": 0, "quarantined": 0})
+            account["trained"] += numbers.trained
+            account["quarantined"] += numbers.rejected
 
-    def check(self, planned: int) -> None:
-        """Verify the account.
+    def check(self, planned: int, by_source: Mapping[str, int]) -> None:
+        """Verify the account, as a whole and for each source of a mix.
 
         Raises:
             LedgerError: a sample is missing or was counted twice.
         """
-        if self.trained + self.quarantined != planned:
-            raise LedgerError(
-                f"ledger mismatch: {planned} samples planned so far, but {self.trained} trained + {self.quarantined} "
-                "quarantined; this is a defect of the pipeline, please report it with the run folder"
-            )
+        _check_account("", planned, self.trained, self.quarantined)
+        for name, number in by_source.items():
+            account = self.by_source.get(name, {"trained": 0, "quarantined": 0})
+            _check_account(f" of source {name}", number, account["trained"], account["quarantined"])
 
     def to_json(self) -> dict[str, Any]:
         """Return the account as JSON-serialisable facts."""
-        return {"trained": self.trained, "quarantined": self.quarantined, "reasons": dict(self.reasons)}
+        return dataclasses.asdict(self)
 
 
 class LedgerError(RuntimeError):
     """Samples planned and samples accounted for differ."""
+
+
+def _check_account(whose: str, planned: int, trained: int, quarantined: int) -> None:
+    if trained + quarantined != planned:
+        raise LedgerError(
+            f"ledger mismatch: {planned} samples{whose} planned so far, but {trained} trained + {quarantined} "
+            "quarantined; this is a defect of the pipeline, please report it with the run folder"
+        )
 
 
 def step_rates(counts: StepCounts, step_time_s: float, wait_s: float) -> dict[str, float]:

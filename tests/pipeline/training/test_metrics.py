@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.training.metrics import Ledger, LedgerError, MetricsLog, StepCounts
+from pipeline.training.sources import SourceNumbers
 
 
 def read(path: Path) -> list[tuple[int, float]]:
@@ -40,9 +41,15 @@ def test_open_half_written_line_is_cut_and_written_again(tmp_path: Path) -> None
 
 def test_ledger_trained_plus_quarantined_must_equal_planned() -> None:
     ledger = Ledger()
-    ledger.add(StepCounts(samples=5.0, rejected=2.0), {"image_truncated": 2})
-    ledger.add(StepCounts(samples=7.0), {})
-    ledger.check(14)
+    ledger.add(
+        StepCounts(samples=5.0, rejected=2.0),
+        {"image_truncated": 2},
+        {"a": SourceNumbers(3, 2, 11, 1.5), "b": SourceNumbers(2, 0, 5, 0.5)},
+    )
+    ledger.add(StepCounts(samples=7.0), {}, {"a": SourceNumbers(0, 0, 0, 0.0), "b": SourceNumbers(7, 0, 13, 2.0)})
+    ledger.check(14, {"a": 5, "b": 9})
     with pytest.raises(LedgerError, match=r"13 samples planned so far, but 12 trained \+ 2 quarantined"):
-        ledger.check(13)
+        ledger.check(13, {})
+    with pytest.raises(LedgerError, match="6 samples of source a planned so far, but 3 trained"):
+        ledger.check(14, {"a": 6, "b": 9})
     assert Ledger(**json.loads(json.dumps(ledger.to_json()))) == ledger
