@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from model.resolution import Fit, Tiling
-from pipeline.samples.image import Pixels
+from pipeline.samples.image import Pixels, stored_pixels
 
 _BICUBIC = 3
 _LARGE_REDUCTION = 8
@@ -112,7 +112,7 @@ def fit_tiles(rgb: Pixels, spec: ImageSpec, tiling: Tiling) -> Pixels:
         resized = _resize(image, *tiling.content)
         top, left = (height - resized.shape[-2]) // 2, (width - resized.shape[-1]) // 2
         canvas = torch.zeros(3, height, width, dtype=torch.uint8)
-        canvas[:, top : top + resized.shape[-2], left : left + resized.shape[-1]] = resized[0]
+        canvas[:, top : top + resized.shape[-2], left : left + resized.shape[-1]] = resized[0, :3]
         tiles = canvas.view(3, tiling.rows, side, tiling.columns, side).permute(1, 3, 0, 2, 4)
         parts.append(tiles.flatten(0, 1))
     if tiling.overview is not None:
@@ -121,23 +121,26 @@ def fit_tiles(rgb: Pixels, spec: ImageSpec, tiling: Tiling) -> Pixels:
 
 
 def _as_tensor(rgb: Pixels) -> Tensor:
-    """Return `[1, 3, H, W]`, channels-last in memory, which is the layout torch's fast uint8 kernel wants."""
-    # the batch of one comes from a view: the strides of `unsqueeze` look planar to the kernel, which is half as fast then
-    pixels = torch.from_numpy(np.ascontiguousarray(rgb))
+    """Return `[1, C, H, W]`, channels-last in memory, which is the layout torch's fast uint8 kernel wants.
+
+    C is 3, or 4 where four bytes are stored per pixel; what is in the fourth channel never reaches a result.
+    """
+    # a batch of one by `view`: the strides of `unsqueeze` look planar to the kernel, which is half as fast then
+    pixels = torch.from_numpy(stored_pixels(rgb))
     return pixels.view(1, *pixels.shape).permute(0, 3, 1, 2)
 
 
 def _fit_square(image: Tensor, spec: ImageSpec, fit: Fit) -> Tensor:
-    """Resize `[1, 3, H, W]` to `[3, P, P]`."""
+    """Resize `[1, C, H, W]` to `[3, P, P]`."""
     if fit == "stretch":
-        return _resize(image, spec.size, spec.size)[0]
+        return _resize(image, spec.size, spec.size)[0, :3]
     resized = _pad_and_resize(image, spec) if fit == "pad" else _resize_short_edge(image, spec.edge)
     top, left = ((side - spec.size) // 2 for side in resized.shape[-2:])
-    return resized[0, :, top : top + spec.size, left : left + spec.size]
+    return resized[0, :3, top : top + spec.size, left : left + spec.size]
 
 
 def _pad_and_resize(image: Tensor, spec: ImageSpec) -> Tensor:
-    """Expand to a square of the background colour, then resize; `[1, 3, H, W]` to `[1, 3, E, E]`.
+    """Expand to a square of the background colour, then resize; `[1, C, H, W]` to `[1, C, E, E]`.
 
     Resampling is separable, columns first: rows are squeezed before the square is completed, so that a 40000 x 400
     image never exists as 40000 x 40000 pixels. Same values as resizing the whole square. A very tall image is squeezed
@@ -146,25 +149,32 @@ def _pad_and_resize(image: Tensor, spec: ImageSpec) -> Tensor:
     height, width = image.shape[-2:]
     side, edge = max(height, width), spec.edge
     left, top = (side - width) // 2, (side - height) // 2
-    columns, rows = (left, side - width - left, 0, 0), (0, 0, top, side - height - top)
     if height > width and height > _LARGE_REDUCTION * edge:
-        return _resize(_pad(_resize(image, edge, width), columns, spec), edge, edge)
-    squeezed = _resize(_pad(image, columns, spec), height, edge)
-    return _resize(_pad(squeezed, rows, spec), edge, edge)
+        return _resize(_pad_columns(_resize(image, edge, width), left, side, spec), edge, edge)
+    canvas = _canvas((side, edge), top, top + height, image.shape[1], spec)
+    _resize_into(_pad_columns(image, left, side, spec), canvas[:, :, top : top + height])
+    return _resize(canvas, edge, edge)
 
 
-def _pad(image: Tensor, amounts: tuple[int, int, int, int], spec: ImageSpec) -> Tensor:
-    """Pad (left, right, top, bottom) with the background colour."""
-    if not any(amounts):
-        return image
-    left, right, top, bottom = amounts
+def _pad_columns(image: Tensor, left: int, columns: int, spec: ImageSpec) -> Tensor:
+    """Widen to a number of columns with the background colour."""
     height, width = image.shape[-2:]
-    rows, columns = height + top + bottom, width + left + right
+    if width == columns:
+        return image
+    padded = _canvas((height, columns), 0, 0, image.shape[1], spec)
+    padded[..., left : left + width] = image
+    return padded
+
+
+def _canvas(size: tuple[int, int], start: int, end: int, channels: int, spec: ImageSpec) -> Tensor:
+    """Return `[1, C, *size]` of the background colour; rows `start` to `end` are left to be written."""
+    canvas = torch.empty(1, *size, channels, dtype=torch.uint8)
     # one finished row copied down: filling pixel by pixel would cost more than the resize
-    row = torch.tensor(spec.background, dtype=torch.uint8).repeat(columns)
-    canvas = row.expand(rows, -1).contiguous().view(1, rows, columns, 3).permute(0, 3, 1, 2)
-    canvas[..., top : top + height, left : left + width] = image
-    return canvas
+    colour = (*spec.background, 0)[:channels]
+    row = torch.tensor(colour, dtype=torch.uint8).repeat(size[1]).view(size[1], channels)
+    canvas[:, :start] = row
+    canvas[:, end:] = row
+    return canvas.permute(0, 3, 1, 2)
 
 
 def _resize_short_edge(image: Tensor, edge: int) -> Tensor:
@@ -178,6 +188,14 @@ def _resize(image: Tensor, height: int, width: int) -> Tensor:
     if image.shape[-2:] == (height, width):
         return image
     return interpolate(image, (height, width), mode="bicubic", antialias=True, align_corners=False)
+
+
+def _resize_into(image: Tensor, target: Tensor) -> None:
+    """Write the image, resized to the target's size, into the target: the operator of `_resize` without a copy."""
+    if image.shape == target.shape:
+        target.copy_(image)
+    else:
+        torch.ops.aten._upsample_bicubic2d_aa.out(image, target.shape[-2:], False, None, None, out=target)
 
 
 def _load_config(source: str | Path | Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:

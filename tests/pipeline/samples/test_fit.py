@@ -13,8 +13,8 @@ from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from pipeline.samples.fit import ImageSpec, fit_image
-from pipeline.samples.image import Pixels
-from tests.pipeline.samples.pictures import smooth_rgb
+from pipeline.samples.image import Pixels, decode_image
+from tests.pipeline.samples.pictures import picture, smooth_rgb
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 PREPROCESSOR = {
@@ -151,3 +151,11 @@ def test_spec_from_unsupported_config_is_refused(change: dict[str, object], mess
 def test_spec_from_missing_file_names_it(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such file; expected the preprocessor_config"):
         ImageSpec.from_preprocessor_config(tmp_path)
+
+
+@pytest.mark.parametrize("aspect_ratio", ["pad", "crop"])
+@pytest.mark.parametrize(("height", "width"), [(61, 83), (83, 61), (47, 47), (9, 200), (200, 9)])
+def test_fit_of_jpeg_does_not_depend_on_how_its_pixels_are_stored(height: int, width: int, aspect_ratio: Any) -> None:
+    rgb = decode_image(picture(height, width, "JPEG"))
+    spec = ImageSpec(37, CLIP_MEAN, CLIP_STD)
+    assert (fit_image(rgb, spec, aspect_ratio) == fit_image(rgb.copy(), spec, aspect_ratio)).all()
