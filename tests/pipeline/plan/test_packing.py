@@ -26,14 +26,6 @@ def test_pack_step_fewer_samples_than_ranks_gives_explicit_empty_micro_batches()
     assert pack_step([5, 7], 3, 11) == (((1,),), ((0,),), ((),))
 
 
-def test_pack_step_llava_like_lengths_balances_ranks_within_three_percent() -> None:
-    lengths = [37 + (idx * idx * 131) % 401 + (577 if idx % 3 else 0) for idx in range(128)]
-    for num_ranks in (2, 8):
-        ranks = pack_step(lengths, num_ranks, 4096)
-        loads = [sum(lengths[idx] for batch in batches for idx in batch) for batches in ranks]
-        assert max(loads) / min(loads) < 1.03
-
-
 def test_pack_step_sample_above_budget_is_refused_with_both_numbers() -> None:
     with pytest.raises(ValueError, match="sample 1 of the step has 13 tokens, above the budget of 11"):
         pack_step([3, 13], 2, 11)
