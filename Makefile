@@ -42,6 +42,10 @@ bench: $(VENV)/runtime.stamp ## Check and time the training step on this machine
 	@size=tiny; if command -v nvidia-smi >/dev/null; then size=full; fi; \
 	   $(BIN)/python -m jobs.benchmark gpu --size $$size --out runs/benchmark.json
 
+.PHONY: chaos
+chaos: $(VENV)/dev.stamp ## Kill processes, nodes and servers by the hundred; PART=kills runs one part, SEED=n repeats one
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos $(if $(PART),--part $(PART)) $(if $(SEED),--seed $(SEED))
+
 .PHONY: ci
 ci: ## Everything that must pass before a merge, as one command
 	@.ci/run
