@@ -36,7 +36,7 @@ def run(
     from pipeline.evaluation.questions import read_evaluation_samples
     from pipeline.evaluation.run import EvaluationSettings, evaluate
     from pipeline.model_folder import open_model
-    from pipeline.prepare import load_tokenizer
+    from pipeline.model_facts import load_tokenizer
     from pipeline.shards.index import build_index
     from pipeline.shards.storage import expand_shards
 

@@ -37,7 +37,7 @@ def run(
     conversation = build_conversation(question, len(images))
 
     from pipeline.model_folder import open_model
-    from pipeline.prepare import load_tokenizer
+    from pipeline.model_facts import load_tokenizer
 
     opened = open_model(model, device)
     text = answer(opened, load_tokenizer(tokenizer_source(model)), conversation, images, max_new_tokens)

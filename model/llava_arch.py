@@ -33,8 +33,8 @@ from model.llava_body import LlavaMetaModel
 from model.packed import PackedBatch
 from model.packed_decoder import decode_packed, sum_loss
 from model.pixels import normalize_pixels, pixel_stats_of
+from model.tower_builder import AnyTower
 from model.vision_tokens import VisionTokenArgs, add_vision_tokens
-from model.vision_tower import VisionTower
 
 __all__ = ["LlavaForCausalLM", "LlavaMetaForCausalLM", "LlavaMetaModel"]
 
@@ -59,7 +59,7 @@ class LlavaMetaForCausalLM(_LanguageModel, metaclass=ABCMeta):
     def get_model(self) -> Any:
         """Return the decoder body, a `LlavaMetaModel` with `embed_tokens` and `layers`."""
 
-    def get_vision_tower(self) -> VisionTower | None:
+    def get_vision_tower(self) -> AnyTower | None:
         """Return the tower, or None when the model has none."""
         return cast(LlavaMetaModel, self.get_model()).get_vision_tower()
 
@@ -292,8 +292,8 @@ class LlavaMetaForCausalLM(_LanguageModel, metaclass=ABCMeta):
         else:
             # One dummy row, then none of it: the projector takes part in forward and backward with zero gradients.
             weight = self.lm_head.weight
-            dummy = torch.zeros(1, self.config.mm_hidden_size, dtype=weight.dtype, device=weight.device)
-            projected = self._project(dummy)[:0]
+            dummy = torch.zeros(1, 1, self.config.mm_hidden_size, dtype=weight.dtype, device=weight.device)
+            projected = self._project(dummy).flatten(0, 1)[:0]
         if projected.shape[0] != num_rows:
             found = [0] if image_features is None else list(image_features.shape)
             raise ValueError(f"expected image_features [{num_rows}, V] for this batch, or as tiles, found {found}")
@@ -302,7 +302,7 @@ class LlavaMetaForCausalLM(_LanguageModel, metaclass=ABCMeta):
         return embed_packed(self.get_model().embed_tokens, batch, features, wrapping_only)
 
     def _project(self, features: Tensor) -> Tensor:
-        """Apply the projector [..., V] -> [..., D] in the type and on the device of its own weights."""
+        """Apply the projector [U, P, V] -> [U, P, D], or to rows [M, V], in its own type and on its own device."""
         projector: nn.Module = self.get_model().mm_projector
         for parameter in projector.parameters():
             features = features.to(parameter.device, parameter.dtype)

@@ -15,7 +15,8 @@ from model.adapter import load_projector
 from model.pixels import read_pixel_stats
 from model.projector import build_vision_projector
 from model.resolution import PatchMerge, Resolution, read_resolution
-from model.vision_tower import VisionTower, build_vision_tower
+from model.tower_builder import AnyTower, build_vision_tower
+from model.vision_tower import VisionTower
 
 
 class LlavaMetaModel:
@@ -33,7 +34,7 @@ class LlavaMetaModel:
             tower = build_vision_tower(config, delay_load=True)
             if hasattr(config, "mm_vision_weights") and config.mm_vision_weights == "checkpoint":
                 tower.build()
-            self.vision_tower: VisionTower | list[VisionTower] = tower
+            self.vision_tower: AnyTower | list[AnyTower] = tower
             self.mm_projector = build_vision_projector(cast(Any, config))
 
     @torch.no_grad()
@@ -61,6 +62,7 @@ class LlavaMetaModel:
         """
         tower = self.get_vision_tower()
         config = self.config
+        grid = None if tower is None else tower.feature_grid_at(tile_size)
         is_old = config.image_aspect_ratio in ("square", None)  # how configs of LLaVA 1.0 say that images are cropped
         return read_resolution(
             "crop" if is_old else config.image_aspect_ratio,
@@ -68,10 +70,10 @@ class LlavaMetaModel:
             config.mm_patch_merge_type,
             tile_size=tile_size,
             tile_features=tile_features,
-            tile_grid=None if tower is None else tower.feature_grid_at(tile_size),
+            tile_grid=grid if grid is not None and grid**2 == tile_features else None,  # a resampler leaves none
         )
 
-    def get_vision_tower(self) -> VisionTower | None:
+    def get_vision_tower(self) -> AnyTower | None:
         """Return the tower, or None when the model has none yet."""
         if not hasattr(self, "vision_tower"):
             return None
@@ -110,22 +112,28 @@ class LlavaMetaModel:
         if model_args.pretrain_mm_mlp_adapter:
             load_projector(cast(nn.Module, self), model_args.pretrain_mm_mlp_adapter)
 
-    def _place_tower(self, tower: VisionTower, in_list: bool) -> None:
+    def _place_tower(self, tower: AnyTower, in_list: bool) -> None:
         if hasattr(self, "vision_tower"):
             del self.vision_tower  # nn.Module refuses to replace a registered module by a list
         self.vision_tower = [tower] if in_list else tower
 
-    def _describe_in_config(self, tower: VisionTower, projector_type: str, in_list: bool) -> None:
+    def _describe_in_config(self, tower: AnyTower, projector_type: str, in_list: bool) -> None:
         config = self.config
         config.use_mm_proj = True
         config.mm_projector_type = projector_type
         config.mm_hidden_size = tower.hidden_size
-        config.mm_vision_tower = tower.spec.name
-        layers = tower.spec.layers  # a list, as config.json gives it back
-        config.mm_vision_select_layer = layers[0] if isinstance(tower.spec.select_layer, int) else list(layers)
-        config.mm_vision_select_feature = tower.spec.select_feature
-        config.mm_vision_config = tower.config.to_dict()
+        spec = (tower if isinstance(tower, VisionTower) else tower.first).spec
+        layers = spec.layers  # a list, as config.json gives it back
+        config.mm_vision_select_layer = layers[0] if isinstance(spec.select_layer, int) else list(layers)
+        config.mm_vision_select_feature = spec.select_feature
+        config.mm_vision_scales = list(spec.scales)
         config.mm_vision_weights = "external" if in_list else "checkpoint"
-        stats = read_pixel_stats(tower.spec.name)
+        stats = read_pixel_stats(spec.name)
         if stats is not None:
             config.mm_image_mean, config.mm_image_std = list(stats.mean), list(stats.std)
+        if isinstance(tower, VisionTower):
+            config.mm_vision_tower, config.mm_vision_config = spec.name, tower.config.to_dict()
+            return
+        config.mm_vision_tower = tower.names
+        config.mm_vision_config = [member.config.to_dict() for member in tower.members]
+        config.mm_tower_pixels = [None if one is None else [list(one.mean), list(one.std)] for one in tower.stats]

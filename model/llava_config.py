@@ -10,14 +10,18 @@ class LlavaFields:
 
     use_mm_proj: bool = False
     """Whether a projector exists."""
-    mm_vision_tower: str | None = None
-    """Folder or hub id of the tower; None for a plain language model."""
+    mm_vision_tower: str | list[str] | None = None
+    """Folder or hub id of the tower, or of several that are joined; None for a plain language model."""
     mm_vision_select_layer: int | list[int] = -2
     """Hidden state that features are taken from; -1 is the last. Several are joined along the width."""
     mm_vision_select_feature: Literal["patch", "cls_patch"] = "patch"
     """Without or with the class token."""
-    mm_vision_config: dict[str, Any] | None = None
-    """The tower's own config.json, so that a saved model can be built without the tower's folder."""
+    mm_vision_scales: list[int] | tuple[int, ...] = (1,)
+    """Multiples of the encoder's size at which it sees an image, see `multi_scale`."""
+    mm_vision_config: dict[str, Any] | list[dict[str, Any]] | None = None
+    """The tower's own config.json (one for each of several), so that a saved model can be built without its folder."""
+    mm_tower_pixels: list[list[list[float]] | None] | None = None
+    """Mean and standard deviation of the pixels of each of several towers."""
     mm_vision_weights: Literal["external", "checkpoint"] = "external"
     """Whether the tower's weights come from `mm_vision_tower` or are inside this checkpoint."""
     mm_image_mean: list[float] | None = None
@@ -38,6 +42,8 @@ class LlavaFields:
     """Whether the tokenizer has `<im_patch>`."""
     mm_use_im_start_end: bool = False
     """Whether each image is wrapped in `<im_start>` and `<im_end>`."""
+    im_start_end_ids: list[int] | None = None
+    """Token ids of those two."""
     tune_mm_mlp_adapter: bool = False
     """Whether this is projector pretraining."""
     tokenizer_padding_side: Literal["left", "right"] = "right"

@@ -12,8 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from model.adapter import load_projector, projector_state, write_projector
-from model.weights import LlavaModel
+from model.adapter import load_projector, read_adapter, write_projector
+from model.checkpoint_files import read_pickled_tensors
+from model.tower_layouts import misfits
+from model.vision_tokens import load_wrapping_rows
+from model.weights import LlavaModel, pretrained_state, projector_parameters
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -94,7 +97,7 @@ def save_lora(
         model: with adapters.
         folder: target.
         state: whole tensors of `adapter_state`; None takes the model's own.
-        projector: whole tensors of `projector_state`; None takes the model's own.
+        projector: whole tensors of `pretrained_state`; None takes the model's own.
         base: folder or hub id of the adapted language model, noted in adapter_config.json.
     """
     target = Path(folder)
@@ -105,7 +108,7 @@ def save_lora(
     configs: Any = model.peft_config
     configs["default"].base_model_name_or_path = base
     configs["default"].save_pretrained(str(target))
-    write_projector(projector_state(model.get_model()) if projector is None else projector, target)
+    write_projector(pretrained_state(model) if projector is None else projector, target, model.config.im_start_end_ids)
 
 
 def holds_adapters(folder: str | Path) -> bool:
@@ -128,20 +131,16 @@ def load_lora(model: LlavaModel, folder: str | Path) -> None:
     config.target_modules = sorted({name.split(".lora_")[0] for name in state})
     _inject(model, config)
     own = {name.replace(".default.", "."): t for name, t in model.state_dict().items() if ".lora_" in name}
-    problems = [f"missing {name}" for name in own if name not in state]
-    problems += [f"unexpected {name}" for name in state if name not in own]
-    problems += [
-        f"{name} has shape {list(state[name].shape)}, expected {list(own[name].shape)}"
-        for name in own
-        if name in state and own[name].shape != state[name].shape
-    ]
-    if problems:
+    if problems := misfits(own, state):
         raise ValueError(f"{source} does not fit this model: " + "; ".join(sorted(problems)))
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(state[name])
     legacy = source / _LEGACY_PROJECTOR
-    load_projector(model.get_model(), legacy if legacy.is_file() else source)
+    beside = legacy if legacy.is_file() else source
+    load_projector(model.get_model(), beside)
+    if model.config.im_start_end_ids:
+        load_wrapping_rows(model, read_adapter(beside), beside)
 
 
 def merge_lora(model: LlavaModel) -> None:
@@ -162,14 +161,15 @@ def _inject(model: LlavaModel, config: "LoraConfig") -> None:
     _peft().inject_adapter_in_model(config, model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(".lora_" in name)
-    model.get_model().mm_projector.requires_grad_(True)
+    for parameter in projector_parameters(model):
+        parameter.requires_grad_(True)
 
 
 def _read_adapters(source: Path) -> dict[str, Tensor]:
     if (source / _WEIGHTS).is_file():
         state = load_file(source / _WEIGHTS)
     elif (source / _LEGACY_WEIGHTS).is_file():
-        state = dict(torch.load(source / _LEGACY_WEIGHTS, map_location="cpu", weights_only=True))
+        state = read_pickled_tensors(source / _LEGACY_WEIGHTS)
     else:
         raise ValueError(f"{source} holds neither {_WEIGHTS} nor {_LEGACY_WEIGHTS}; expected a LoRA folder")
     return {name.removeprefix(_PREFIX): tensor for name, tensor in state.items()}

@@ -13,6 +13,7 @@ from typing import Final, Protocol
 from torch import Tensor, nn
 
 from model.feature_merge import split_projector_type
+from model.resampler import Resampler
 
 
 class ProjectorConfig(Protocol):
@@ -77,6 +78,11 @@ def _build_identity(config: ProjectorConfig, _match: re.Match[str]) -> nn.Module
     return IdentityMap()
 
 
+def _build_resampler(config: ProjectorConfig, match: re.Match[str]) -> nn.Module:
+    return Resampler(int(match["queries"]), int(match["layers"]), config.mm_hidden_size, config.hidden_size)
+
+
+_RESAMPLER: Final = r"resampler(?P<queries>[1-9]\d*)_(?P<layers>[1-9]\d*)"
 _MLP_GELU: Final = r"(?P<norm>ln_)?mlp(?P<depth>[1-9]\d*)x_gelu"
 _BUILDERS: Final[dict[str, Callable[[ProjectorConfig, re.Match[str]], nn.Module]]] = {
     r"linear": _build_linear,
@@ -84,13 +90,22 @@ _BUILDERS: Final[dict[str, Callable[[ProjectorConfig, re.Match[str]], nn.Module]
     _MLP_GELU: _build_mlp_gelu,
     r"mlp(?P<depth>[1-9]\d*)x_res(?P<blocks>[1-9]\d*)x_gelu": _build_mlp_residual,
     r"identity": _build_identity,
+    _RESAMPLER: _build_resampler,
 }
 """Full-match pattern of `mm_projector_type` -> builder. A new projector is one function and one line here."""
 
 _KNOWN: Final = (
-    "linear, ln_linear, mlpNx_gelu (N >= 1, e.g. mlp2x_gelu), ln_mlpNx_gelu, mlpNx_resMx_gelu (M >= 1), identity; "
+    "linear, ln_linear, mlpNx_gelu (N >= 1, e.g. mlp2x_gelu), ln_mlpNx_gelu, mlpNx_resMx_gelu (M >= 1), identity, "
+    "resamplerQ_N (Q features per image, N layers, e.g. resampler64_2); "
     "each also after poolR_ or shuffleR_, which merge R x R patches (e.g. shuffle2_ln_mlp2x_gelu)"
 )
+
+
+def num_projected_features(projector_type: str, num_features: int) -> int:
+    """Return how many features the projector makes of an image's `num_features` from the tower."""
+    _, rest = split_projector_type(projector_type)
+    match = re.fullmatch(_RESAMPLER, rest)
+    return num_features if match is None else int(match["queries"])
 
 
 def build_vision_projector(config: ProjectorConfig) -> nn.Module:

@@ -22,6 +22,8 @@ from transformers import (
     SiglipVisionModel,
 )
 
+from model.tower_layouts import ORIGINAL_INTERNVIT, internvit_fields
+
 
 class TowerKind(NamedTuple):
     """What a tower must know of an image encoder."""
@@ -67,6 +69,8 @@ TOWER_KINDS: Final[dict[str, TowerKind]] = {
 IMAGE_HALVES: Final = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
 """`model_type` of a checkpoint with an image and a text encoder -> the kind of its image half."""
 
+_VARIABLE_SIZE: Final = ("siglip2", "siglip2_vision_model")
+
 
 def read_tower_config(values: dict[str, Any], name: str) -> PretrainedConfig:
     """Make the encoder's config from the values of a config.json.
@@ -76,12 +80,19 @@ def read_tower_config(values: dict[str, Any], name: str) -> PretrainedConfig:
         name: folder or hub id, for the message.
 
     Raises:
-        ValueError: the `model_type` is unknown.
+        ValueError: the `model_type` is unknown, or of encoders whose input has no fixed shape.
     """
     kind = values.get("model_type")
+    if kind in _VARIABLE_SIZE:
+        raise ValueError(
+            f"vision tower {name} has model_type {kind!r}, which takes patches of images of any shape (NaFlex); choose "
+            "its checkpoint of fixed resolution, such as siglip2-so400m-patch14-384"
+        )
+    if kind == ORIGINAL_INTERNVIT:
+        kind, values = "internvl_vision", internvit_fields(values)
     if kind in IMAGE_HALVES:
         kind, values = IMAGE_HALVES[kind], values["vision_config"]
     if kind not in TOWER_KINDS:
-        known = ", ".join(sorted((*TOWER_KINDS, *IMAGE_HALVES)))
+        known = ", ".join(sorted((*TOWER_KINDS, *IMAGE_HALVES, ORIGINAL_INTERNVIT)))
         raise ValueError(f"vision tower {name} has model_type {kind!r}; known: {known}")
     return TOWER_KINDS[kind].config_class.from_dict({**values, "model_type": kind})

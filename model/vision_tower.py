@@ -7,17 +7,18 @@ Shapes: N images, H x W pixels, P features per image after selection, V vision w
 """
 
 import math
-import re
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from model.feature_merge import FeatureMerge, split_projector_type
-from model.tower_kinds import TOWER_KINDS, read_tower_config
+from model.checkpoint_files import read_checkpoint_config, read_tensors
+from model.feature_merge import FeatureMerge
+from model.multi_scale import encode_scales
+from model.tower_kinds import TOWER_KINDS
+from model.tower_layouts import ORIGINAL_INTERNVIT, current_names, misfits
 
 SelectFeature = Literal["patch", "cls_patch"]
 
@@ -33,6 +34,8 @@ class TowerSpec(NamedTuple):
     """`patch` leaves the class tokens out, `cls_patch` keeps them."""
     merge: FeatureMerge = FeatureMerge()
     """What becomes of neighbouring patches."""
+    scales: tuple[int, ...] = (1,)
+    """Multiples of the encoder's size at which it sees an image, see `multi_scale`."""
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -52,6 +55,8 @@ class VisionTower(nn.Module):
         self.kind = TOWER_KINDS[config.model_type]
         if spec.merge.side > 1 and spec.select_feature == "cls_patch":
             raise ValueError("mm_vision_select_feature 'cls_patch' cannot be merged: class tokens have no neighbours")
+        if spec.scales != (1,):
+            _check_scales(spec)
         num_layers: int = config.num_hidden_layers
         if not spec.layers or not all(-num_layers - 1 <= layer <= num_layers for layer in spec.layers):
             raise ValueError(
@@ -71,12 +76,17 @@ class VisionTower(nn.Module):
     def hidden_size(self) -> int:
         """Width V of the features."""
         width: int = self.config.hidden_size
-        return width * len(self._states) * self.spec.merge.width_factor
+        return width * len(self._states) * len(self.spec.scales) * self.spec.merge.width_factor
 
     @property
     def image_size(self) -> int:
         """Side of the square input that the encoder was trained with, pixels."""
         return _side(self.config.image_size)
+
+    @property
+    def input_size(self) -> int:
+        """Side of the square image that the tower is given, pixels: that of its largest scale."""
+        return self.image_size * max(self.spec.scales)
 
     @property
     def patch_size(self) -> int:
@@ -90,8 +100,8 @@ class VisionTower(nn.Module):
 
     @property
     def num_features(self) -> int:
-        """Features per image of `image_size` after selection."""
-        return self.num_features_at(self.image_size)
+        """Features per image of `input_size` after selection."""
+        return self.num_features_at(self.input_size)
 
     def num_features_at(self, image_size: int) -> int:
         """Return the features P per square image of another size, pixels.
@@ -99,6 +109,7 @@ class VisionTower(nn.Module):
         Raises:
             ValueError: the encoder has position embeddings for its own size only.
         """
+        image_size //= max(self.spec.scales)
         if image_size != self.image_size and not self.kind.any_size:
             raise ValueError(
                 f"vision tower {self.spec.name} takes images of {self.image_size} pixels, but its image processor "
@@ -118,6 +129,10 @@ class VisionTower(nn.Module):
         count = self.num_features_at(image_size)
         has_class_tokens = self.spec.select_feature == "cls_patch" and self.num_class_tokens > 0
         return None if has_class_tokens else math.isqrt(count)
+
+    def size_for_grid(self, grid: int) -> int:
+        """Return the image side, pixels, that gives that many patches per side, or the encoder's own if it is fixed."""
+        return (grid * self.patch_size if self.kind.any_size else self.image_size) * max(self.spec.scales)
 
     @property
     def layers(self) -> list[nn.Module]:
@@ -145,11 +160,34 @@ class VisionTower(nn.Module):
             dtype: type to load as; None keeps the checkpoint's own.
         """
         if not self.is_loaded:
-            read_checkpoint_config(self.spec.name, "vision tower")  # for its clear error on a missing folder
+            values = read_checkpoint_config(self.spec.name, "vision tower")
+            if values.get("model_type") == ORIGINAL_INTERNVIT:
+                self.load_state(read_tensors(self.spec.name, lambda _: True), self.spec.name, dtype)
+                return
             model = self.kind.model_class.from_pretrained(
                 self.spec.name, config=self.config, dtype="auto" if dtype is None else dtype
             )
             self._adopt(model)
+
+    def load_state(self, state: Mapping[str, Tensor], where: str, dtype: torch.dtype | None = None) -> None:
+        """Create the modules with given weights, under the encoder's present or older names.
+
+        Args:
+            state: of the encoder, without a prefix.
+            where: the weights' file or folder, for the message.
+            dtype: type to load as; None keeps the weights' own.
+
+        Raises:
+            ValueError: tensors are missing, unexpected or of another shape; all are named.
+        """
+        named = current_names(state, self.config.model_type)
+        with torch.device("meta"):
+            expected = self.kind.model_class(self.config).state_dict()
+        if problems := misfits(expected, named):
+            raise ValueError(f"{where} does not fit {self.kind.model_class.__name__}: " + "; ".join(problems))
+        own_dtype = next(tensor.dtype for tensor in named.values() if tensor.is_floating_point())
+        loader: Any = self.kind.model_class
+        self._adopt(loader.from_pretrained(None, config=self.config, state_dict=named, dtype=dtype or own_dtype))
 
     def set_frozen(self, frozen: bool) -> None:
         """Freeze the tower (no gradients, no graph, evaluation mode) or make it trainable."""
@@ -175,19 +213,24 @@ class VisionTower(nn.Module):
         if not self.is_loaded:
             raise ValueError(f"vision tower {self.spec.name} has no weights yet; call load_model() first")
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            # Layer by layer rather than output_hidden_states: nothing after the selected layer is computed and no
-            # other layer's output is kept, which for 64 images of ViT-L/14-336 saves about 1.8 GB in bfloat16.
-            hidden = self.kind.embed(self.vision_tower, images.to(self.device, self.dtype))
-            states = {0: hidden} if 0 in self._states else {}
-            for number, layer in enumerate(self.layers, start=1):
-                hidden = layer(hidden, *self.kind.layer_arguments)
-                if number in self._states:
-                    states[number] = hidden
-            skipped = self.num_class_tokens if self.spec.select_feature == "patch" else 0
-            selected = [states[number][:, skipped:] for number in self._states]
-            features = selected[0] if len(selected) == 1 else torch.cat(selected, dim=-1)
+            pixels = images.to(self.device, self.dtype)
+            scales = self.spec.scales
+            features = self._features(pixels) if scales == (1,) else encode_scales(self._features, pixels, scales)
             features = self.spec.merge.apply(features)
         return features.to(images.dtype)
+
+    def _features(self, pixels: Tensor) -> Tensor:
+        # Layer by layer rather than output_hidden_states: nothing after the selected layer is computed and no
+        # other layer's output is kept, which for 64 images of ViT-L/14-336 saves about 1.8 GB in bfloat16.
+        hidden = self.kind.embed(self.vision_tower, pixels)
+        states = {0: hidden} if 0 in self._states else {}
+        for number, layer in enumerate(self.layers, start=1):
+            hidden = layer(hidden, *self.kind.layer_arguments)
+            if number in self._states:
+                states[number] = hidden
+        skipped = self.num_class_tokens if self.spec.select_feature == "patch" else 0
+        selected = [states[number][:, skipped:] for number in self._states]
+        return selected[0] if len(selected) == 1 else torch.cat(selected, dim=-1)
 
     def _adopted(self) -> nn.Parameter:
         weights: nn.Module = self.vision_tower
@@ -208,49 +251,8 @@ def _side(size: object) -> int:
     return side
 
 
-def build_vision_tower(config: Any, delay_load: bool = False) -> VisionTower:
-    """Build the tower that a model config or a set of model arguments names.
-
-    Args:
-        config: has `mm_vision_tower` (model config) or `vision_tower` (model arguments), `mm_vision_select_layer`
-            and `mm_vision_select_feature`; `mm_projector_type` may begin with what the tower merges. A
-            `mm_vision_config` mapping, which saved LLaVA models carry, takes the place of the tower folder's
-            config.json.
-        delay_load: leave the modules out until `build` or `load_model` is called.
-
-    Raises:
-        ValueError: no tower is named, its folder is missing, or its `model_type` is unknown.
-    """
-    name = config.mm_vision_tower if hasattr(config, "mm_vision_tower") else config.vision_tower
-    if not name:
-        raise ValueError("no vision tower is named; set mm_vision_tower to a checkpoint folder or hub id")
-    select = config.mm_vision_select_layer
-    layers = select if isinstance(select, int) else tuple(select)
-    merge = FeatureMerge()
-    if hasattr(config, "mm_projector_type"):
-        merge, _ = split_projector_type(config.mm_projector_type)
-    spec = TowerSpec(str(name), layers, config.mm_vision_select_feature, merge)
-    saved = config.mm_vision_config if hasattr(config, "mm_vision_config") else None
-    values = dict(saved) if saved is not None else read_checkpoint_config(spec.name, "vision tower")
-    tower = VisionTower(spec, read_tower_config(values, spec.name))
-    if not delay_load:
-        tower.load_model()
-    return tower
-
-
-def read_checkpoint_config(name: str, what: str) -> dict[str, Any]:
-    """Read config.json of a checkpoint folder or hub id.
-
-    Raises:
-        ValueError: there is no such folder or hub repository, or it holds no config.json.
-    """
-    is_hub_id = re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name) is not None
-    if not Path(name).is_dir() and not is_hub_id:
-        raise ValueError(f"{what}: folder {name!r} does not exist; expected a Hugging Face checkpoint folder or hub id")
-    try:
-        values, _ = PretrainedConfig.get_config_dict(name)
-    except OSError as error:
-        raise ValueError(f"{what}: no config.json found for {name!r}, neither as a folder nor on the hub") from error
-    if not values:
-        raise ValueError(f"{what}: {name!r} holds no config.json")
-    return dict(values)
+def _check_scales(spec: TowerSpec) -> None:
+    if not spec.scales or sorted(set(spec.scales)) != list(spec.scales) or min(spec.scales) < 1:
+        raise ValueError(f"mm_vision_scales is {list(spec.scales)}; expected rising whole multiples, such as [1, 2]")
+    if spec.select_feature == "cls_patch":
+        raise ValueError("mm_vision_select_feature 'cls_patch' has no place on several scales; use 'patch'")

@@ -1,6 +1,6 @@
 """Whole models on disk: put together from a language model and a tower, saved, loaded again, set up for a stage."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, cast
@@ -12,10 +12,12 @@ from transformers import PretrainedConfig
 from model.adapter import load_projector, projector_state, write_projector
 from model.attention import AttentionKernel, enable_packed_attention
 from model.backbones import Backbone, backbone_of_language_model, backbone_of_llava
+from model.checkpoint_files import read_checkpoint_config
 from model.llava_arch import LlavaForCausalLM
 from model.quantization import Quantization, quantization_config
 from model.resolution import PatchMerge
-from model.vision_tower import SelectFeature, read_checkpoint_config
+from model.vision_tokens import refuse_tied_tables
+from model.vision_tower import SelectFeature
 
 __all__ = [
     "LlavaModel",
@@ -24,6 +26,7 @@ __all__ = [
     "load_projector",
     "load_weights",
     "read_llava_config",
+    "pretrained_state",
     "save_llava",
     "save_projector",
     "set_trainable",
@@ -37,10 +40,11 @@ Stage = Literal["pretrain", "finetune"]
 
 def build_llava(
     language_model: str,
-    vision_tower: str,
+    vision_tower: str | Sequence[str],
     projector_type: str = "mlp2x_gelu",
     select_layer: int | tuple[int, ...] = -2,
     select_feature: SelectFeature = "patch",
+    scales: tuple[int, ...] = (1,),
     projector_path: str | Path | None = None,
     patch_merge: PatchMerge = "flat",
     dtype: torch.dtype = torch.float32,
@@ -54,10 +58,11 @@ def build_llava(
 
     Args:
         language_model: folder or hub id of a language model.
-        vision_tower: folder or hub id of a vision tower.
+        vision_tower: folder or hub id of a vision tower, or of several to be joined.
         projector_type: see `build_vision_projector`.
         select_layer: see `TowerSpec`.
         select_feature: see `TowerSpec`.
+        scales: see `TowerSpec`.
         projector_path: file or folder written by `save_projector`, or an original `mm_projector.bin`.
         patch_merge: how the features of an image's tiles are laid out; `spatial_unpad` adds a learnt newline.
         dtype: type of the language model and the tower.
@@ -76,6 +81,7 @@ def build_llava(
             vision_tower=vision_tower,
             mm_vision_select_layer=select_layer,
             mm_vision_select_feature=select_feature,
+            mm_vision_scales=scales,
             mm_projector_type=projector_type,
             mm_patch_merge_type=patch_merge,
             pretrain_mm_mlp_adapter=projector_path,
@@ -165,7 +171,18 @@ def save_llava(model: LlavaModel, path: str | Path, state: Mapping[str, Tensor] 
 
 def save_projector(model: LlavaModel, path: str | Path) -> Path:
     """Write the model's projector; see `write_projector`."""
-    return write_projector(projector_state(model.get_model()), path)
+    return write_projector(pretrained_state(model), path, model.config.im_start_end_ids)
+
+
+def pretrained_state(model: LlavaModel) -> dict[str, Tensor]:
+    """Return what projector pretraining leaves, possibly sharded: see `projector_state`.
+
+    With `<im_start>` and `<im_end>` the input embeddings are there too, whole; `write_projector` picks the two rows.
+    """
+    state = projector_state(model.get_model())
+    if model.config.im_start_end_ids:
+        state["embed_tokens.weight"] = model.get_model().embed_tokens.weight
+    return state
 
 
 def set_trainable(model: LlavaModel, stage: Stage) -> None:
@@ -174,7 +191,7 @@ def set_trainable(model: LlavaModel, stage: Stage) -> None:
     In pretraining with `<im_start>` and `<im_end>` the input embeddings learn too (only those two rows get gradients).
 
     Raises:
-        ValueError: `stage` is unknown.
+        ValueError: `stage` is unknown, or only the input embeddings are to learn but are one tensor with the output's.
     """
     if stage not in ("pretrain", "finetune"):
         raise ValueError(f"stage is {stage!r}; known: pretrain, finetune")
@@ -182,7 +199,9 @@ def set_trainable(model: LlavaModel, stage: Stage) -> None:
     for parameter in projector_parameters(model):
         parameter.requires_grad_(True)
     _tower(model).set_frozen(True)
-    if stage == "pretrain" and model.config.tune_mm_mlp_adapter and model.config.mm_use_im_start_end:
+    model.config.tune_mm_mlp_adapter = stage == "pretrain"
+    if stage == "pretrain" and model.config.mm_use_im_start_end:
+        refuse_tied_tables(model)
         model.get_input_embeddings().weight.requires_grad_(True)
 
 

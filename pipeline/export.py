@@ -8,8 +8,8 @@ import torch
 
 from model.export import export_transformers
 from pipeline.merge import find_model_folder, load_merged, require_empty
+from pipeline.model_facts import load_tokenizer
 from pipeline.model_folder import read_folder_facts, read_recipe
-from pipeline.prepare import load_tokenizer
 from pipeline.samples.chat_template import chat_template_of
 from pipeline.samples.rendering import choose_template
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,14 +22,18 @@ from model.quantization import Quantization
 from model.resolution import Pinpoints
 from model.weights import LlavaModel, build_llava, load_llava, save_llava
 from pipeline.config import ConfigError, ExperimentConfig, ModelConfig, load_config
-from pipeline.prepare import (
+from pipeline.model_facts import (
     TowerFacts,
-    build_encoder,
+    folder_wraps_images,
+    has_wrapped_images,
     load_tokenizer,
     read_llava_facts,
+    read_model_tokenizer,
     read_tower_facts,
 )
+from pipeline.prepare import build_encoder
 from pipeline.samples.encode import SampleEncoder
+from pipeline.samples.rendering import choose_template
 
 PROJECTOR_FILE = "projector/mm_projector.safetensors"
 MODEL_FOLDER = "model"
@@ -70,7 +75,7 @@ def save_adapter_folder(
     Args:
         model: says which layers are adapted.
         adapters: whole tensors of `model.lora.adapter_state`.
-        projector: whole tensors of `model.adapter.projector_state`.
+        projector: whole tensors of `model.weights.pretrained_state`.
         config: of the run that trained them.
         folder: target.
     """
@@ -121,24 +126,42 @@ def join_parts(
         ValueError: a part is missing, or the projector file does not fit.
     """
     if parts.vision_tower is not None:
-        return build_llava(
+        model = build_llava(
             language_model=parts.language_model,
             vision_tower=parts.vision_tower,
             projector_type=parts.mm_projector_type,
             select_layer=parts.mm_vision_select_layer,
             select_feature=parts.mm_vision_select_feature,
+            scales=parts.mm_vision_scales,
             projector_path=projector,
             patch_merge=parts.mm_patch_merge_type or "flat",
             dtype=dtype,
             attention=parts.attention,
             quantize=quantize,
         )
-    model = load_llava(parts.language_model, dtype=dtype, attention=parts.attention, quantize=quantize)
-    if parts.mm_patch_merge_type is not None:
-        model.get_model().set_patch_merge(parts.mm_patch_merge_type)
-    if projector is not None:
-        load_projector(model.get_model(), projector)
+    else:
+        model = load_llava(parts.language_model, dtype=dtype, attention=parts.attention, quantize=quantize)
+        if parts.mm_patch_merge_type is not None:
+            model.get_model().set_patch_merge(parts.mm_patch_merge_type)
+        if projector is not None:
+            load_projector(model.get_model(), projector)
+    _add_tokens(model, parts, projector)
     return model
+
+
+@dataclass
+class _TokenArgs:
+    mm_use_im_patch_token: bool
+    mm_use_im_start_end: bool
+    pretrain_mm_mlp_adapter: str | Path | None
+    tune_mm_mlp_adapter: bool = False
+
+
+def _add_tokens(model: LlavaModel, parts: ModelConfig, projector: str | Path | None) -> None:
+    """Give the model the special tokens around images that it is to have, with rows from the projector's file."""
+    args = _TokenArgs(parts.mm_use_im_patch_token, has_wrapped_images(parts), projector)
+    if args.mm_use_im_patch_token or args.mm_use_im_start_end:
+        model.initialize_vision_tokenizer(args, load_tokenizer(parts.language_model))
 
 
 def describe_images(model: LlavaModel, aspect_ratio: str, pinpoints: Pinpoints) -> LlavaModel:
@@ -229,13 +252,15 @@ def _open_folder(folder: Path, device: str | torch.device) -> OpenedModel:
     facts = read_folder_facts(folder)
     resolution = facts.resolution(recipe["image_aspect_ratio"], recipe["image_grid_pinpoints"])
     tokenizer = load_tokenizer(str(folder))
-    encoder = SampleEncoder(tokenizer, recipe["template"], facts.image_spec, resolution, recipe["max_length"])
+    wraps = has_wrapped_images(_base_of(folder)) if holds_adapters(folder) else folder_wraps_images(str(folder))
+    template = choose_template(recipe["template"], tokenizer, wraps_images=wraps)
+    encoder = SampleEncoder(tokenizer, template, facts.image_spec, resolution, recipe["max_length"])
     return OpenedModel(_for_inference(load_model_folder(folder), device), encoder)
 
 
 def _save_encoding(config: ExperimentConfig, folder: Path, facts: Mapping[str, Any]) -> None:
     """Write tokenizer, image processor, and how conversations and images are encoded."""
-    load_tokenizer(config.model.language_model).save_pretrained(str(folder))
+    read_model_tokenizer(config.model).save_pretrained(str(folder))
     processor = json.dumps(read_tower_facts(config.model).processor, indent=2)
     (folder / _PROCESSOR).write_text(processor, encoding="utf-8")
     recipe = config.data.model_dump(mode="json", include=set(_RECIPE_FIELDS))

@@ -67,6 +67,9 @@ class ExperimentConfig(Section):
         def model_path(name: str | None) -> str | None:
             return str(Path(name).absolute()) if name is not None and Path(name).exists() else name
 
+        def tower_paths(names: str | tuple[str, ...] | None) -> str | tuple[str | None, ...] | None:
+            return tuple(model_path(name) for name in names) if isinstance(names, tuple) else model_path(names)
+
         def absolute(urls: tuple[str, ...]) -> tuple[str, ...]:
             return tuple(url if "://" in url else str(Path(url).absolute()) for url in urls)
 
@@ -85,7 +88,7 @@ class ExperimentConfig(Section):
                 "model": parts.model_copy(
                     update={
                         "language_model": model_path(parts.language_model),
-                        "vision_tower": model_path(parts.vision_tower),
+                        "vision_tower": tower_paths(parts.vision_tower),
                         "pretrain_mm_mlp_adapter": model_path(parts.pretrain_mm_mlp_adapter),
                     }
                 ),

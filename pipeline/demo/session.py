@@ -20,7 +20,7 @@ from pipeline.evaluation.questions import EvaluationSample, read_evaluation_samp
 from pipeline.evaluation.run import EvaluationSettings, evaluate
 from pipeline.evaluation.scores import Answer, Evaluation
 from pipeline.model_folder import OpenedModel, assemble_model, find_projector, open_model
-from pipeline.prepare import load_tokenizer
+from pipeline.model_facts import load_tokenizer
 from pipeline.shards.index import build_index
 from pipeline.training.launch import TrainingResult, run_training
 

@@ -48,8 +48,15 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Ada
 
 
 def _exempt_from_decay(model: nn.Module) -> set[str]:
-    """Names of biases and of normalisation weights (LayerNorm, and every RMSNorm class of transformers)."""
-    exempt = set()
+    """Names of biases, of normalisation weights (LayerNorm, every RMSNorm class of transformers), of lone embeddings.
+
+    An embedding that learns while the rest of the language model does not gets gradients in two rows only, those of
+    the tokens around images; decay would shrink all others.
+    """
+    embeddings = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
+    learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    others = {name for name in learning - embeddings if not any(mark in name for mark in _PROJECTOR_MARKS)}
+    exempt = set() if others else learning & embeddings
     for module_name, module in model.named_modules():
         is_norm = isinstance(module, nn.LayerNorm) or type(module).__name__.endswith(("RMSNorm", "LayerNorm"))
         for name, _ in module.named_parameters(recurse=False):

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from model.adapter import projector_state, write_projector
+from model.adapter import write_projector
 from model.lora import adapter_state, add_lora
-from model.weights import LlavaModel, set_trainable
+from model.weights import LlavaModel, pretrained_state, set_trainable
 from pipeline.config import ExperimentConfig
 from pipeline.model_folder import (
     MODEL_FOLDER,
@@ -60,11 +60,11 @@ def set_up_stage(model: LlavaModel, config: ExperimentConfig, device: torch.devi
 def save_result(config: ExperimentConfig, model: LlavaModel, workers: Workers) -> str:
     """Write what the stage has trained into the run folder; all ranks take part, rank 0 writes; returns its path."""
     run_dir = Path(config.run_dir)
-    projector = gather_whole(projector_state(model.get_model()), keep=workers.is_first)
+    projector = gather_whole(pretrained_state(model), keep=workers.is_first)
     if config.stage == "pretrain":
         target = run_dir / PROJECTOR_FILE
         if workers.is_first:
-            write_projector(projector, target)
+            write_projector(projector, target, model.config.im_start_end_ids)
     elif config.lora.rank is not None:
         target = run_dir / MODEL_FOLDER
         adapters = gather_whole(adapter_state(model), keep=workers.is_first)

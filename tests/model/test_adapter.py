@@ -54,11 +54,11 @@ def test_load_misfit_names_every_tensor(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not fit the projector Sequential") as error:
         load_projector(projector(), tmp_path)
     for part in (
-        "missing model.mm_projector.2.weight [5, 5]",
-        "missing model.mm_projector.2.bias [5]",
+        "missing mm_projector.2.weight [5, 5]",
+        "missing mm_projector.2.bias [5]",
         "unexpected mm_projector.4.bias [5]",
         "unexpected image_newline [5]",
-        "model.mm_projector.0.weight has shape [5, 4], expected [5, 3]",
+        "mm_projector.0.weight has shape [5, 4], expected [5, 3]",
     ):
         assert part in str(error.value)
 

@@ -8,6 +8,7 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from model.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from model.llava_llama import LlavaLlamaForCausalLM
+from model.vision_tower import VisionTower
 from tests.model.conftest import NUM_PATCHES, VOCAB, random_images, tiny_llama_config
 
 X = IMAGE_TOKEN_INDEX
@@ -16,7 +17,7 @@ IMAGE_ID = VOCAB - 1
 
 def copy_of(model: LlavaLlamaForCausalLM) -> LlavaForConditionalGeneration:
     tower = model.get_vision_tower()
-    assert tower is not None
+    assert isinstance(tower, VisionTower)
     other = LlavaForConditionalGeneration(
         LlavaConfig(
             vision_config=tower.config,

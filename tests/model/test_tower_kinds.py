@@ -8,17 +8,20 @@ import pytest
 import torch
 from transformers import SiglipConfig, SiglipModel, SiglipTextConfig
 
+from model.tower_builder import build_vision_tower
 from model.tower_kinds import TOWER_KINDS
-from model.vision_tower import VisionTower, build_vision_tower
+from model.vision_tower import VisionTower
 from model.weights import build_llava, load_llava, save_llava
 from tests.model.conftest import NUM_PATCHES, VISION_WIDTH, random_images
 from tests.model.tiny import TOWERS, save_tiny_tower, tiny_tower_config
 
 
 def tower_of(path: str, layer: int | list[int] = -2, feature: str = "patch") -> VisionTower:
-    return build_vision_tower(
+    tower = build_vision_tower(
         SimpleNamespace(vision_tower=path, mm_vision_select_layer=layer, mm_vision_select_feature=feature)
     )
+    assert isinstance(tower, VisionTower)
+    return tower
 
 
 def hidden_states(kind: str, path: str, images: torch.Tensor) -> list[torch.Tensor]:

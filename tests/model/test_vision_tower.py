@@ -7,8 +7,15 @@ import pytest
 import torch
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig, CLIPVisionModel
 
-from model.vision_tower import build_vision_tower
+from model import tower_builder
+from model.vision_tower import VisionTower
 from tests.model.conftest import NUM_PATCHES, VISION_WIDTH, random_images
+
+
+def build_vision_tower(args: SimpleNamespace, delay_load: bool = False) -> VisionTower:
+    tower = tower_builder.build_vision_tower(args, delay_load)
+    assert isinstance(tower, VisionTower)
+    return tower
 
 
 def arguments(path: str, layer: int = -2, feature: str = "patch") -> SimpleNamespace:

@@ -18,7 +18,7 @@ from pipeline.demo.teach_language_model import LanguageLesson, answer_accuracy, 
 from pipeline.demo.teach_tower import TowerLesson, labelled_images, teach_tower
 from pipeline.demo.vocabulary import build_tokenizer
 from pipeline.demo.worded_scenes import EMPTY, ExampleWriter, cell_words, find_word_ids, write_examples
-from pipeline.prepare import load_tokenizer
+from pipeline.model_facts import load_tokenizer
 
 CPU = torch.device("cpu")
 

@@ -12,6 +12,7 @@ from transformers import CLIPVisionConfig
 from model.attention import enable_packed_attention
 from model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from model.packed import pack_samples
+from model.vision_tower import VisionTower
 from model.weights import set_trainable
 from pipeline.config import TrainingConfig
 from pipeline.training.acceleration import accelerate, compiled_layers
@@ -105,6 +106,6 @@ def test_accelerate_compiled_layers_serve_other_samples_without_compiling_again(
 
 def test_compiled_layers_leave_out_tower_layers_that_are_never_run(model: LlavaLlamaForCausalLM) -> None:
     tower = model.get_vision_tower()
-    assert tower is not None
+    assert isinstance(tower, VisionTower)
     used = list(tower.vision_tower.encoder.layers[:2])  # hidden state -2 of 3 layers
     assert compiled_layers(model) == [*model.model.layers, *used]
