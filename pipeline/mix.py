@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
-from pipeline.config import DataConfig, ExperimentConfig
+from pipeline.config import ConfigError, DataConfig, ExperimentConfig, MixChange
 from pipeline.plan.mixed import MixedOrder, MixPhase, MixSource, mix_sources
 
 _FLATTENED_UNITS = 10**6
@@ -41,6 +41,30 @@ def order_mix(config: ExperimentConfig, sizes: Mapping[str, int]) -> MixedOrder:
         epoch_size=math.ceil(epoch),
         num_samples=math.ceil(epoch * config.training.num_epochs),
     )
+
+
+def check_past_changes(trained: Sequence[MixChange], now: Sequence[MixChange], step: int) -> None:
+    """Refuse to resume with other weights for steps that have been trained; those to come may change.
+
+    Args:
+        trained: changes announced when the steps before `step` were trained.
+        now: changes that the config announces.
+        step: next step to train.
+
+    Raises:
+        ConfigError: a step before `step` would have had other weights; says which changes hold until then.
+    """
+    past, claimed = ([change for change in changes if change.from_step < step] for changes in (trained, now))
+    if past != claimed:
+        raise ConfigError(
+            f"data.mix_changes: the steps before {step} are trained, with the changes {_describe(past)}; the config "
+            f"now says {_describe(claimed)} for them. Restore these, and announce new weights from step {step} on"
+        )
+
+
+def _describe(changes: Sequence[MixChange]) -> str:
+    listed = [f"from {change.from_step}: {dict(sorted(change.weights.items()))}" for change in changes]
+    return "; ".join(listed) or "none"
 
 
 def whole_shares(shares: Mapping[str, Fraction]) -> tuple[int, ...]:

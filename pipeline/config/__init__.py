@@ -7,6 +7,7 @@ from pipeline.config.data import DataConfig, TemplateName
 from pipeline.config.experiment import ExperimentConfig
 from pipeline.config.load import ConfigError, load_config, parse_config
 from pipeline.config.lora import LoraConfig
+from pipeline.config.mix import MixChange, SourceConfig
 from pipeline.config.model import ModelConfig
 from pipeline.config.resume import check_resumable, fields_with_policy
 from pipeline.config.running import CheckpointConfig, ClusterConfig, TrackingConfig
@@ -22,9 +23,11 @@ __all__ = [
     "Fixed",
     "Free",
     "LoraConfig",
+    "MixChange",
     "ModelConfig",
     "OnResume",
     "Section",
+    "SourceConfig",
     "TemplateName",
     "TrackingConfig",
     "TrainingConfig",

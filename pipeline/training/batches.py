@@ -64,7 +64,9 @@ def prepare(
     tally = tally_sources(rank_step, labels, sources)
     pack = partial(_pack, _tiles_of(rank_step, resolution), resolution)
     micro_batches = []
-    counts = StepCounts(images=float(sum(num_images)), rejected=float(len(rank_step.rejected)))
+    counts = StepCounts(
+        images=float(sum(num_images)), tiles=float(len(rank_step.pixels)), rejected=float(len(rank_step.rejected))
+    )
     sample_idx = 0
     for batch_size in rank_step.batch_sizes.tolist():
         members = [idx for idx in range(sample_idx, sample_idx + batch_size) if texts[idx]]
@@ -73,10 +75,16 @@ def prepare(
         )
         if members:
             counts.tokens += float(len(packed.input_ids))
+            counts.pairs += float(sum(length * (length + 1) // 2 for length in packed.seqlens))
         counts.samples += float(len(members))
         counts.targets += float(len(packed.targets))
-        parts = (packed, tiles, tally.of_targets(members))
-        micro_batches.append(MicroBatch(*(part.to(device, non_blocking=True) for part in parts)))
+        micro_batches.append(
+            MicroBatch(
+                packed=packed.to(device, non_blocking=True),
+                tiles=tiles.to(device, non_blocking=True),
+                target_sources=tally.of_targets(members).to(device, non_blocking=True),
+            )
+        )
         sample_idx += batch_size
     pixels = rank_step.pixels.to(device, non_blocking=True)
     return PreparedStep(rank_step.step, tuple(micro_batches), pixels, counts, tally, rank_step.rejected)

@@ -61,5 +61,3 @@ class StepOutcome:
     counts: StepCounts
     by_source: dict[str, SourceNumbers]
     """Empty without a mix."""
-    by_source: dict[str, SourceNumbers]
-    """Empty without a mix."""

@@ -78,5 +78,5 @@ def describe_sources(sources: Sources, counts: Sequence[float], losses: Sequence
         losses: `[n]` cross-entropy summed.
     """
     trained, rejected, targets = np.array(counts, dtype=np.int64).reshape(3, len(sources.names)).tolist()
-    rows = zip(sources.names, trained, rejected, targets, losses, strict=True)
-    return {name: SourceNumbers(*numbers) for name, *numbers in rows}
+    numbers = map(SourceNumbers, trained, rejected, targets, losses)
+    return dict(zip(sources.names, numbers, strict=True))

@@ -14,8 +14,9 @@ from typing import NamedTuple
 import torch
 import transformers
 
-from pipeline.config import ConfigError, ExperimentConfig
+from pipeline.config import ConfigError, ExperimentConfig, MixChange
 from pipeline.loader import BatchSource, RankStep
+from pipeline.mix import check_past_changes
 from pipeline.training.batches import prepare_ahead
 from pipeline.training.checkpoint import Checkpoint, CheckpointStore
 from pipeline.training.distributed import Workers
@@ -87,6 +88,8 @@ def run_worker(
     start_step, ledger, trend = 0, Ledger(), LossTrend()
     if position is not None:
         checkpoint = store.open(position)
+        announced = checkpoint.state["config"]["data"]["mix_changes"]
+        check_past_changes([MixChange(**change) for change in announced], config.data.mix_changes, checkpoint.step)
         check_same_plan(checkpoint, source)
         restore(model, optimizer, checkpoint)
         _restore_random_state(checkpoint, workers, config.seed)

@@ -14,13 +14,21 @@ SOURCES = Sources(("captions", "chat", "text"), (10, 20, 30))
 
 def make_rank_step(sample_ids: list[int], text_lengths: list[int]) -> RankStep:
     none = torch.zeros(0, dtype=torch.int32)
-    values = dict.fromkeys(RankStep._fields, none)
     return RankStep(
-        **{
-            **values, "step": 0, "rank": 0, "checksum": 0, "rejected": (),
-            "sample_ids": torch.tensor(sample_ids), "text_lengths": torch.tensor(text_lengths),
-        }  # type: ignore[arg-type]
-    )  # fmt: skip
+        step=0,
+        rank=0,
+        checksum=0,
+        sample_ids=torch.tensor(sample_ids),
+        batch_sizes=none,
+        text_lengths=torch.tensor(text_lengths),
+        num_images=none,
+        image_ids=none,
+        input_ids=none,
+        labels=none,
+        views=none,
+        pixels=none,
+        rejected=(),
+    )
 
 
 def test_sum_by_source_adds_up_to_the_whole() -> None:
@@ -28,7 +36,7 @@ def test_sum_by_source_adds_up_to_the_whole() -> None:
     losses, sources = torch.rand(97, generator=generator), torch.randint(0, 3, (97,), generator=generator)
     found = sum_by_source(losses, sources, 3)
     expected = np.bincount(sources.numpy(), weights=losses.numpy(), minlength=3)
-    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-6)
+    torch.testing.assert_close(found, torch.from_numpy(expected).float())
     assert sum_by_source(losses, torch.zeros(97, dtype=torch.int64), 0).shape == (0,)
 
 
