@@ -8,7 +8,6 @@ P side of the tower's square in pixels; N squares.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
