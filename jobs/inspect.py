@@ -57,7 +57,7 @@ def run(
 
     from pipeline.inspect.session import open_inspection
 
-    inspection = open_inspection(experiment, console=console, num_ranks=workers or experiment.cluster.num_workers)
+    inspection = open_inspection(experiment, console=console, num_ranks=workers or experiment.cluster.max_workers)
     if sample is not None:
         name, html = _show_sample(inspection, sample, console)
     elif step is not None:

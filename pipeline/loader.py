@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +25,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from model.resolution import ROLES, Role
-from pipeline.errors import DataError
+from pipeline.crashes.marks import WorkMarks
+from pipeline.errors import DataError, Reason
 from pipeline.plan.plan import Plan, RankPlan
 from pipeline.samples.encode import EncodedImage, EncodedSample, EncodeImage, SampleEncoder
 from pipeline.samples.read import read_sample
@@ -75,6 +76,10 @@ class BatchSource:
     plan: Plan
     index: ShardIndex
     encoder: SampleEncoder
+    refused: Mapping[int, str] = field(default_factory=dict)
+    """Samples that are not even decoded, since that ends the process, and what is known of them."""
+    marks: WorkMarks | None = None
+    """Where to mark what is being built; None where a crash is of no interest."""
 
 
 def build_rank_step(source: BatchSource, plan: RankPlan) -> RankStep:
@@ -84,10 +89,21 @@ def build_rank_step(source: BatchSource, plan: RankPlan) -> RankStep:
     be readable later.
     """
     ids = [sample_id for batch in plan.micro_batches for sample_id in batch]
+    if source.marks is None:
+        return _build(source, plan, ids)
+    with source.marks.working_on(plan.step, plan.rank, ids):
+        return _build(source, plan, ids)
+
+
+def _build(source: BatchSource, plan: RankPlan, ids: list[int]) -> RankStep:
     encode_image = _encode_once(source.encoder)
     encoded: list[EncodedSample | None] = []
     rejected: list[Rejected] = []
     for sample_id in ids:
+        if sample_id in source.refused:
+            encoded.append(None)
+            rejected.append(Rejected(sample_id, Reason.DECODER_CRASH.value, source.refused[sample_id]))
+            continue
         try:
             encoded.append(source.encoder.encode(read_sample(source.index, sample_id), encode_image))
         except DataError as error:

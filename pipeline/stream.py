@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,8 @@ import pyarrow as pa
 import ray
 from ray.data import DataContext, DataIterator, Dataset, ExecutionOptions
 from ray.train import DataConfig
+
+from pipeline.crashes.marks import WorkMarks
 
 if TYPE_CHECKING:
     from pipeline.loader import BatchSource, RankStep
@@ -37,12 +39,14 @@ class RankStepBuilder:
     source: ray.ObjectRef[BatchSource]
     start_step: int
     num_ranks: int
+    refused: Mapping[int, str]
+    marks: WorkMarks
 
     def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
         """Build the rank-steps of `rows` (column `id`, int64), yielding each as soon as it is ready."""
         from pipeline.loader import build_rank_step, to_bytes
 
-        source = _fetch(self.source)
+        source = dataclasses.replace(_fetch(self.source), refused=self.refused, marks=self.marks)
         for row in rows["id"].to_pylist():
             step, rank = divmod(row, self.num_ranks)
             plan = source.plan.split(self.start_step + step, self.num_ranks)[rank]
@@ -58,7 +62,14 @@ def _fetch(reference: ray.ObjectRef[BatchSource]) -> BatchSource:
 
 
 def build_dataset(
-    source: ray.ObjectRef[BatchSource], *, start_step: int, end_step: int, num_ranks: int, data_workers: int
+    source: ray.ObjectRef[BatchSource],
+    *,
+    start_step: int,
+    end_step: int,
+    num_ranks: int,
+    data_workers: int,
+    refused: Mapping[int, str],
+    marks: WorkMarks,
 ) -> Dataset:
     """Describe the stream of all rank-steps from `start_step` to `end_step`; nothing runs yet.
 
@@ -68,11 +79,13 @@ def build_dataset(
         end_step: optimizer steps of the run.
         num_ranks: number of training workers W.
         data_workers: most map tasks at a time.
+        refused: samples that no task may decode.
+        marks: where tasks mark what they work on.
     """
     _configure(DataContext.get_current())
     num_rows = (end_step - start_step) * num_ranks
     rows = ray.data.range(num_rows, override_num_blocks=max(1, -(-num_rows // _ROWS_PER_TASK)))
-    builder = RankStepBuilder(source, start_step, num_ranks)
+    builder = RankStepBuilder(source, start_step, num_ranks, refused, marks)
     with warnings.catch_warnings():
         # max_retries has no named parameter yet in Ray 2.60, whose warning asks for named parameters only
         warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
@@ -92,6 +105,8 @@ class StreamStart:
 
     step: int
     """First optimizer step."""
+    refused: Mapping[int, str]
+    """Samples that must not be decoded."""
     origin: Any
     """What the step was taken from; handed to the workers with their data."""
 
@@ -102,8 +117,8 @@ class PlanIngest(DataConfig):  # type: ignore[misc]  # Ray Train publishes no ty
     The public way to do so is to override `configure`, which Ray Train calls once per start of the worker group.
     """
 
-    def __init__(self, build: Callable[[int, int], Dataset]) -> None:
-        """Build streams with `build(first step, number of ranks)`."""
+    def __init__(self, build: Callable[[StreamStart, int], Dataset]) -> None:
+        """Build streams with `build(start, number of ranks)`."""
         super().__init__(datasets_to_split="all", execution_options=ExecutionOptions(preserve_order=True))
         self._build = build
 
@@ -111,7 +126,7 @@ class PlanIngest(DataConfig):  # type: ignore[misc]  # Ray Train publishes no ty
         self, datasets: dict[str, StreamStart], world_size: int, *args: Any, **kwargs: Any
     ) -> list[dict[str, DataIterator]]:
         """Return each worker's share of the stream; `origin` of the start travels along as an attribute."""
-        streams = {name: self._build(start.step, world_size) for name, start in datasets.items()}
+        streams = {name: self._build(start, world_size) for name, start in datasets.items()}
         shares: list[dict[str, DataIterator]] = super().configure(streams, world_size, *args, **kwargs)
         for share in shares:
             for name, iterator in share.items():

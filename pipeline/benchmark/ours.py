@@ -7,11 +7,10 @@ from pathlib import Path
 
 import torch
 
-from pipeline.benchmark.flops import SampleSize
 from pipeline.benchmark.measure import Timing, time_steps
 from pipeline.benchmark.scenarios import OurSettings, Scenario
 from pipeline.benchmark.shapes import build_model, resolution
-from pipeline.benchmark.workloads import TextSize, build_rank_step
+from pipeline.benchmark.workloads import SampleSize, TextSize, build_rank_step
 from pipeline.plan.plan import Plan
 from pipeline.training.batches import prepare_ahead
 from pipeline.training.checkpoint import CheckpointStore

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pipeline.config.section import Fixed, Free, Section
 
@@ -29,8 +29,10 @@ class ClusterConfig(Section):
 
     launcher: Annotated[Literal["ray", "local"], Free] = "ray"
     """`ray` uses Ray Data and Ray Train; `local` is this process, or one rank of it under torchrun, without Ray."""
-    num_workers: Annotated[int, Free, Field(ge=1)] = 1
-    """Training workers (ranks) under Ray; torchrun sets its own number."""
+    num_workers: Annotated[int | tuple[int, int], Free] = 1
+    """Training workers (ranks) under Ray; `[least, most]` uses what the cluster has; torchrun sets its own number."""
+    resize_interval_s: Annotated[float, Free, Field(gt=0)] = 60.0
+    """With `[least, most]` workers: seconds between two looks whether the cluster has grown or shrunk."""
     use_gpu: Annotated[bool, Free] = False
     """One GPU per worker and NCCL; otherwise CPU and gloo."""
     cpus_per_worker: Annotated[float, Free, Field(gt=0)] = 1
@@ -42,7 +44,25 @@ class ClusterConfig(Section):
     torch_threads: Annotated[int | None, Free, Field(ge=1)] = None
     """Intra-op threads of a CPU worker; null divides the machine's cores by the workers on it."""
     max_failures: Annotated[int, Free, Field(ge=0)] = 3
-    """Worker-group restarts by Ray Train before the run fails."""
+    """Restarts of the workers without a new checkpoint before the run gives up; progress resets the count."""
+
+    @field_validator("num_workers")
+    @classmethod
+    def _check_workers(cls, value: int | tuple[int, int]) -> int | tuple[int, int]:
+        least, most = value if isinstance(value, tuple) else (value, value)
+        if not 1 <= least <= most:
+            raise ValueError("expected a number of at least 1, or [least, most] with 1 <= least <= most")
+        return value
+
+    @property
+    def min_workers(self) -> int:
+        """Fewest training workers that the run accepts."""
+        return self.num_workers[0] if isinstance(self.num_workers, tuple) else self.num_workers
+
+    @property
+    def max_workers(self) -> int:
+        """Most training workers that the run uses."""
+        return self.num_workers[1] if isinstance(self.num_workers, tuple) else self.num_workers
 
 
 class TrackingConfig(Section):

@@ -6,21 +6,26 @@ does the shared work.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Console
 
 from pipeline.config import ExperimentConfig, check_resumable, load_config
+from pipeline.crashes.marks import WorkMarks
+from pipeline.crashes.search import RunData
 from pipeline.loader import BatchSource, RankStep, iterate_locally
 from pipeline.model_folder import find_projector
 from pipeline.prepare import prepare_source
 from pipeline.training.distributed import Workers, join_torchrun
 from pipeline.training.lease import hold_run
+from pipeline.training.local_stream import iterate_despite_deaths
 from pipeline.training.loop import StopRequestedError
 from pipeline.training.notices import SignalNotices, sigterm_as_request
 from pipeline.training.progress import ProgressReporter
+from pipeline.training.restarts import record_start
 from pipeline.training.resume import find_position
 from pipeline.training.worker import WorkerResult, run_worker
 
@@ -94,9 +99,12 @@ def _run_locally(config: ExperimentConfig, workers: Workers, console: Console) -
 def _train_rank(config: ExperimentConfig, source: BatchSource, workers: Workers, attempt: int) -> WorkerResult:
     cluster = config.cluster
 
-    def open_stream(start_step: int) -> Iterator[RankStep]:
+    marks = WorkMarks(Path(config.run_dir) / "working" / f"rank-{workers.rank:05d}")
+    data = RunData(Path(config.run_dir), source.plan.data_fingerprint, source.index, marks)
+
+    def open_once(start_step: int, refused: Mapping[int, str]) -> Iterator[RankStep]:
         return iterate_locally(
-            source,
+            dataclasses.replace(source, refused=refused, marks=marks),
             start_step=start_step,
             rank=workers.rank,
             num_ranks=workers.world_size,
@@ -105,8 +113,13 @@ def _train_rank(config: ExperimentConfig, source: BatchSource, workers: Workers,
             pin=workers.device.type == "cuda",
         )
 
+    def open_stream(start_step: int) -> Iterator[RankStep]:
+        return iterate_despite_deaths(open_once, data, start_step)
+
     with sigterm_as_request() as requested:
         position = workers.gather(find_position(config) if workers.is_first else None)[0]
+        if workers.is_first:
+            record_start(Path(config.run_dir), attempt, position.step if position else 0, cluster.max_failures)
         notices = SignalNotices(requested.is_set)
         return run_worker(config, source, workers, open_stream, position=position, attempt=attempt, notices=notices)
 

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.train
-from ray.data import Dataset
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 
 from pipeline.config import ClusterConfig, ConfigError, ExperimentConfig
-from pipeline.stream import PlanIngest, StreamStart, build_dataset, iterate_stream
+from pipeline.crashes.search import RunData
+from pipeline.stream import PlanIngest, iterate_stream
 from pipeline.training.ray_notices import RayNotices, forward_sigterm
-from pipeline.training.resume import find_position
+from pipeline.training.ray_start import RunStart, StreamBuilder, stream_marks
 
 if TYPE_CHECKING:
     from pipeline.loader import BatchSource, RankStep
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _GROUP_TIMEOUT_S = 600
 _CONTROLLER_FAILURES = 3
+_WORKER_GROUP_FAILURES = 1000
 _MAP_RETRIES = 2
 _LOCAL_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the end of a run is noticed by polling: 2 s by default
@@ -49,16 +50,16 @@ def connect(config: ExperimentConfig) -> None:
     cluster = config.cluster
     join_cluster(cluster)
     resources = ray.cluster_resources()
-    wanted = cluster.num_workers * cluster.cpus_per_worker + 1
+    wanted = cluster.min_workers * cluster.cpus_per_worker + 1
     if resources.get("CPU", 0) < wanted:
         raise ConfigError(
-            f"{cluster.num_workers} workers with {cluster.cpus_per_worker} CPUs each and one preprocessing task need "
+            f"{cluster.min_workers} workers with {cluster.cpus_per_worker} CPUs each and one preprocessing task need "
             f"{wanted} CPUs, the Ray cluster has {resources.get('CPU', 0)}; preprocessing would starve for ever. Lower "
             "cluster.num_workers or cluster.cpus_per_worker, or add nodes"
         )
-    if cluster.use_gpu and resources.get("GPU", 0) < cluster.num_workers:
+    if cluster.use_gpu and resources.get("GPU", 0) < cluster.min_workers:
         raise ConfigError(
-            f"cluster.num_workers is {cluster.num_workers} with one GPU each, the Ray cluster has "
+            f"cluster.num_workers asks for {cluster.min_workers} with one GPU each, the Ray cluster has "
             f"{resources.get('GPU', 0)} GPUs; lower cluster.num_workers or add nodes"
         )
 
@@ -78,7 +79,7 @@ def start_local_cluster(cluster: ClusterConfig) -> None:
     for name, value in _LOCAL_SETTINGS.items():
         os.environ.setdefault(name, value)
     # Preprocessing and training share the cores of one machine; the operating system divides them.
-    slots = math.ceil(cluster.num_workers * cluster.cpus_per_worker + cluster.data_workers)
+    slots = math.ceil(cluster.max_workers * cluster.cpus_per_worker + cluster.data_workers)
     ray.init(
         address="local",
         num_cpus=max(slots + 1, os.cpu_count() or 1),
@@ -92,7 +93,8 @@ def run_on_ray(config: ExperimentConfig, source: BatchSource, attempt: int) -> W
     """Train with Ray Train until the run is finished.
 
     Raises:
-        ray.train.v2.api.exceptions.TrainingFailedError: workers failed more often than cluster.max_failures.
+        ray.train.v2.api.exceptions.TrainingFailedError: the workers or their controller could not be started.
+        CrashLoopError: the workers failed more often than cluster.max_failures without a new checkpoint.
         StopRequestedError: SIGTERM came; a checkpoint was written.
     """
     with forward_sigterm() as stop:
@@ -105,13 +107,15 @@ def _fit(config: ExperimentConfig, source: BatchSource, attempt: int, stop: Any)
     from pipeline.training.worker import WorkerResult
 
     source_ref = ray.put(source)
+    data = RunData(Path(config.run_dir), source.plan.data_fingerprint, source.index, stream_marks(config))
     trainer = TorchTrainer(
         _TrainFunction(config, source_ref, attempt, stop),
         torch_config=TorchConfig(backend="nccl" if config.cluster.use_gpu else "gloo", timeout_s=_GROUP_TIMEOUT_S),
-        datasets={"train": _FindStart(config, source.plan.total_steps)},
-        dataset_config=PlanIngest(_BuildStream(config, source_ref, source.plan.total_steps)),
+        datasets={"train": RunStart(config, data, attempt, source.plan.total_steps)},
+        dataset_config=PlanIngest(StreamBuilder(config, source_ref, source.plan.total_steps)),
         scaling_config=ScalingConfig(
             num_workers=config.cluster.num_workers,
+            elastic_resize_monitor_interval_s=config.cluster.resize_interval_s,
             use_gpu=config.cluster.use_gpu,
             resources_per_worker={
                 "CPU": config.cluster.cpus_per_worker,
@@ -123,7 +127,9 @@ def _fit(config: ExperimentConfig, source: BatchSource, attempt: int, stop: Any)
             name=f"{Path(config.run_dir).name}-{uuid.uuid4().hex[:8]}",
             storage_path=str(Path(config.run_dir).resolve() / "ray"),
             failure_config=FailureConfig(
-                max_failures=config.cluster.max_failures, controller_failure_limit=_CONTROLLER_FAILURES
+                # restarts without progress are counted by `RunStart`; a long run may meet any number of others
+                max_failures=_WORKER_GROUP_FAILURES,
+                controller_failure_limit=_CONTROLLER_FAILURES,
             ),
         ),
     )
@@ -132,39 +138,6 @@ def _fit(config: ExperimentConfig, source: BatchSource, attempt: int, stop: Any)
         raise result.return_value
     assert isinstance(result.return_value, WorkerResult)
     return result.return_value
-
-
-@dataclass(frozen=True)
-class _FindStart:
-    """What Ray Train calls at every start of the worker group: decides where the run continues.
-
-    The workers get the decision together with their data, so that weights and data cannot come from two checkpoints.
-    """
-
-    config: ExperimentConfig
-    total_steps: int
-
-    def __call__(self) -> StreamStart:
-        position = find_position(self.config)
-        done = 0 if position is None else position.step
-        # With nothing left to train the workers never open the stream; one step keeps Ray's split well-formed.
-        return StreamStart(min(done, self.total_steps - 1), position)
-
-
-@dataclass(frozen=True)
-class _BuildStream:
-    config: ExperimentConfig
-    source: ray.ObjectRef[BatchSource]
-    total_steps: int
-
-    def __call__(self, start_step: int, num_ranks: int) -> Dataset:
-        return build_dataset(
-            self.source,
-            start_step=start_step,
-            end_step=self.total_steps,
-            num_ranks=num_ranks,
-            data_workers=self.config.cluster.data_workers,
-        )
 
 
 @dataclass(frozen=True)
@@ -189,8 +162,9 @@ class _TrainFunction:
         context = ray.train.get_context()
         workers = Workers(context.get_world_rank(), context.get_world_size(), ray_torch.get_device())
         source = ray.get(self.source)
-
         shard = ray.train.get_dataset_shard("train")
+        if isinstance(shard.origin, Exception):
+            return shard.origin
 
         def open_stream(start_step: int) -> Iterator[RankStep]:
             return iterate_stream(

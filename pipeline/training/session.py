@@ -44,6 +44,8 @@ class TrainingSession:
     quarantine_file: Path
     """JSON lines of this rank's rejected samples."""
     notices: Notices
+    current_step: int = 0
+    """The step being computed, or waited for."""
 
     @property
     def trained(self) -> list[nn.Parameter]:

@@ -22,10 +22,11 @@ from pipeline.training.checkpoint import Checkpoint, CheckpointStore
 from pipeline.training.distributed import Workers
 from pipeline.training.lease import check_lease
 from pipeline.training.lineage import describe_sample
-from pipeline.training.loop import train
+from pipeline.training.loop import StopRequestedError, train
 from pipeline.training.metrics import Ledger, MetricsLog
 from pipeline.training.notices import Notices
 from pipeline.training.optim import build_optimizer
+from pipeline.training.restarts import record_failure
 from pipeline.training.resume import run_storage
 from pipeline.training.session import TrainingSession
 from pipeline.training.sharding import shard_model
@@ -109,12 +110,18 @@ def run_worker(
         attempt=attempt,
         quarantine_file=run_dir / "quarantine" / f"rank-{workers.rank:05d}.jsonl",
         notices=notices,
+        current_step=start_step,
     )
     metrics: dict[str, float] = {}
     if start_step < source.plan.total_steps:
         steps = prepare_ahead(open_stream(start_step), source.encoder.resolution, workers.device, source.plan.sources)
         try:
             metrics = train(session, steps)
+        except StopRequestedError:
+            raise
+        except Exception as error:
+            record_failure(run_dir, attempt, workers.rank, session.current_step, error)
+            raise
         finally:
             session.snapshots.abandon(_LAST_WRITE_S)
     return WorkerResult(source.plan.total_steps, metrics, save_result(config, model, workers))

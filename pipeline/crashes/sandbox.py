@@ -1,0 +1,86 @@
+"""Decoding suspects in a process that may die: whoever ends it, twice, is named with how it ended.
+
+The child is `python -m pipeline.crashes.sandbox_child`; it says which sample it turns to, so its last word names the
+one it died over. A sample that does not end it again when decoded alone is not to blame.
+"""
+
+from __future__ import annotations
+
+import logging
+import selectors
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.crashes.sandbox_child import DONE, OUT_OF_MEMORY_EXIT, READY
+
+logger = logging.getLogger(__name__)
+
+_START_TIMEOUT_S = 300.0  # libraries, tokenizer and index come from disks of any kind
+_SAMPLE_TIMEOUT_S = 60.0
+
+
+def find_crashers(config_file: Path, suspects: Sequence[int]) -> dict[int, str]:
+    """Decode suspects apart from this process; returns how each of those that ended the child did so.
+
+    Args:
+        config_file: resolved config of the run.
+        suspects: sample ids.
+
+    Raises:
+        RuntimeError: the child cannot even start; its messages are included.
+    """
+    verdicts: dict[int, str] = {}
+    pending = list(suspects)
+    while pending:
+        victim, how = _decode(config_file, pending)
+        if victim is None:
+            break
+        again, how_again = _decode(config_file, [victim])
+        if again == victim:
+            verdicts[victim] = f"{how_again} when decoded alone in a sandbox"
+            logger.warning("sample %d ends the process that decodes it: %s; it is left out", victim, how_again)
+        else:
+            logger.warning("sample %d: %s in a row of samples, but not alone; kept", victim, how)
+        pending = pending[pending.index(victim) + 1 :]
+    return verdicts
+
+
+def _decode(config_file: Path, sample_ids: Sequence[int]) -> tuple[int | None, str]:
+    """Return the sample over which a child died and how; None when it decoded all."""
+    child = subprocess.Popen(
+        [sys.executable, "-m", "pipeline.crashes.sandbox_child", str(config_file), *map(str, sample_ids)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],  # a Ray worker's folder knows no `pipeline`
+    )
+    last = ""
+    assert child.stdout is not None
+    with selectors.DefaultSelector() as selector:
+        selector.register(child.stdout, selectors.EVENT_READ)
+        while selector.select(_SAMPLE_TIMEOUT_S if last else _START_TIMEOUT_S):
+            line = child.stdout.readline()
+            if not line:
+                break
+            last = line.strip()
+        else:
+            child.kill()
+    messages = child.communicate()[1]
+    if last == DONE:
+        return None, ""
+    if last in ("", READY):
+        raise RuntimeError(f"the sandbox for suspicious samples did not start: {messages[-2000:]}")
+    return int(last), _describe(child.returncode)
+
+
+def _describe(exit_code: int) -> str:
+    if exit_code == OUT_OF_MEMORY_EXIT:
+        return "ran out of memory"
+    if exit_code == -signal.SIGKILL:
+        return f"was killed, or ran for more than {_SAMPLE_TIMEOUT_S:.0f} s"
+    if exit_code < 0:
+        return f"ended by signal {signal.Signals(-exit_code).name}"
+    return f"ended with exit code {exit_code}"

@@ -1,0 +1,72 @@
+"""What Ray Train calls at every start of its workers: where the run continues, and with which samples and ranks.
+
+Decided once per start and carried to the workers with their data, so that weights and data cannot come from two
+checkpoints. Like `pipeline.stream` this imports torch nowhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import ray
+from ray.data import Dataset
+
+from pipeline.config import ExperimentConfig
+from pipeline.crashes.marks import WorkMarks
+from pipeline.crashes.search import RunData, refused_samples
+from pipeline.stream import StreamStart, build_dataset
+from pipeline.training.restarts import CrashLoopError, record_start
+from pipeline.training.resume import find_position
+
+if TYPE_CHECKING:
+    from pipeline.loader import BatchSource
+
+
+@dataclasses.dataclass(frozen=True)
+class RunStart:
+    """Decides where workers start; called by Ray Train's controller for every worker group."""
+
+    config: ExperimentConfig
+    data: RunData
+    attempt: int
+    total_steps: int
+
+    def __call__(self) -> StreamStart:
+        """Return the start; an error that another start would meet again takes the place of its origin."""
+        position = find_position(self.config)
+        done = 0 if position is None else position.step
+        # With nothing left to train the workers never open the stream; one step keeps Ray's split well-formed.
+        start = StreamStart(min(done, self.total_steps - 1), {}, position)
+        try:
+            record_start(self.data.run_dir, self.attempt, done, self.config.cluster.max_failures)
+        except CrashLoopError as error:
+            return dataclasses.replace(start, origin=error)
+        return dataclasses.replace(start, refused=refused_samples(self.data))
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamBuilder:
+    """Builds the stream of a start for the number of workers it has."""
+
+    config: ExperimentConfig
+    source: ray.ObjectRef[BatchSource]
+    total_steps: int
+
+    def __call__(self, start: StreamStart, num_ranks: int) -> Dataset:
+        """Describe the stream; nothing runs yet."""
+        return build_dataset(
+            self.source,
+            start_step=start.step,
+            end_step=self.total_steps,
+            num_ranks=num_ranks,
+            data_workers=self.config.cluster.data_workers,
+            refused=start.refused,
+            marks=stream_marks(self.config),
+        )
+
+
+def stream_marks(config: ExperimentConfig) -> WorkMarks:
+    """Return where map tasks of a run mark what they work on."""
+    return WorkMarks(Path(config.run_dir) / "working" / "ray")

@@ -1,0 +1,84 @@
+"""Starts of a run's workers and how they ended, in files of the run folder; and the end of starting again in vain.
+
+`restarts.jsonl` has a line per start, `{"attempt", "step", "time_s"}`; `failures.jsonl` one per rank that failed with
+an error, `{"attempt", "start", "rank", "step", "error", "time_s"}`, where `start` is the number of lines in the former.
+A start without a failure line was ended from outside.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+RESTARTS_FILE = "restarts.jsonl"
+FAILURES_FILE = "failures.jsonl"
+_LONGEST_ERROR = 500  # characters
+
+
+class CrashLoopError(RuntimeError):
+    """The workers fail again and again without a new checkpoint; the message says how each start ended."""
+
+
+def record_start(run_dir: Path, attempt: int, step: int, max_restarts: int) -> None:
+    """Write down that the workers start at `step`.
+
+    Args:
+        run_dir: folder of the run.
+        attempt: number under which the launcher holds it; starts of earlier launchers do not count.
+        step: optimizer steps that the checkpoint holds from which they start.
+        max_restarts: restarts from one step that are tried.
+
+    Raises:
+        CrashLoopError: this would be one more.
+    """
+    starts = _read(run_dir / RESTARTS_FILE)
+    in_vain = 0
+    for start in reversed(starts):
+        if (start["attempt"], start["step"]) != (attempt, step):
+            break
+        in_vain += 1
+    if in_vain > max_restarts:
+        raise CrashLoopError(_diagnose(run_dir, step, len(starts) - in_vain, len(starts)))
+    _append(run_dir / RESTARTS_FILE, {"attempt": attempt, "step": step, "time_s": round(time.time(), 3)})
+
+
+def record_failure(run_dir: Path, attempt: int, rank: int, step: int, error: BaseException) -> None:
+    """Write down how a rank ended; `step` is the one it was working on or waiting for."""
+    text = f"{type(error).__name__}: {error}"
+    entry = {"rank": rank, "step": step, "error": text[:_LONGEST_ERROR], "time_s": round(time.time(), 3)}
+    start = len(_read(run_dir / RESTARTS_FILE))
+    _append(run_dir / FAILURES_FILE, {"attempt": attempt, "start": start, **entry})
+
+
+def _diagnose(run_dir: Path, step: int, first: int, end: int) -> str:
+    failures = _read(run_dir / FAILURES_FILE)
+    lines = [
+        f"{end - first} starts from step {step} ended without a new checkpoint, so another one is not tried "
+        "(cluster.max_failures):"
+    ]
+    for number in range(first + 1, end + 1):
+        own = [entry for entry in failures if entry["start"] == number]
+        told = [f"rank {entry['rank']} at step {entry['step']}: {entry['error']}" for entry in own]
+        how = "; ".join(told) or "ended from outside: out of memory, lost node, signal"
+        lines.append(f"  start {number}: {how}")
+    steps = sorted({entry["step"] for entry in failures if first < entry["start"] <= end})
+    if steps:
+        lines.append(f"`ray-llava inspect --step {steps[0]}` shows the samples of step {steps[0]}.")
+    lines.append("If the starts were ended from outside, checkpoints may be too rare: lower checkpoint.every_steps.")
+    return "\n".join(lines)
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """Return the complete lines; one that a killed process left half written is no line."""
+    if not path.is_file():
+        return []
+    lines = path.read_bytes().split(b"\n")[:-1]
+    return [json.loads(line) for line in lines if line.startswith(b"{") and line.endswith(b"}")]
+
+
+def _append(path: Path, entry: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab", buffering=0) as file:
+        file.write(json.dumps(entry).encode() + b"\n")

@@ -1,0 +1,66 @@
+"""A sample whose decoder takes the process with it: found, refused, and refused again on resume."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from pipeline.config import load_config
+from pipeline.crashes.refused import REFUSED_FILE
+from pipeline.prepare import prepare_source
+from pipeline.samples.read import read_sample
+from pipeline.training.launch import run_training
+from tests.integration.conftest import WriteConfig
+from tests.integration.runs import assert_same_run, run
+
+HEADERS = ["data.check_images=header"]  # so that the index does not decode what must not be decoded
+DEADLY = """
+import ctypes, zlib
+import simplejpeg
+decode = simplejpeg.decode_jpeg
+def decode_or_die(data, *arguments, **options):
+    if zlib.crc32(data) == {crc32}:
+        ctypes.string_at(0)  # a real segmentation fault, in this thread and at once
+    return decode(data, *arguments, **options)
+simplejpeg.decode_jpeg = decode_or_die
+"""
+
+
+@pytest.fixture
+def deadly(write_config: WriteConfig, tmp_path: Path) -> tuple[int, str]:
+    """Return the id of a sample and a PYTHONPATH under which decoding its image ends the process."""
+    config = load_config(write_config("look")).with_absolute_paths()
+    source = prepare_source(config, console=Console(quiet=True))
+    sample_id, crc32 = next(
+        (idx, member["crc32"])
+        for idx, members in enumerate(source.index.samples["members"].to_pylist())
+        for member in members
+        if idx > 20 and member["ext"] == "jpg"
+    )
+    assert read_sample(source.index, sample_id).images
+    (tmp_path / "sitecustomize.py").write_text(DEADLY.format(crc32=crc32))
+    return sample_id, str(tmp_path)
+
+
+@pytest.mark.chaos
+def test_sample_that_kills_its_data_worker_is_found_and_left_out_also_on_resume(
+    write_config: WriteConfig, tmp_path: Path, deadly: tuple[int, str]
+) -> None:
+    sample_id, python_path = deadly
+    config = str(write_config("run"))
+    output = run("jobs", "pretrain", "-c", config, *HEADERS, "cluster.data_workers=1", PYTHONPATH=python_path)
+    assert f"sample {sample_id} ends the process that decodes it: ended by signal SIGSEGV" in output
+    refused = [json.loads(line) for line in (tmp_path / "run" / REFUSED_FILE).read_text().splitlines()]
+    assert [(entry["sample_id"], entry["reason"]) for entry in refused] == [(sample_id, "decoder_crash")]
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["metrics"]
+    assert last["data/quarantined/decoder_crash"] == last["data/samples_quarantined"] >= 1
+
+    # where the decoder works, a run that holds the same verdict must train the same
+    verdict = tmp_path / "told" / REFUSED_FILE
+    verdict.parent.mkdir(parents=True)
+    verdict.write_bytes((tmp_path / "run" / REFUSED_FILE).read_bytes())
+    run_training(load_config(write_config("told"), HEADERS))
+    assert_same_run(tmp_path / "run", tmp_path / "told")

@@ -1,0 +1,30 @@
+from pathlib import Path
+
+import pytest
+
+from pipeline.training.restarts import CrashLoopError, record_failure, record_start
+
+
+def test_restarts_from_one_step_end_with_a_diagnosis_of_each(tmp_path: Path) -> None:
+    record_start(tmp_path, attempt=1, step=0, max_restarts=2)
+    for number in range(3):
+        record_start(tmp_path, attempt=1, step=40, max_restarts=2)
+        if number != 1:
+            record_failure(tmp_path, 1, rank=3, step=43, error=ValueError(f"broken {number}"))
+    with pytest.raises(CrashLoopError) as caught:
+        record_start(tmp_path, attempt=1, step=40, max_restarts=2)
+    lines = str(caught.value).splitlines()
+    assert lines[0].startswith("3 starts from step 40 ended without a new checkpoint")
+    assert lines[1] == "  start 2: rank 3 at step 43: ValueError: broken 0"
+    assert lines[2] == "  start 3: ended from outside: out of memory, lost node, signal"
+    assert lines[3] == "  start 4: rank 3 at step 43: ValueError: broken 2"
+    assert "inspect --step 43" in lines[4]
+
+
+def test_progress_and_a_new_launcher_reset_the_count(tmp_path: Path) -> None:
+    for step in (2, 2, 4, 4, 6, 6):
+        record_start(tmp_path, attempt=1, step=step, max_restarts=1)
+    for _ in range(2):
+        record_start(tmp_path, attempt=2, step=6, max_restarts=1)
+    with pytest.raises(CrashLoopError):
+        record_start(tmp_path, attempt=2, step=6, max_restarts=1)
