@@ -1,18 +1,21 @@
-"""Folders of transformers' `LlavaForConditionalGeneration` as models of this project; the way back of `export`."""
+"""Folders of transformers' LLaVA classes as models of this project; the way back of `export`."""
 
+import json
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import CONFIG_MAPPING
 
 from model.attention import AttentionKernel, enable_packed_attention
 from model.backbones import Backbone, backbone_of_language_model
+from model.checkpoint_files import read_checkpoint_config
+from model.hf_classes import HF_CLASSES, LLAVA_ONEVISION
 from model.hf_names import imported_name
 from model.pixels import read_pixel_stats
 from model.tower_kinds import TOWER_KINDS, read_tower_config
-from model.vision_tower import read_checkpoint_config
 from model.weights import LlavaModel, load_weights
 
 
@@ -29,10 +32,10 @@ def import_transformers(
     """
     path = Path(folder)
     values = read_checkpoint_config(str(path), "LLaVA model")
-    if values.get("model_type") != "llava" or "text_config" not in values:
+    if values.get("model_type") not in HF_CLASSES or "text_config" not in values:
         raise ValueError(
-            f"{path} has model_type {values.get('model_type')!r}; expected 'llava' with a text_config, as "
-            "LlavaForConditionalGeneration saves it; this project's own folders are opened by load_llava"
+            f"{path} has model_type {values.get('model_type')!r}; expected {', '.join(HF_CLASSES)} with a text_config, "
+            "as transformers' LLaVA classes save it; this project's own folders are opened by load_llava"
         )
     backbone, config = _config_of(values, path)
     state = {imported_name(name): tensor for name, tensor in _read_tensors(path).items() if "position_ids" not in name}
@@ -66,8 +69,25 @@ def _config_of(values: dict[str, Any], path: Path) -> tuple[Backbone, Any]:
         "mm_vision_select_feature": "cls_patch" if keeps_all and has_class_token else "patch",
         "mm_image_mean": None if stats is None else list(stats.mean),
         "mm_image_std": None if stats is None else list(stats.std),
+        **_image_fields(values, path),
     }
     return backbone, backbone.config_class.from_dict({**text, **fields})
+
+
+def _image_fields(values: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return how images become tiles; pin points of those classes are (height, width)."""
+    if not HF_CLASSES[values["model_type"]].has_tiles:
+        file = path / "preprocessor_config.json"
+        processor = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return {"image_aspect_ratio": "pad" if processor.get("do_pad") else "crop"}
+    is_limited = values["model_type"] == LLAVA_ONEVISION.model_type
+    defaults: Any = CONFIG_MAPPING[values["model_type"]]()
+    pinpoints = values.get("image_grid_pinpoints") or defaults.image_grid_pinpoints
+    return {
+        "image_aspect_ratio": values.get("vision_aspect_ratio", "anyres_max_9") if is_limited else "anyres",
+        "image_grid_pinpoints": [[width, height] for height, width in pinpoints],
+        "mm_patch_merge_type": "spatial_unpad",
+    }
 
 
 def _check_supported(values: dict[str, Any], path: Path) -> None:

@@ -15,7 +15,7 @@ from pipeline.samples.rendering import choose_template
 
 
 def export_model(source: str | Path, target: str | Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write a finetuned model as a folder of transformers' `LlavaForConditionalGeneration`.
+    """Write a finetuned model as a folder of that of transformers' LLaVA classes which expresses it.
 
     Adapters are folded in.
 
@@ -26,7 +26,7 @@ def export_model(source: str | Path, target: str | Path, dtype: torch.dtype = to
 
     Raises:
         ConfigError: source holds no model, or target holds files.
-        ValueError: that class cannot express the model.
+        ValueError: none of them expresses the model.
     """
     folder, out = find_model_folder(source), require_empty(target)
     recipe = read_recipe(folder)
@@ -36,6 +36,5 @@ def export_model(source: str | Path, target: str | Path, dtype: torch.dtype = to
         tokenizer,
         out,
         image_processor=read_folder_facts(folder).processor,
-        pad_to_square=recipe["image_aspect_ratio"] == "pad",
         chat_template=chat_template_of(choose_template(recipe["template"], tokenizer)),
     )

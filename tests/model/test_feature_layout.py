@@ -79,10 +79,11 @@ def onevision_features(features: Tensor, height: int, width: int, newline: Tenso
     """Merge as transformers does; None for a very thin image, which it shrinks to nothing and then fails."""
     size, mode = torch.tensor([[height, width]]), f"anyres_max_{most}"
     try:
-        (rows,), _ = LlavaOnevisionModel.pack_image_features(theirs(), [features], size, newline, mode)
+        merged_rows: list[Tensor]
+        merged_rows, _ = LlavaOnevisionModel.pack_image_features(theirs(), [features], size, newline, mode)
     except RuntimeError:
         return None
-    return rows
+    return merged_rows[0]
 
 
 @given(SIDES, SIDES, st.integers(1, 25))
