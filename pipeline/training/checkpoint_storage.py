@@ -13,6 +13,7 @@ import shutil
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Protocol, cast
+from urllib.parse import urlsplit
 
 from pyarrow import fs
 
@@ -166,7 +167,8 @@ class ObjectStorage:
         Args:
             url: `s3://bucket/prefix` or `gs://bucket/prefix`; a query holds options such as `endpoint_override`.
         """
-        self.location = url
+        parts = urlsplit(url)
+        self.location = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"  # without credentials
         self._filesystem, path = fs.FileSystem.from_uri(url)
         self._root = path.rstrip("/")
 

@@ -1,0 +1,143 @@
+"""The same checkpoints in a folder and on an object store."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+import torch
+from moto.server import ThreadedMotoServer
+
+from pipeline.training.checkpoint import Checkpoint, CheckpointStore, SaveJob
+from pipeline.training.checkpoint_cache import CACHE_FOLDER
+from pipeline.training.checkpoint_storage import CheckpointStorage, open_storage
+from pipeline.training.manifest import MANIFEST_NAME
+from pipeline.training.tensor_file import Piece
+from pipeline.training.verification import newest_verified
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """Return the URL of an empty bucket; `%s` is the place of a prefix."""
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    keys = {"aws_access_key_id": "id", "aws_secret_access_key": "key", "region_name": "us-east-1"}
+    boto3.client("s3", endpoint_url=f"http://{host}:{port}", **keys).create_bucket(Bucket="runs")
+    yield f"s3://id:key@runs/%s?scheme=http&endpoint_override={host}:{port}&region=us-east-1"
+    server.stop()
+
+
+@pytest.fixture(params=["folder", "objects"])
+def location(request: pytest.FixtureRequest, tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv(CACHE_FOLDER, str(tmp_path / "cache"))
+    return str(tmp_path / "checkpoints") if request.param == "folder" else bucket % f"{tmp_path.name}/checkpoints"
+
+
+def save(store: CheckpointStore, step: int, score: float | None = None) -> str:
+    group = {"weight": torch.arange(7.0) + step, "step": torch.tensor(float(step))}
+    return store.save(step, {"model": group}, {"mark": f"at {step}"}, score)
+
+
+def damage(storage: CheckpointStorage, name: str, file: str) -> None:
+    with storage.open(name, file) as source:
+        content = bytearray(source.read())
+    content[len(content) // 2] ^= 4
+    with storage.create(name, file) as target:
+        target.write(bytes(content))
+
+
+def read_latest(store: CheckpointStore) -> Checkpoint:
+    latest = store.latest()
+    assert latest is not None
+    return latest
+
+
+def test_store_returns_what_was_saved_and_keeps_the_newest_and_the_best(location: str) -> None:
+    store = CheckpointStore(location, keep_last=2, keep_best=1)
+    assert store.latest() is None
+    for step, score in ((2, 0.5), (3, 0.7), (5, 0.6), (7, None), (11, 0.9)):
+        save(store, step, score)
+    latest = read_latest(store)
+    assert (latest.step, latest.state["mark"]) == (11, "at 11")
+    assert latest.tensors("model")["weight"].tolist() == [11.0 + idx for idx in range(7)]
+    assert latest.tensors("model")["step"].item() == 11.0
+    assert [generation.step for generation in store.storage.generations()] == [2, 7, 11]
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", MANIFEST_NAME])
+def test_newest_with_a_flipped_bit_is_passed_over_saying_so(
+    location: str, file: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = CheckpointStore(location, keep_last=2)
+    save(store, 3)
+    name = save(store, 5)
+    read_latest(store)  # whatever was fetched before must not hide the damage
+    damage(store.storage, name, file)
+    with caplog.at_level(logging.WARNING):
+        assert read_latest(store).step == 3
+    assert name in caplog.text
+
+
+def test_writer_that_died_leaves_no_checkpoint_and_its_remains_are_swept(location: str) -> None:
+    store = CheckpointStore(location, keep_last=2)
+    save(store, 3)
+    place = store.storage.begin(5, "0001-dead")
+    with store.storage.create(place, "model.safetensors") as file:
+        file.write(b"half")
+    assert read_latest(store).step == 3
+    store.storage.sweep()
+    assert not store.storage.exists(place, "model.safetensors")
+    assert read_latest(store).step == 3
+
+
+def test_shares_of_three_ranks_become_one_checkpoint_that_any_rank_reads(location: str) -> None:
+    whole = torch.arange(11.0 * 3).reshape(11, 3)
+    bounds = (0, 4, 8, 11)
+    stores = [CheckpointStore(location, keep_last=2) for _ in range(3)]
+
+    def write(rank: int) -> None:
+        piece = Piece(whole[bounds[rank] : bounds[rank + 1]].clone(), (bounds[rank], 0))
+        groups = {"model": {"w": piece} | ({"b": Piece(torch.ones(2), (0,))} if rank == 0 else {})}
+        stores[rank].write(SaveJob(13, groups, {"mark": 1}, token="0001-same", rank=rank, num_writers=3))
+
+    threads = [threading.Thread(target=write, args=(rank,)) for rank in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    checkpoint = read_latest(stores[0])
+    assert torch.equal(checkpoint.tensors("model")["w"], whole)
+    assert checkpoint.tensors("model")["b"].tolist() == [1.0, 1.0]
+    position = newest_verified(stores[1].storage)
+    assert position is not None
+    assert torch.equal(stores[2].open(position).tensors("model")["w"], whole)
+
+
+def test_share_that_never_comes_fails_the_save_and_keeps_the_one_before(location: str) -> None:
+    store = CheckpointStore(location, keep_last=2)
+    save(store, 3)
+    store.hurry()
+    with pytest.raises(OSError, match="rank 1 did not write its share"):
+        store.write(SaveJob(5, {"model": {"w": Piece(torch.ones(2), (0,))}}, {}, num_writers=2))
+    assert [generation.step for generation in store.storage.generations()] == [3]
+    assert read_latest(store).step == 3
+
+
+def test_storage_refuses_other_schemes() -> None:
+    with pytest.raises(ValueError, match="expected a local path, s3:// or gs://"):
+        open_storage("http://host/folder")
+
+
+def test_object_storage_writes_the_manifest_last(location: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = open_storage(location)
+    created: list[str] = []
+    original = storage.create
+    monkeypatch.setattr(storage, "create", lambda place, name: (created.append(name), original(place, name))[1])
+    CheckpointStore(storage, keep_last=2).save(3, {"model": {"w": torch.ones(3)}, "random": {"r": torch.ones(1)}}, {})
+    assert created[-1] == MANIFEST_NAME
+    assert sorted(created) == sorted([MANIFEST_NAME, "model.safetensors", "random.safetensors"])
