@@ -24,12 +24,11 @@ import typer
 from pipeline.benchmark.baseline import time_baseline
 from pipeline.benchmark.correctness import check_all
 from pipeline.benchmark.data_rate import measure_data_rates
-from pipeline.benchmark.flops import FlopModel
 from pipeline.benchmark.kernels import measure_ceilings, profile_step
 from pipeline.benchmark.measure import Timing
 from pipeline.benchmark.ours import time_ours
 from pipeline.benchmark.scenarios import SCENARIOS, Scenario
-from pipeline.benchmark.shapes import llava_config, vision_config
+from pipeline.benchmark.shapes import flop_model
 from pipeline.training.session import TrainingSession
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -148,13 +147,11 @@ def run_checks(device: torch.device, seed: int) -> dict[str, Any]:
 
 def run_scenario(scenario: Scenario, device: torch.device, results: Results) -> None:
     """Time every contender of a scenario; the first of ours is profiled as well."""
-    config = llava_config(scenario.shape)
-    num_tower_layers = vision_config(scenario.shape).num_hidden_layers - 1  # hidden state -2
-    flops = FlopModel.of(config, num_tower_layers)
+    flops = flop_model(scenario.shape, scenario.stage)
     name = results.content["machine"]["device"]
 
     def report(side: str, label: str, measure: Callable[[], Timing]) -> None:
-        results.attempt(scenario.name, side, label, measure=lambda: measure().report(flops, scenario.stage, name))
+        results.attempt(scenario.name, side, label, measure=lambda: measure().report(flops, name))
 
     def profile(session: TrainingSession, step: Callable[[], float]) -> None:
         results.add(scenario.name, "profile", value=profile_step(step, session.workers.device))

@@ -25,9 +25,12 @@ def run_stage(
         prepare_source(config, console=console)
         return
     from pipeline.training.launch import run_training  # loads torch, which a wrong config need not wait for
+    from pipeline.training.speed import verdict
 
     result = run_training(config, console)
     console.print(f"{config.name}: finished after {result.steps} steps; result: [bold]{result.output}[/]")
+    if limit := verdict(result.metrics, config.cluster.data_workers):
+        console.print(f"{config.name}: {limit}")
     if config.tracking.enabled:
         from pipeline.training.tracking import dashboard_command, resolve_tracking_uri
 

@@ -27,12 +27,9 @@ def decode_packed(model: "LlavaMetaForCausalLM", embeds: Tensor, batch: PackedBa
         ValueError: the body could attend to packed rows but is not set up for it.
     """
     kernel = packed_kernel(model)
-    if not model.packs_rows:
-        return _decode_padded(model.get_model(), embeds, batch)
-    if kernel is None:
+    if kernel is None and model.packs_rows:
         raise ValueError("packed rows need packed attention; call model.attention.enable_packed_attention(model)")
-    window = sliding_window_of(model.config)
-    if window is not None and batch.max_seqlen > window:
+    if kernel is None or _needs_padding(model, batch):
         return _decode_padded(model.get_model(), embeds, batch)
     return _decode_row(model.get_model(), embeds, batch, kernel)
 
@@ -89,3 +86,13 @@ def _decode_padded(body: nn.Module, embeds: Tensor, batch: PackedBatch) -> Tenso
         inputs_embeds=padded.view(num_rows, width, -1), attention_mask=mask.view(num_rows, width), use_cache=False
     ).last_hidden_state
     return hidden.flatten(0, 1).index_select(0, place)
+
+
+def computed_tokens(model: "LlavaMetaForCausalLM", batch: PackedBatch) -> int:
+    """Return the tokens that `decode_packed` takes through the body, padding included."""
+    return len(batch.seqlens) * batch.max_seqlen if _needs_padding(model, batch) else sum(batch.seqlens)
+
+
+def _needs_padding(model: "LlavaMetaForCausalLM", batch: PackedBatch) -> bool:
+    window = sliding_window_of(model.config) if model.packs_rows else None
+    return not model.packs_rows or (window is not None and batch.max_seqlen > window)

@@ -6,11 +6,12 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from pipeline.benchmark.flops import FlopModel, SampleSize, peak_flops
+from pipeline.benchmark.workloads import SampleSize, counts_of
+from pipeline.training.flops import FlopModel, peak_of
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,11 @@ class Timing:
     losses: tuple[float, ...]
     memory_peak_bytes: int | None
 
-    def report(self, flops: FlopModel, stage: Literal["pretrain", "finetune"], device_name: str) -> dict[str, Any]:
+    def report(self, flops: FlopModel, device_name: str) -> dict[str, Any]:
         """Return the figures: medians over steps of rates per second, MFU, useful share of tokens, memory."""
         per_step = list(zip(self.samples, self.step_times_s, strict=True))
-        rates = [flops.step(samples, stage) / time_s for samples, time_s in per_step]
-        peak = peak_flops(device_name)
+        rates = [flops.step(counts_of(samples)) / time_s for samples, time_s in per_step]
+        peak = peak_of(device_name)
         useful = sum(sample.num_tokens for samples in self.samples for sample in samples)
         return {
             "step_time_s": statistics.median(self.step_times_s),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig
@@ -12,6 +12,8 @@ from transformers import CLIPVisionConfig, LlamaConfig
 from model.attention import AttentionKernel, enable_packed_attention
 from model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from model.resolution import Resolution
+from model.weights import set_trainable
+from pipeline.training.flops import FlopModel
 
 _CLIP_L_336: Final[dict[str, Any]] = {
     "hidden_size": 1024,
@@ -143,6 +145,14 @@ def llava_config(name: str) -> LlavaConfig:
         "mm_image_std": list(IMAGE_STD),
     }
     return LlavaConfig.from_dict(values)
+
+
+def flop_model(name: str, stage: Literal["pretrain", "finetune"]) -> FlopModel:
+    """Return the FLOPs of a named size in a stage."""
+    with torch.device("meta"):
+        model = LlavaLlamaForCausalLM(llava_config(name))
+    set_trainable(model, stage)
+    return FlopModel.of(model)
 
 
 def build_model(

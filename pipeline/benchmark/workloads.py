@@ -15,13 +15,35 @@ import torch
 
 from model.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from model.resolution import ROLES
-from pipeline.benchmark.flops import SampleSize
 from pipeline.benchmark.shapes import LANGUAGE_MODELS, image_size
 from pipeline.loader import RankStep
 from pipeline.plan.plan import Plan, build_plan
+from pipeline.training.metrics import StepCounts
 
 MAX_LENGTH: Final = 2048
 """Longest fused sample, tokens, as in the published scripts."""
+
+
+class SampleSize(NamedTuple):
+    """What a sample costs depends on."""
+
+    num_tokens: int
+    """Fused length, image features included."""
+    num_images: int
+    num_targets: int
+    """Supervised tokens."""
+
+
+def counts_of(samples: Sequence[SampleSize]) -> StepCounts:
+    """Return what a step over `samples`, each image in one tile, amounts to."""
+    return StepCounts(
+        samples=len(samples),
+        images=sum(sample.num_images for sample in samples),
+        tiles=sum(sample.num_images for sample in samples),
+        tokens=sum(sample.num_tokens for sample in samples),
+        pairs=sum(sample.num_tokens * (sample.num_tokens + 1) // 2 for sample in samples),
+        targets=sum(sample.num_targets for sample in samples),
+    )
 
 
 class TextSize(NamedTuple):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-
+from model.packed_decoder import computed_tokens
 from pipeline.loader import Rejected
 from pipeline.training.batches import PreparedStep
-from pipeline.training.metrics import step_rates
+from pipeline.training.memory import memory_peak_bytes
 from pipeline.training.session import StepOutcome, TrainingSession
+from pipeline.training.speed import StepSpeed
 
 
 class RejectedBudgetError(RuntimeError):
@@ -39,10 +40,27 @@ def book(session: TrainingSession, prepared: PreparedStep, outcome: StepOutcome)
         )
 
 
+def step_speed(
+    session: TrainingSession, prepared: PreparedStep, outcome: StepOutcome, step_time_s: float, wait_s: float
+) -> StepSpeed:
+    """Return what a step took, over all ranks; a collective."""
+    computed = [float(computed_tokens(session.model, batch.packed)) for batch in prepared.micro_batches]
+    longest_wait_s, *fullest = session.workers.max([wait_s, *computed])
+    return StepSpeed(outcome.counts, sum(fullest) * session.workers.world_size, step_time_s, longest_wait_s)
+
+
 def step_metrics(
-    session: TrainingSession, step: int, outcome: StepOutcome, step_time_s: float, wait_s: float
+    session: TrainingSession, step: int, outcome: StepOutcome, rates: Mapping[str, float], step_time_s: float
 ) -> dict[str, float]:
-    """Return what is logged of a step."""
+    """Return what is logged of a step.
+
+    Args:
+        session: of this rank, after the step.
+        step: its number.
+        outcome: its result.
+        rates: of the `SpeedMeter`.
+        step_time_s: wall time of the step, waiting for data included.
+    """
     metrics = {
         "train/loss": outcome.loss,
         "train/grad_norm": outcome.grad_norm,
@@ -51,7 +69,9 @@ def step_metrics(
         "data/epoch": session.plan.order.epochs_done(step + 1),
         "data/samples_trained": float(session.ledger.trained),
         "data/samples_quarantined": float(session.ledger.quarantined),
-        **step_rates(outcome.counts, step_time_s, wait_s),
+        **rates,
+        "perf/step_time_s": step_time_s,
+        "perf/memory_peak_bytes": float(memory_peak_bytes(session.workers.device)),
     }
     if session.snapshots.stall_s:
         metrics["perf/checkpoint_stall_s"] = session.snapshots.stall_s
@@ -72,8 +92,6 @@ def step_metrics(
             metrics[f"train/loss/{name}"] = numbers.loss / numbers.targets
     for reason, number in session.ledger.reasons.items():
         metrics[f"data/quarantined/{reason}"] = float(number)
-    if session.workers.device.type == "cuda":
-        metrics["perf/memory_peak_bytes"] = float(torch.cuda.max_memory_allocated(session.workers.device))
     return metrics
 
 

@@ -16,14 +16,16 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from pipeline.training.batches import PreparedStep
-from pipeline.training.bookkeeping import book, step_metrics
+from pipeline.training.bookkeeping import book, step_metrics, step_speed
 from pipeline.training.fault_points import reached
+from pipeline.training.flops import FlopModel, peak_flops
 from pipeline.training.gradients import accumulate_gradients
 from pipeline.training.lineage import NONFINITE_FILE, SPIKE_FILE, record_step
 from pipeline.training.metrics import StepCounts
 from pipeline.training.optim import learning_rate_factor, set_learning_rate
 from pipeline.training.session import StepOutcome, TrainingSession
 from pipeline.training.sources import describe_sources
+from pipeline.training.speed import SpeedMeter
 
 
 class NonFiniteError(RuntimeError):
@@ -43,6 +45,8 @@ def train(session: TrainingSession, steps: Iterator[PreparedStep]) -> dict[str, 
         StopRequestedError: the process was asked to stop, after a checkpoint.
     """
     metrics: dict[str, float] = {}
+    workers = session.workers
+    meter = SpeedMeter(FlopModel.of(session.model), peak_flops(workers.device), workers.world_size)
     leaving = False
     started = time.perf_counter()
     for prepared in steps:
@@ -50,11 +54,13 @@ def train(session: TrainingSession, steps: Iterator[PreparedStep]) -> dict[str, 
         outcome = run_step(session, prepared)
         book(session, prepared, outcome)
         observe_loss(session, prepared.step, outcome.loss)
-        metrics = step_metrics(session, prepared.step, outcome, time.perf_counter() - started, wait_s)
+        step_time_s = time.perf_counter() - started
+        rates = meter.rates(step_speed(session, prepared, outcome, step_time_s, wait_s))
+        metrics = step_metrics(session, prepared.step, outcome, rates, step_time_s)
         if session.log is not None:
             session.log.append(prepared.step, metrics)
         reached("step.logged")
-        next_step = prepared.step + 1
+        session.current_step = next_step = prepared.step + 1
         stop, leaves_now = read_notices(session)
         is_last = next_step == session.plan.total_steps
         if is_last or stop or (leaves_now and not leaving) or next_step % session.config.checkpoint.every_steps == 0:

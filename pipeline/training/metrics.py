@@ -65,12 +65,20 @@ class StepCounts:
 
     samples: float = 0.0
     images: float = 0.0
+    tiles: float = 0.0
+    """Squares that went through the vision tower: distinct images, or their parts."""
     tokens: float = 0.0
-    """Fused tokens computed, image features included."""
+    """Fused tokens of the samples, image features included."""
+    pairs: float = 0.0
+    """(Query, key) pairs of causal attention: n (n + 1) / 2 for a sample of n tokens."""
     targets: float = 0.0
     """Supervised tokens."""
     rejected: float = 0.0
     """Planned samples that could not be used."""
+
+    def plus(self, other: StepCounts) -> StepCounts:
+        """Return the counts of both together."""
+        return StepCounts(*map(sum, zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
 
 
 @dataclass
@@ -120,14 +128,3 @@ def _check_account(whose: str, planned: int, trained: int, quarantined: int) -> 
             f"ledger mismatch: {planned} samples{whose} planned so far, but {trained} trained + {quarantined} "
             "quarantined; this is a defect of the pipeline, please report it with the run folder"
         )
-
-
-def step_rates(counts: StepCounts, step_time_s: float, wait_s: float) -> dict[str, float]:
-    """Return throughput over all ranks: per second of wall time, and the share of it spent waiting for data."""
-    return {
-        "perf/samples_per_s": counts.samples / step_time_s,
-        "perf/images_per_s": counts.images / step_time_s,
-        "perf/tokens_per_s": counts.tokens / step_time_s,
-        "perf/step_time_s": step_time_s,
-        "perf/data_wait_fraction": wait_s / step_time_s,
-    }

@@ -95,4 +95,5 @@ def describe(metrics: dict[str, float]) -> str:
         f"loss {metrics['train/loss']:.4f} | {metrics['perf/samples_per_s']:.1f} samples/s "
         f"{metrics['perf/images_per_s']:.1f} images/s {metrics['perf/tokens_per_s']:.0f} tokens/s | "
         f"data wait {100 * metrics['perf/data_wait_fraction']:.0f}%"
+        + (f" MFU {100 * metrics['perf/mfu']:.0f}%" if "perf/mfu" in metrics else "")
     )

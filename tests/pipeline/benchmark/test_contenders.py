@@ -8,12 +8,12 @@ from typer.testing import CliRunner
 from jobs.benchmark import app
 from pipeline.benchmark.baseline import time_baseline
 from pipeline.benchmark.correctness import Check, check_all, relative_error
-from pipeline.benchmark.flops import FlopModel, SampleSize
 from pipeline.benchmark.kernels import family_of
 from pipeline.benchmark.measure import Timing, time_steps
 from pipeline.benchmark.ours import time_ours
 from pipeline.benchmark.scenarios import SCENARIOS
-from pipeline.benchmark.shapes import llava_config
+from pipeline.benchmark.shapes import flop_model
+from pipeline.benchmark.workloads import SampleSize, counts_of
 
 CPU = torch.device("cpu")
 
@@ -47,11 +47,11 @@ def test_both_sides_time_the_same_samples_and_start_from_the_same_loss_level(sce
 def test_report_rates_are_medians_over_steps() -> None:
     sample = SampleSize(num_tokens=10, num_images=1, num_targets=3)
     timing = Timing((2.0, 1.0, 4.0), ((sample,) * 2,) * 3, (25, 25, 25), (0.5,) * 3, None)
-    flops = FlopModel.of(llava_config("tiny"), 2)
-    report = timing.report(flops, "finetune", "NVIDIA H200")
+    flops = flop_model("tiny", "finetune")
+    report = timing.report(flops, "NVIDIA H200")
     assert (report["samples_per_s"], report["useful_tokens_per_s"], report["step_time_s"]) == (1.0, 10.0, 2.0)
     assert report["useful_share_of_tokens"] == 0.8
-    assert report["mfu"] == pytest.approx(flops.step((sample,) * 2, "finetune") / 2.0 / 989e12)
+    assert report["mfu"] == pytest.approx(flops.step(counts_of((sample,) * 2)) / 2.0 / 989e12)
 
 
 def test_time_steps_leaves_warm_up_out() -> None:
