@@ -15,6 +15,7 @@ from rich.markup import escape
 from jobs import (
     convert,
     demo,
+    doctor,
     evaluate,
     export,
     finetune,
@@ -23,6 +24,7 @@ from jobs import (
     inspect,
     merge,
     mlflow_replay,
+    plan,
     pretrain,
     submit,
 )
@@ -41,7 +43,9 @@ app.command("pretrain")(pretrain.run)
 app.command("finetune")(finetune.run)
 app.command("convert")(convert.run)
 app.command("index")(index.run)
+app.command("doctor")(doctor.run)
 app.command("inspect")(inspect.run)
+app.command("plan")(plan.run)
 app.command("generate")(generate.run)
 app.command("export")(export.run)
 app.command("merge")(merge.run)

@@ -27,7 +27,7 @@ from jobs.ray_job import (
 from pipeline.config import load_config
 
 _INTERRUPTED_EXIT_CODE = 130
-_VERBS = ("pretrain", "finetune", "index", "generate", "evaluate", "export", "demo", "mlflow-replay")
+_VERBS = ("pretrain", "finetune", "index", "doctor", "generate", "evaluate", "export", "demo", "mlflow-replay")
 
 Command = Annotated[
     list[str],

@@ -22,12 +22,14 @@ import pyarrow.compute as pc
 
 from pipeline.errors import Reason, ShardError
 from pipeline.shards import index_files
+from pipeline.shards.freshness import describe_changes
 from pipeline.shards.scan import SCAN_SCHEMA, Checks, ShardScan, index_shard
 from pipeline.shards.storage import ShardStat, stat_shard
 
 log = logging.getLogger(__name__)
 
 INDEX_SCHEMA = pa.schema([pa.field("shard", pa.int32(), nullable=False), *SCAN_SCHEMA])
+_MAX_NAMED = 3
 OnBadShard = Literal["fail", "quarantine"]
 Progress = Callable[[int, int], None]
 """Called with (shards done, shards in all)."""
@@ -165,7 +167,12 @@ def ensure_index(
         else:
             if _matches(index, shard_urls, checks, on_bad_shard):
                 return index
-            log.info("index %s is stale; scanning the shards that changed", folder)
+            changes = describe_changes(index, shard_urls) or ["other checks are asked for"]
+            log.warning(
+                "index %s is stale: %s; scanning what changed. A run begun on the old data will refuse to continue",
+                folder,
+                "; ".join(changes[:_MAX_NAMED]) + (f"; {len(changes)} changes in all" if changes[_MAX_NAMED:] else ""),
+            )
     return build_index(shard_urls, folder, checks=checks, on_bad_shard=on_bad_shard, run_map=run_map, progress=progress)
 
 

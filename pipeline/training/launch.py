@@ -64,7 +64,7 @@ def run_training(config: ExperimentConfig, console: Console | None = None) -> Tr
 
     with hold_run(Path(config.run_dir)) as attempt:
         adopt_run_dir(config)
-        ray_launch.connect(config)
+        ray_launch.connect(config.cluster)
         source = prepare_source(config, console=console, run_map=ray_launch.map_tasks)
         return _supervise(config, source, console, lambda: ray_launch.run_on_ray(config, source, attempt))
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-_LOCK = "lease.lock"
+LOCK_NAME = "lease.lock"
 _HOLDER = "lease.json"
 
 
@@ -37,12 +37,12 @@ def hold_run(run_dir: Path) -> Iterator[int]:
         RunHeldError: another process holds it; names host, process id and since when.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(run_dir / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(run_dir / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise RunHeldError(_describe(run_dir)) from error
+            raise RunHeldError(describe_holder(run_dir)) from error
         attempt = read_holder(run_dir).get("attempt", 0) + 1
         holder = {"attempt": attempt, "host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
         temporary = run_dir / f".{_HOLDER}.{os.getpid()}"
@@ -73,7 +73,8 @@ def read_holder(run_dir: Path) -> dict[str, Any]:
     return holder
 
 
-def _describe(run_dir: Path) -> str:
+def describe_holder(run_dir: Path) -> str:
+    """Say who holds a run folder."""
     holder = read_holder(run_dir)
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.get("since", 0)))
     return (

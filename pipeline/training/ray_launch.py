@@ -41,13 +41,12 @@ _LOCAL_SETTINGS = {
 }
 
 
-def connect(config: ExperimentConfig) -> None:
+def connect(cluster: ClusterConfig) -> None:
     """Join the Ray cluster of this process's environment, or start a local one large enough for the run.
 
     Raises:
         ConfigError: the cluster lacks CPUs or GPUs for the workers and at least one preprocessing task.
     """
-    cluster = config.cluster
     join_cluster(cluster)
     resources = ray.cluster_resources()
     wanted = cluster.min_workers * cluster.cpus_per_worker + 1
@@ -72,6 +71,27 @@ def join_cluster(cluster: ClusterConfig) -> None:
         ray.init()
     else:
         start_local_cluster(cluster)
+
+
+def describe_nodes(cluster: ClusterConfig) -> list[tuple[str, float, float, float]]:
+    """Return `(name, free CPUs, CPUs, GPUs)` of every node of the cluster that the environment names.
+
+    Raises:
+        ConfigError: it lacks CPUs or GPUs for the run.
+        ConnectionError: it does not answer.
+    """
+    connect(cluster)
+    free = ray._private.state.available_resources_per_node()
+    return [
+        (
+            str(node["NodeManagerHostname"]),
+            float(free.get(node["NodeID"], {}).get("CPU", 0)),
+            float(node["Resources"].get("CPU", 0)),
+            float(node["Resources"].get("GPU", 0)),
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
 
 
 def start_local_cluster(cluster: ClusterConfig) -> None:
