@@ -14,6 +14,7 @@ from pipeline.errors import DataError, Reason
 from pipeline.samples.conversation import Conversation, Image, Part, Role, Turn, split_placeholders
 from pipeline.samples.image_names import resolve_images, sort_images
 from pipeline.samples.strict_json import JsonValue, decode_text, parse_json
+from pipeline.samples.video import has_video, read_as_images, show_frames
 
 Kind = Literal["caption", "instruction", "video"]
 
@@ -160,6 +161,8 @@ def _caption(text: bytes, images: tuple[str, ...]) -> Layout:
 def _instruction(
     key: str, tree: dict[str, JsonValue], images: tuple[str, ...], text_bytes: int, policy: SchemaPolicy
 ) -> Layout:
+    is_video = has_video(tree)
+    tree = read_as_images(tree) if is_video else tree
     listed = tree.get("conversations", tree.get("messages"))
     if not isinstance(listed, list) or not listed:
         raise DataError(Reason.CONVERSATION_EMPTY, "`conversations` holds no turn")
@@ -169,6 +172,8 @@ def _instruction(
     _check_order(turns)
     extensions = resolve_images(key, named_images(tree), images, declared=_declares_images(tree))
     conversation = Conversation(turns)
+    if is_video:
+        return Layout("video", extensions, show_frames(conversation, len(extensions)), text_bytes)
     if policy.prepend_missing_placeholder and len(extensions) == 1 and conversation.num_images == 0:
         conversation = _with_leading_image(conversation)
     if conversation.num_images != len(extensions):
