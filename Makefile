@@ -46,6 +46,10 @@ bench: $(VENV)/runtime.stamp ## Check and time the training step on this machine
 chaos: $(VENV)/dev.stamp ## Kill processes, nodes and servers by the hundred; PART=kills runs one part, SEED=n repeats one
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos $(if $(PART),--part $(PART)) $(if $(SEED),--seed $(SEED))
 
+.PHONY: fuzz
+fuzz: $(VENV)/dev.stamp ## Nightly: 400,000 mutated archives, images and annotations, and storage that fails at 200 places
+	@$(BIN)/python -m tests.fuzz
+
 .PHONY: ci
 ci: ## Everything that must pass before a merge, as one command
 	@.ci/run

@@ -18,7 +18,7 @@ from pipeline.errors import DataError, Reason, ShardError
 from pipeline.samples.image import ImageLimits, decode_image, probe_image
 from pipeline.samples.schema import Sample, SchemaPolicy, parse_sample
 from pipeline.shards.grouping import MemberGroup, group_members
-from pipeline.shards.storage import ShardStat, open_shard
+from pipeline.shards.storage import ShardStat, open_shard, stat_shard
 from pipeline.shards.tar import scan_tar
 
 MEMBER_TYPE = pa.struct(
@@ -88,6 +88,11 @@ def index_shard(url: str, stat: ShardStat, checks: Checks) -> ShardScan:
         except ShardError as error:
             defect = error.at(shard=url)
             hashed.drain()
+    if (now := stat_shard(url)) != stat:
+        raise OSError(
+            f"shard {url} changed while it was read (from {stat.size_bytes} to {now.size_bytes} bytes); wait until "
+            "it is written and index again"
+        )
     _mark_repeated_keys(rows, checks)
     return ShardScan(url, stat, hashed.hexdigest(), defect, pa.Table.from_pylist(rows, schema=SCAN_SCHEMA))
 

@@ -7,26 +7,39 @@ retried a bounded number of times and always return exactly the bytes asked for,
 from __future__ import annotations
 
 import glob
+import io
 import os
 import random
 import re
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import BinaryIO, NamedTuple, TypeVar, cast
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pyarrow import fs
 
 SCHEMES = ("file", "s3", "gs")
-REMOTE_ATTEMPTS = 5
-"""Tries per remote request; the waits between them add up to at most 15 s."""
+REMOTE_ATTEMPTS = 8
+"""Tries per remote request; the waits between them add up to at most 52 s."""
+FIRST_WAIT_S = 0.5
+"""Wait after the first failure, doubled after each further one, less up to half of it so that workers spread out."""
+REQUEST_TIMEOUT_S = 60.0
+"""Longest a request may take: pyarrow has no timeout for a connection that stays open and sends nothing."""
+_LONGEST_WAIT_S = 20.0
+_CONNECT_TIMEOUT_S = 10.0
 MAX_EXPANSION = 1_000_000
 """Most shards a brace range may name: a typing error in a range should not fill memory."""
-_STREAM_BUFFER_BYTES = 8 * 1024 * 1024
+STREAM_BYTES = 8 * 1024 * 1024
+"""A remote file is read through in ranges of this size, each of which can be asked for again."""
 _BRACES = re.compile(r"\{([^{}]*)\}")
+_MARKS = (0xA5, 0x5A)
+_S3_OPTIONS = {"anonymous", "endpoint_override", "region", "scheme"}
 _T = TypeVar("_T")
 
 
@@ -73,17 +86,18 @@ def stat_shard(url: str) -> ShardStat:
 
 @contextmanager
 def open_shard(url: str) -> Iterator[BinaryIO]:
-    """Open a shard for reading from start to end.
+    """Open a shard for reading from start to end; a remote one survives failures of single requests.
 
     Raises:
         ValueError: scheme not allowed.
+        FileNotFoundError: no such file.
     """
     filesystem, path = _locate(url)
     if isinstance(filesystem, fs.LocalFileSystem):
         with open(path, "rb") as file:
             yield file
         return
-    with filesystem.open_input_stream(path, buffer_size=_STREAM_BUFFER_BYTES) as stream:
+    with io.BufferedReader(_RemoteFile(url, stat_shard(url).size_bytes), STREAM_BYTES) as stream:
         yield cast(BinaryIO, stream)
 
 
@@ -96,10 +110,9 @@ def read_range(url: str, offset: int, size: int) -> bytes:
     """
     filesystem, path = _locate(url)
     if isinstance(filesystem, fs.LocalFileSystem):
-        data = _read_local(path, offset, size)
-    else:
-        data = _with_retries(lambda: _read_remote(filesystem, path, offset, size), url)
-    return _complete(url, offset, size, data)
+        return _complete(url, offset, size, _read_local(path, offset, size))
+    # a short answer is a failure like any other: asked for again, and an error in the end
+    return _with_retries(lambda: _complete(url, offset, size, _read_remote(filesystem, path, offset, size)), url)
 
 
 def read_ranges(url: str, ranges: Iterable[tuple[int, int]]) -> Iterator[bytes]:
@@ -118,11 +131,29 @@ def read_ranges(url: str, ranges: Iterable[tuple[int, int]]) -> Iterator[bytes]:
     with open_shard(url) as stream:
         position = 0
         for offset, size in ranges:
-            while position < offset and (skipped := stream.read(min(offset - position, _STREAM_BUFFER_BYTES))):
+            while position < offset and (skipped := stream.read(min(offset - position, STREAM_BYTES))):
                 position += len(skipped)
             data = stream.read(size)
             position += len(data)
             yield _complete(url, offset, size, data)
+
+
+class _RemoteFile(io.RawIOBase):
+    """A remote file as a stream of range reads, so that a connection that breaks costs one range."""
+
+    def __init__(self, url: str, size_bytes: int) -> None:
+        super().__init__()
+        self._url, self._left, self._offset = url, size_bytes, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview, /) -> int:  # type: ignore[override]
+        size = min(len(buffer), self._left)
+        if size:
+            buffer[:size] = read_range(self._url, self._offset, size)
+        self._offset, self._left = self._offset + size, self._left - size
+        return size
 
 
 def _complete(url: str, offset: int, size: int, data: bytes) -> bytes:
@@ -144,22 +175,56 @@ def _read_local(path: str, offset: int, size: int) -> bytes:
 
 
 def _read_remote(filesystem: fs.FileSystem, path: str, offset: int, size: int) -> bytes:
+    """Return what storage sent of a range.
+
+    pyarrow reports a range as read in full even when the answer to it was shorter (a gateway may send less than asked
+    for, with matching headers), and leaves the rest of the buffer as it was. So the last byte is marked beforehand, and
+    found marked afterwards, is read again under another mark: data changes one of them, a short answer none.
+    """
+    if not size:
+        return b""
     with filesystem.open_input_file(path) as file:
-        return bytes(file.read_at(size, offset))
+        for mark in _MARKS:
+            buffer = bytearray(size)
+            buffer[-1] = mark
+            file.seek(offset)
+            num_read = file.readinto(buffer)
+            if num_read < size or buffer[-1] != mark:
+                return bytes(buffer[:num_read])
+    raise OSError(f"the answer to a request for {size} bytes at byte {offset} was shorter")
 
 
 def _with_retries(request: Callable[[], _T], url: str) -> _T:
     for attempt in range(1, REMOTE_ATTEMPTS):
         try:
-            return request()
+            return _within_time(request)
         except FileNotFoundError:
             raise
         except OSError:
-            time.sleep(2 ** (attempt - 1) * random.uniform(0.5, 1.0))
+            time.sleep(min(_LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0))
     try:
-        return request()
+        return _within_time(request)
     except OSError as error:
         raise OSError(f"shard {url}: storage failed {REMOTE_ATTEMPTS} times, last with: {error}") from error
+
+
+def _within_time(request: Callable[[], _T]) -> _T:
+    """Run a request in a thread of its own, which is left behind when it does not answer in time."""
+    answer: Future[_T] = Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(request())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=run, name="storage-request", daemon=True).start()
+    try:
+        return answer.result(timeout=REQUEST_TIMEOUT_S)
+    except FutureTimeoutError:
+        if answer.done():  # the request's own timeout
+            raise
+        raise OSError(f"no complete answer within {REQUEST_TIMEOUT_S:g} s") from None
 
 
 def _locate(url: str) -> tuple[fs.FileSystem, str]:
@@ -186,8 +251,22 @@ def _locate(url: str) -> tuple[fs.FileSystem, str]:
 def _filesystem(scheme: str, query: str) -> fs.FileSystem:
     if scheme == "file":
         return fs.LocalFileSystem()
+    if scheme == "s3":
+        return _s3(dict(parse_qsl(query, strict_parsing=bool(query))))
     filesystem, _ = fs.FileSystem.from_uri(f"{scheme}://bucket/path" + (f"?{query}" if query else ""))
     return filesystem
+
+
+def _s3(options: dict[str, str]) -> fs.FileSystem:
+    """Connect to S3. Every request is tried once: retries are ours, which know what a complete answer is."""
+    if unknown := sorted(options.keys() - _S3_OPTIONS):
+        raise ValueError(f"s3 URL: unknown option {unknown[0]!r}; expected {', '.join(sorted(_S3_OPTIONS))}")
+    return fs.S3FileSystem(
+        anonymous=options.pop("anonymous", "false") == "true",
+        connect_timeout=_CONNECT_TIMEOUT_S,
+        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=1),
+        **options,
+    )
 
 
 def _forbidden(scheme: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.convert.shard_plan import ShardLimits, cut_shards, order_entries
@@ -12,6 +12,7 @@ from pipeline.convert.shard_plan import ShardLimits, cut_shards, order_entries
 blocks_strategy = st.lists(st.integers(0, 5), max_size=40).map(lambda values: np.sort(np.array(values, np.int64)))
 
 
+@settings(deadline=None)
 @given(blocks=blocks_strategy, seed=st.integers(0, 7))
 def test_order_with_seed_is_a_permutation_that_keeps_blocks_together(blocks: np.ndarray, seed: int) -> None:
     order = order_entries(blocks, seed)
@@ -28,6 +29,7 @@ def test_order_without_seed_is_that_of_the_listing_and_seeds_differ() -> None:
     assert order_entries(np.zeros(101, np.int64), 3).tolist() != list(range(101))
 
 
+@settings(deadline=None)
 @given(sizes=st.lists(st.integers(0, 50), max_size=40), samples=st.integers(1, 9), size=st.integers(1, 90))
 def test_cut_covers_all_entries_and_keeps_limits(sizes: list[int], samples: int, size: int) -> None:
     cuts = cut_shards(np.array(sizes, np.int64), ShardLimits(samples, size))

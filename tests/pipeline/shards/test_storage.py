@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from pathlib import Path
 
@@ -123,8 +122,8 @@ def test_read_range_beyond_the_end_is_an_error_not_a_short_read(tmp_path: Path) 
 
 
 class FlakyFile:
-    def __init__(self, data: bytes) -> None:
-        self._data = data
+    def __init__(self, data: bytes, honest: bool = True) -> None:
+        self._data, self._offset, self._honest = data, 0, honest
 
     def __enter__(self) -> FlakyFile:
         return self
@@ -132,25 +131,29 @@ class FlakyFile:
     def __exit__(self, *_: object) -> None:
         return None
 
-    def read_at(self, size: int, offset: int) -> bytes:
-        return self._data[offset : offset + size]
+    def seek(self, offset: int) -> None:
+        self._offset = offset
+
+    def readinto(self, buffer: bytearray) -> int:
+        data = self._data[self._offset : self._offset + len(buffer)]
+        buffer[: len(data)] = data
+        return len(data) if self._honest else len(buffer)
 
 
 class FlakyFilesystem:
     """A remote filesystem whose first requests fail."""
 
-    def __init__(self, data: bytes, failures: int) -> None:
-        self._data, self.failures, self.requests = data, failures, 0
+    def __init__(self, data: bytes, failures: int, honest: bool = True) -> None:
+        self._data, self.failures, self.requests, self._honest = data, failures, 0, honest
 
     def open_input_file(self, _path: str) -> FlakyFile:
         self.requests += 1
         if self.requests <= self.failures:
             raise OSError("503 slow down")
-        return FlakyFile(self._data)
+        return FlakyFile(self._data, self._honest)
 
-    def open_input_stream(self, _path: str, *, buffer_size: int) -> io.BytesIO:
-        assert buffer_size > 0
-        return io.BytesIO(self._data)
+    def get_file_info(self, path: str) -> fs.FileInfo:
+        return fs.FileInfo(path, fs.FileType.File, size=len(self._data))
 
 
 @pytest.fixture
@@ -179,13 +182,40 @@ def test_read_range_of_dead_remote_gives_up_with_the_last_error(
 ) -> None:
     remote = FlakyFilesystem(b"", failures=1000)
     use(monkeypatch, remote)
-    with pytest.raises(OSError, match="storage failed 5 times, last with: 503 slow down"):
+    with pytest.raises(OSError, match="storage failed 8 times, last with: 503 slow down"):
         read_range("s3://b/a.tar", 0, 1)
     assert remote.requests == storage.REMOTE_ATTEMPTS
     assert waits
 
 
-def test_read_ranges_of_remote_shard_streams_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_range_of_remote_that_sends_less_than_it_says_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, waits: list[float]
+) -> None:
+    use(monkeypatch, FlakyFilesystem(bytes(range(160, 173)), failures=0, honest=False))
+    assert read_range("s3://b/a.tar", 0, 6) == bytes(range(160, 166))  # ends with a byte that is one of the marks
+    with pytest.raises(OSError, match="was shorter"):
+        read_range("s3://b/a.tar", 8, 6)
+    assert len(waits) == storage.REMOTE_ATTEMPTS - 1
+    assert sum(waits) < 53
+
+
+def test_open_shard_of_remote_file_reads_lines_and_survives_failures(
+    monkeypatch: pytest.MonkeyPatch, waits: list[float]
+) -> None:
+    monkeypatch.setattr(storage, "STREAM_BYTES", 5)
+    remote = FlakyFilesystem(b"first line\nsecond\n", failures=3)
+    use(monkeypatch, remote)
+    with open_shard("s3://b/a.jsonl") as file:
+        assert file.readlines() == [b"first line\n", b"second\n"]
+    assert len(waits) == 3
+
+
+def test_s3_url_with_unknown_option_is_refused() -> None:
+    with pytest.raises(ValueError, match="unknown option 'endpoint'"):
+        stat_shard("s3://bucket/a.tar?endpoint=localhost")
+
+
+def test_read_ranges_of_remote_shard_streams_forward(monkeypatch: pytest.MonkeyPatch, waits: list[float]) -> None:
     use(monkeypatch, FlakyFilesystem(bytes(range(53)), failures=0))
     assert list(read_ranges("s3://b/a.tar", [(3, 2), (5, 1), (40, 3)])) == [b"\x03\x04", b"\x05", bytes((40, 41, 42))]
     with pytest.raises(OSError, match="storage returned 1"):
