@@ -11,6 +11,7 @@ import secrets
 import shutil
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +27,10 @@ _SAVE_KILLS = 1000
 _DAMAGES = 300
 _RESUMES = 30
 _OUTAGE_ROUNDS = 5
+_RAY_KILLS = 24
+_RECOVERIES = 5
+_NODE_REMOVALS = 6
+_ELASTIC_REMOVALS = 4
 
 
 class Setting(NamedTuple):
@@ -110,12 +115,45 @@ def outage(setting: Setting) -> dict[str, Any]:
     return measure_outage(setting.world, setting.nursery, setting.folder, _OUTAGE_ROUNDS)._asdict()
 
 
+def ray(setting: Setting) -> dict[str, Any]:
+    """SIGKILL workers, data workers, controller and driver under Ray Train."""
+    from tests.chaos.ray_kills import kill_ray_runs
+    from tests.chaos.runs import Run
+
+    calm = Run(setting.world, setting.nursery, setting.folder / "calm", 2).finish()
+    return kill_ray_runs(setting.world, setting.folder, setting.rng, calm, _RAY_KILLS)
+
+
+def recovery(setting: Setting) -> dict[str, Any]:
+    """Time from a training worker's death to the next step under Ray Train."""
+    from tests.chaos.ray_kills import measure_recovery
+
+    return measure_recovery(setting.world, setting.folder, setting.rng, _RECOVERIES)
+
+
+def nodes(setting: Setting) -> dict[str, Any]:
+    """Remove and add nodes of a Ray cluster while it trains."""
+    from tests.chaos.ledger import step_samples, surviving_history
+    from tests.chaos.ray_nodes import change_nodes
+    from tests.chaos.runs import Run
+
+    calm = Run(setting.world, setting.nursery, setting.folder / "calm").finish()
+    reference = [sorted(step_samples(step)) for step in surviving_history(calm.records)]
+    return {
+        name: change_nodes(setting.world, setting.folder, setting.rng, reference, number, elastic=elastic)._asdict()
+        for name, number, elastic in (("two workers", _NODE_REMOVALS, False), ("elastic", _ELASTIC_REMOVALS, True))
+    }
+
+
 PARTS: dict[str, Callable[[Setting], dict[str, Any]]] = {
     "kills": kills,
     "saves": saves,
     "batches": batches,
     "defects": defects,
     "outage": outage,
+    "ray": ray,
+    "recovery": recovery,
+    "nodes": nodes,
 }
 
 
@@ -139,9 +177,10 @@ def main() -> int:
             try:
                 with results.measured(part, arguments.seed) as found:
                     found |= PARTS[part](Setting(world, nursery, folder / "work" / part, rng))
-            except (AssertionError, TimeoutError) as error:
+            except Exception as error:  # the other parts still run
                 failed.append(part)
-                print(f"chaos: {part} FAILED after {time.monotonic() - started:.0f} s: {error}", flush=True)
+                print(f"chaos: {part} FAILED after {time.monotonic() - started:.0f} s", flush=True)
+                traceback.print_exception(error)
             else:
                 print(f"chaos: {part} passed in {time.monotonic() - started:.0f} s", flush=True)
     return 1 if failed else 0

@@ -1,8 +1,8 @@
 """What a child of the nursery does: train as the command does, save checkpoints without end, or damage some.
 
-Environment of a child: CHAOS_WITNESS (file to report to), CHAOS_MUTATION (a defect to run with), and a moment to end by
-SIGKILL: CHAOS_KILL_BEFORE_STEP, or CHAOS_KILL_AT (right before that file operation of a checkpoint save). See
-`witness`, `mutations`, `file_moments`.
+Environment: CHAOS_WITNESS (file to report steps to), CHAOS_MARKS (file for the moments of a start), CHAOS_STEP_DELAY_S
+(seconds that a step takes longer), CHAOS_MUTATION (a defect to run with), and a moment to end by SIGKILL:
+CHAOS_KILL_BEFORE_STEP, or CHAOS_KILL_AT (right before that file operation of a checkpoint save).
 """
 
 from __future__ import annotations
@@ -59,11 +59,14 @@ def install() -> None:
     """Put witness, defect and moment of death in place, as the environment asks."""
     from tests.chaos.file_moments import die_at
     from tests.chaos.mutations import mutate
-    from tests.chaos.witness import report_steps
+    from tests.chaos.witness import mark_start, report_steps
 
     if "CHAOS_WITNESS" in os.environ:
         step = os.environ.get("CHAOS_KILL_BEFORE_STEP")
-        report_steps(Path(os.environ["CHAOS_WITNESS"]), None if step is None else int(step))
+        delay_s = float(os.environ.get("CHAOS_STEP_DELAY_S", "0"))
+        report_steps(Path(os.environ["CHAOS_WITNESS"]), None if step is None else int(step), delay_s)
+    if "CHAOS_MARKS" in os.environ:
+        mark_start(Path(os.environ["CHAOS_MARKS"]))
     if "CHAOS_MUTATION" in os.environ:
         mutate(os.environ["CHAOS_MUTATION"])
     if "CHAOS_KILL_AT" in os.environ:

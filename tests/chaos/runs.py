@@ -102,18 +102,23 @@ class Run:
 
     def result(self) -> Result:
         """Read what the finished run left behind."""
-        lines = [json.loads(line) for line in (self.run_dir / "metrics.jsonl").read_text().splitlines()]
-        files = sorted(path for path in (self.run_dir / "model").iterdir() if path.is_file())
-        return Result(
-            [(entry["step"], entry["metrics"]["train/loss"]) for entry in lines],
-            {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
-            read_witness(self.witness, self.world),
-            int(lines[-1]["metrics"]["data/samples_trained"]),
-        )
+        return read_result(self.run_dir, self.witness, self.world)
 
     def num_steps_reported(self) -> int:
         """Count the lines of the witness: steps computed by any rank, repeats included."""
         return self.witness.read_bytes().count(b"\n") if self.witness.exists() else 0
+
+
+def read_result(run_dir: Path, witness: Path, world: World) -> Result:
+    """Read what a finished run left behind."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    files = sorted(path for path in (run_dir / "model").iterdir() if path.is_file())
+    return Result(
+        [(entry["step"], entry["metrics"]["train/loss"]) for entry in lines],
+        {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
+        read_witness(witness, world),
+        int(lines[-1]["metrics"]["data/samples_trained"]),
+    )
 
 
 class KillCount(NamedTuple):

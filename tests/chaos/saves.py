@@ -62,7 +62,7 @@ def kill_savers(nursery: Nursery, folder: Path, rng: random.Random, num_kills: i
         in_flight += newest > acknowledged
         at_operations += at_operation
         acknowledged = newest
-        log.unlink()
+        log.unlink(missing_ok=True)  # a child killed at once has none
     return SaveKills(num_kills, at_operations, lost, in_flight)
 
 

@@ -11,22 +11,25 @@ import os
 import signal
 import time
 import zlib
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from model.constants import IMAGE_TOKEN_INDEX
-from pipeline.training import loop
+from pipeline.training import batches, loop, worker
 from pipeline.training.batches import PreparedStep
 from pipeline.training.distributed import Workers
 from pipeline.training.session import StepOutcome, TrainingSession
 
 
-def report_steps(path: Path, die_before_step: int | None = None) -> None:
+def report_steps(path: Path, die_before_step: int | None, delay_s: float) -> None:
     """Report every optimizer step of this process to `path` from now on.
 
     Args:
         path: file that all processes of a run append to.
         die_before_step: end this process by SIGKILL when it is about to compute this step.
+        delay_s: seconds that every step takes longer.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -37,6 +40,7 @@ def report_steps(path: Path, die_before_step: int | None = None) -> None:
         if prepared.step == die_before_step:
             os.kill(os.getpid(), signal.SIGKILL)
         outcome = original(session, prepared)
+        time.sleep(delay_s)
         line = {
             "group": group,
             "rank": session.workers.rank,
@@ -51,6 +55,39 @@ def report_steps(path: Path, die_before_step: int | None = None) -> None:
         return outcome
 
     loop.run_step = run_step
+
+
+def mark_start(path: Path) -> None:
+    """Report to `path` when this process passes the moments between its creation and its first step."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+    def mark(moment: str) -> None:
+        line = {"pid": os.getpid(), "moment": moment, "time_s": time.time()}
+        os.write(descriptor, json.dumps(line).encode() + b"\n")
+
+    def after(name: str, moment: str) -> None:
+        original = vars(worker)[name]
+
+        def marked(*arguments: Any, **settings: Any) -> Any:
+            result = original(*arguments, **settings)
+            mark(moment)
+            return result
+
+        setattr(worker, name, marked)
+
+    mark("imported")
+    after("build_model", "model built")
+    after("restore", "restored")
+    prepare_ahead = batches.prepare_ahead
+
+    def prepare_marked(*arguments: Any) -> Iterator[PreparedStep]:
+        prepared = prepare_ahead(*arguments)
+        first = next(prepared)
+        mark("data")
+        yield first
+        yield from prepared
+
+    setattr(worker, "prepare_ahead", prepare_marked)  # noqa: B010
 
 
 @lru_cache(maxsize=1)
