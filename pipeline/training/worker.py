@@ -77,6 +77,40 @@ def run_worker(
         ConfigError: the checkpoint belongs to another plan.
         ValueError: model parts that do not fit together.
     """
+    session = None
+    try:
+        session = _set_up(config, source, workers, position, attempt, notices)
+        metrics = _train(session, source, open_stream)
+        return WorkerResult(source.plan.total_steps, metrics, save_result(config, session.model, workers))
+    except StopRequestedError:
+        raise
+    except Exception as error:
+        step = session.current_step if session else (position.step if position else 0)
+        record_failure(Path(config.run_dir), attempt, workers.rank, step, error)
+        raise
+
+
+def _train(session: TrainingSession, source: BatchSource, open_stream: OpenStream) -> dict[str, float]:
+    """Train what is left of the run; returns the metrics of the last step."""
+    if session.current_step == session.plan.total_steps:
+        return {}
+    stream, device = open_stream(session.current_step), session.workers.device
+    steps = prepare_ahead(stream, source.encoder.resolution, device, source.plan.sources)
+    try:
+        return train(session, steps)
+    finally:
+        session.snapshots.abandon(_LAST_WRITE_S)
+
+
+def _set_up(
+    config: ExperimentConfig,
+    source: BatchSource,
+    workers: Workers,
+    position: Position | None,
+    attempt: int,
+    notices: Notices,
+) -> TrainingSession:
+    """Build the model, fill it from the checkpoint, and put together what the loop needs."""
     _use_threads(config, workers)
     transformers.utils.logging.disable_progress_bar()  # progress is the launcher's to show
     torch.manual_seed(config.seed)
@@ -96,7 +130,7 @@ def run_worker(
         _restore_random_state(checkpoint, workers, config.seed)
         start_step = checkpoint.step
         ledger, trend = Ledger(**checkpoint.state["ledger"]), LossTrend(**checkpoint.state["trend"])
-    session = TrainingSession(
+    return TrainingSession(
         config=config,
         plan=source.plan,
         describe_sample=partial(describe_sample, source.index),
@@ -112,19 +146,6 @@ def run_worker(
         notices=notices,
         current_step=start_step,
     )
-    metrics: dict[str, float] = {}
-    if start_step < source.plan.total_steps:
-        steps = prepare_ahead(open_stream(start_step), source.encoder.resolution, workers.device, source.plan.sources)
-        try:
-            metrics = train(session, steps)
-        except StopRequestedError:
-            raise
-        except Exception as error:
-            record_failure(run_dir, attempt, workers.rank, session.current_step, error)
-            raise
-        finally:
-            session.snapshots.abandon(_LAST_WRITE_S)
-    return WorkerResult(source.plan.total_steps, metrics, save_result(config, model, workers))
 
 
 def _open_store(config: ExperimentConfig, workers: Workers, attempt: int) -> CheckpointStore:

@@ -40,7 +40,7 @@ class Killer(threading.Thread):
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
 def test_two_ray_workers_equal_two_torchrun_ranks_bitwise(write_config: WriteConfig, tmp_path: Path) -> None:
-    run_training(load_config(write_config("ray"), ON_RAY))
+    run_training(load_config(write_config("ray"), [*ON_RAY, "cluster.num_workers=[2, 2]"]))  # by the elastic policy
     config = str(write_config("plain"))
     run("torch.distributed.run", "--nproc-per-node=2", "-m", "jobs", "pretrain", "--config", config)
     assert_same_run(tmp_path / "ray", tmp_path / "plain")
@@ -49,14 +49,18 @@ def test_two_ray_workers_equal_two_torchrun_ranks_bitwise(write_config: WriteCon
 @pytest.mark.ray
 @pytest.mark.chaos
 @pytest.mark.usefixtures("local_ray")
-def test_train_worker_killed_is_restarted_and_the_run_equals_an_undisturbed_one(
+def test_train_worker_and_controller_killed_are_restarted_and_the_run_equals_an_undisturbed_one(
     write_config: WriteConfig, tmp_path: Path
 ) -> None:
     run_training(load_config(write_config("calm"), ON_RAY))
-    killer = Killer(tmp_path / "killed", "ray::RayTrainWorker", num_steps=3)
-    killer.start()
+    killers = [
+        Killer(tmp_path / "killed", title, num_steps)
+        for title, num_steps in (("ray::RayTrainWorker", 3), ("ray::TrainController", 5))
+    ]
+    for killer in killers:
+        killer.start()
     run_training(load_config(write_config("killed"), ON_RAY))
-    assert killer.killed is not None
+    assert all(killer.killed is not None for killer in killers)
     assert_same_run(tmp_path / "calm", tmp_path / "killed")
 
 

@@ -26,7 +26,7 @@ WEIGHTS = Path(__file__).parents[3] / "pipeline" / "demo" / "weights"
 
 @pytest.fixture
 def config(tmp_path: Path) -> ExperimentConfig:
-    (tmp_path / "a.tar").write_bytes(tar_bytes(caption_files(3)))
+    (tmp_path / "a.tar").write_bytes(tar_bytes(caption_files("key")))
     return parse_config(
         {
             "name": "n",
@@ -97,7 +97,7 @@ def test_index_of_a_shard_that_grew_is_a_warning_naming_it(config: ExperimentCon
     shard = Path(config.data.shards[0])
     ensure_index([str(shard)], Path(config.run_dir) / "index")
     assert check_index(config).status == "ok"
-    shard.write_bytes(tar_bytes(caption_files(29)))
+    shard.write_bytes(tar_bytes(caption_files("key", "long " * 3001)))
     finding = check_index(config)
     assert finding.status == "warning"
     assert f"{shard}: {shard.stat().st_size} bytes," in finding.detail
