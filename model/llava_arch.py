@@ -67,9 +67,8 @@ class LlavaMetaForCausalLM(_LanguageModel, metaclass=ABCMeta):
         """Encode normalised images or tiles [U, 3, H, W] to language-model features [U, P, D]."""
         return self._project(self.get_model().get_vision_tower()(images))
 
-    @torch.no_grad()
     def encode_vision(self, pixels: Tensor, micro_batch_size: int | None = None) -> Tensor:
-        """Compute tower features, before the projector and without a graph.
+        """Compute tower features, before the projector; without a graph while the tower is frozen.
 
         Args:
             pixels: [U, 3, H, W], uint8 as decoded (normalised here, on the tower's device, in float32) or already
@@ -293,6 +292,8 @@ class LlavaMetaForCausalLM(_LanguageModel, metaclass=ABCMeta):
             # One dummy row, then none of it: the projector takes part in forward and backward with zero gradients.
             weight = self.lm_head.weight
             dummy = torch.zeros(1, 1, self.config.mm_hidden_size, dtype=weight.dtype, device=weight.device)
+            if image_features is not None:  # keeps a trainable tower attached too
+                dummy = dummy + image_features.sum().to(dummy)
             projected = self._project(dummy).flatten(0, 1)[:0]
         if projected.shape[0] != num_rows:
             found = [0] if image_features is None else list(image_features.shape)

@@ -34,6 +34,8 @@ class TowerKind(NamedTuple):
     """Model and pixels [N, 3, H, W] -> hidden states before the first layer [N, T, V]."""
     layers: Callable[[Any], nn.ModuleList]
     """Model -> its encoder layers, each called with hidden states."""
+    before_layers: Callable[[Any], list[nn.Module]]
+    """Model -> the modules that `embed` uses."""
     num_class_tokens: int
     """Leading hidden states that stand for no patch."""
     any_size: bool
@@ -50,6 +52,14 @@ def _embed_clip(model: Any, pixels: Tensor) -> Tensor:
     return cast(Tensor, model.pre_layrnorm(model.embeddings(pixels)))
 
 
+def _start(model: Any) -> list[nn.Module]:
+    return [model.embeddings]
+
+
+def _clip_start(model: Any) -> list[nn.Module]:
+    return [model.embeddings, model.pre_layrnorm]
+
+
 def _layers(model: Any) -> nn.ModuleList:
     return cast(nn.ModuleList, model.encoder.layers)
 
@@ -59,10 +69,12 @@ def _layer(model: Any) -> nn.ModuleList:
 
 
 TOWER_KINDS: Final[dict[str, TowerKind]] = {
-    "clip_vision_model": TowerKind(CLIPVisionConfig, CLIPVisionModel, _embed_clip, _layers, 1, False, (None,)),
-    "siglip_vision_model": TowerKind(SiglipVisionConfig, SiglipVisionModel, _embed, _layers, 0, False, (None,)),
-    "dinov2": TowerKind(Dinov2Config, Dinov2Model, _embed, _layer, 1, True),
-    "internvl_vision": TowerKind(InternVLVisionConfig, InternVLVisionModel, _embed, _layer, 1, True),
+    "clip_vision_model": TowerKind(
+        CLIPVisionConfig, CLIPVisionModel, _embed_clip, _layers, _clip_start, 1, False, (None,)
+    ),
+    "siglip_vision_model": TowerKind(SiglipVisionConfig, SiglipVisionModel, _embed, _layers, _start, 0, False, (None,)),
+    "dinov2": TowerKind(Dinov2Config, Dinov2Model, _embed, _layer, _start, 1, True),
+    "internvl_vision": TowerKind(InternVLVisionConfig, InternVLVisionModel, _embed, _layer, _start, 1, True),
 }
 """`model_type` -> kind. SigLIP 2 checkpoints of fixed resolution are of type `siglip`."""
 

@@ -190,9 +190,12 @@ class VisionTower(nn.Module):
         self._adopt(loader.from_pretrained(None, config=self.config, state_dict=named, dtype=dtype or own_dtype))
 
     def set_frozen(self, frozen: bool) -> None:
-        """Freeze the tower (no gradients, no graph, evaluation mode) or make it trainable."""
+        """Freeze the tower (no gradients, no graph, evaluation mode) or make what features are computed with learn."""
         self.frozen = frozen
-        self.requires_grad_(not frozen)
+        self.requires_grad_(False)
+        if not frozen:
+            for part in (*self.kind.before_layers(self.vision_tower), *self.layers):
+                part.requires_grad_(True)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "VisionTower":

@@ -1,9 +1,10 @@
 """Whole models on disk: put together from a language model and a tower, saved, loaded again, set up for a stage."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal, cast
+from typing import Any, Final, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from transformers import PretrainedConfig
 from model.adapter import load_projector, projector_state, write_projector
 from model.attention import AttentionKernel, enable_packed_attention
 from model.backbones import Backbone, backbone_of_language_model, backbone_of_llava
-from model.checkpoint_files import read_checkpoint_config
+from model.checkpoint_files import read_checkpoint_config, read_tensors
 from model.llava_arch import LlavaForCausalLM
 from model.quantization import Quantization, quantization_config
 from model.resolution import PatchMerge
@@ -36,6 +37,7 @@ LlavaModel = LlavaForCausalLM
 """Any backbone's class: the mixin over a language model of transformers."""
 
 Stage = Literal["pretrain", "finetune"]
+_TOWER_PREFIX: Final = r"^(?:model|transformer)\.vision_tower\.vision_tower\."
 
 
 def build_llava(
@@ -102,7 +104,7 @@ def load_llava(
 ) -> LlavaModel:
     """Load a complete LLaVA model: one of `save_llava`, or a published one with LLaVA's original tensor names.
 
-    The tower comes from inside the checkpoint when its config says so, else from the folder or hub id it names.
+    The tower comes from inside the checkpoint when it is there, else from the folder or hub id that its config names.
 
     Raises:
         ValueError: the folder is missing, is no LLaVA model, or lacks tensors; all are named.
@@ -110,7 +112,13 @@ def load_llava(
     backbone, config = _read_llava(str(path))
     model = load_weights(backbone, str(path), config, dtype, quantize=quantize)
     tower = _tower(model)
-    tower.load_model(dtype)
+    if not tower.is_loaded:
+        inside = {re.sub(_TOWER_PREFIX, "", name): t for name, t in read_tensors(str(path), _is_in_tower).items()}
+        if inside:
+            tower.load_state(inside, str(path), dtype)
+            model.config.mm_vision_weights = "checkpoint"
+        else:
+            tower.load_model(dtype)
     tower.set_frozen(True)
     if model.packs_rows:
         enable_packed_attention(model, attention)
@@ -136,6 +144,7 @@ def load_weights(
         dtype=dtype,
         state_dict=state,
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # refused below, all at once and by name
         quantization_config=None if quantize is None else quantization_config(quantize, dtype),
     )
     model, info = cast(tuple[LlavaModel, dict[str, Any]], loaded)
@@ -177,9 +186,13 @@ def save_projector(model: LlavaModel, path: str | Path) -> Path:
 def pretrained_state(model: LlavaModel) -> dict[str, Tensor]:
     """Return what projector pretraining leaves, possibly sharded: see `projector_state`.
 
-    With `<im_start>` and `<im_end>` the input embeddings are there too, whole; `write_projector` picks the two rows.
+    With `<im_start>` and `<im_end>` the input embeddings are there too, whole; `write_projector` picks the two rows. A
+    vision tower that learns is there as well.
     """
     state = projector_state(model.get_model())
+    tower = model.get_vision_tower()
+    if tower is not None and not tower.frozen:
+        state |= {f"vision_tower.{name}": own for name, own in tower.named_parameters() if own.requires_grad}
     if model.config.im_start_end_ids:
         state["embed_tokens.weight"] = model.get_model().embed_tokens.weight
     return state
@@ -210,6 +223,10 @@ def projector_parameters(model: LlavaModel) -> list[nn.Parameter]:
     body = model.get_model()
     newline = [] if body.image_newline is None else [body.image_newline]
     return [*body.mm_projector.parameters(), *newline]
+
+
+def _is_in_tower(name: str) -> bool:
+    return re.match(_TOWER_PREFIX, name) is not None
 
 
 def _tower(model: LlavaModel) -> Any:

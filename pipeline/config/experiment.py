@@ -46,10 +46,12 @@ class ExperimentConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _check_lora(self) -> Self:
+    def _check_what_learns(self) -> Self:
         lora = self.lora
         if lora.rank is not None and self.stage == "pretrain":
             raise ValueError("lora.rank is set, but stage pretrain trains the projector only; use it with finetune")
+        if self.training.vision_tower_lr is not None and self.stage == "pretrain":
+            raise ValueError("training.vision_tower_lr is set, but stage pretrain trains the projector only")
         if lora.quantize_base is not None and lora.rank is None:
             raise ValueError(
                 "lora.quantize_base freezes the language model in few bits; set lora.rank to train beside it"

@@ -21,11 +21,13 @@ class TrainingConfig(Section):
     micro_batch_tokens: Annotated[int, Free, Field(ge=1)] = 4096
     """Most fused tokens packed into one forward pass of one worker; at least data.max_length."""
     vision_batch_size: Annotated[int, Free, Field(ge=1)] = 64
-    """Images per forward pass of the frozen vision tower."""
+    """Tiles per forward pass of the vision tower."""
     learning_rate: Annotated[float, Fixed, Field(gt=0)]
     """Peak learning rate of the language model (finetune) or of the projector (pretrain)."""
     mm_projector_lr: Annotated[float | None, Fixed, Field(gt=0)] = None
     """Peak learning rate of the projector when it differs; null uses learning_rate."""
+    vision_tower_lr: Annotated[float | None, Fixed, Field(gt=0)] = None
+    """Peak learning rate of the vision tower in finetuning (LLaVA-NeXT: 2e-6); null keeps the tower frozen."""
     weight_decay: Annotated[float, Fixed, Field(ge=0)] = 0.0
     """Decoupled weight decay; biases and norm weights are exempt."""
     warmup_ratio: Annotated[float, Fixed, Field(ge=0, le=1)] = 0.03

@@ -40,12 +40,18 @@ def accelerate(model: LlavaModel, config: TrainingConfig) -> None:
     """
     if config.gradient_checkpointing:
         forward = _forward_keeping_products if config.gradient_checkpointing == "selective" else _forward_keeping_input
-        for layer in model.get_model().layers:
+        for layer in trained_layers(model):
             # `forward`, not the call: hooks, such as those of FSDP, must not run again when it is recomputed.
             layer.forward = MethodType(forward, layer)
     if config.compile:
         for layer in compiled_layers(model):
             layer.compile(dynamic=True)
+
+
+def trained_layers(model: LlavaModel) -> list[nn.Module]:
+    """Return the layers whose activations backward needs: the decoder's, and the tower's if it learns."""
+    tower = model.get_vision_tower()
+    return [*model.get_model().layers, *([] if tower is None or tower.frozen else tower.layers)]
 
 
 def compiled_layers(model: LlavaModel) -> list[nn.Module]:

@@ -36,7 +36,9 @@ def accumulate_gradients(session: TrainingSession, prepared: PreparedStep, num_t
     device, num_sources = session.workers.device, len(session.plan.sources.names)
     share, by_source = torch.zeros((), device=device), torch.zeros(num_sources, device=device)
     scale = 1.0 / max(num_targets, 1.0)
-    tile_features = frozen_features(session, prepared)
+    tower = session.model.get_vision_tower()
+    is_frozen = tower is None or tower.frozen
+    tile_features = frozen_features(session, prepared) if is_frozen else trained_features(session, prepared)
     for micro_batch in prepared.micro_batches:
         with _autocast(session.config, device):
             features = tile_features(micro_batch)
@@ -53,6 +55,16 @@ def frozen_features(session: TrainingSession, prepared: PreparedStep) -> TileFea
     with _autocast(session.config, session.workers.device):
         features = session.model.encode_vision(prepared.pixels, session.config.training.vision_batch_size)
     return lambda micro_batch: features.index_select(0, micro_batch.tiles)
+
+
+def trained_features(session: TrainingSession, prepared: PreparedStep) -> TileFeatures:
+    """Encode the tiles of a micro-batch when it is reached, with a graph that its backward pass frees again.
+
+    A tile in several micro-batches is encoded for each, and one without tiles encodes a dummy: every rank's tower takes
+    part in the same collectives.
+    """
+    chunk = session.config.training.vision_batch_size
+    return lambda micro_batch: session.model.encode_vision(prepared.pixels.index_select(0, micro_batch.tiles), chunk)
 
 
 def _autocast(config: ExperimentConfig, device: torch.device) -> AbstractContextManager[Any]:

@@ -10,6 +10,7 @@ from torch import nn
 from pipeline.config import TrainingConfig
 from pipeline.training.stochastic_adamw import StochasticAdamW
 
+_TOWER_MARK = "vision_tower."
 _PROJECTOR_MARKS = ("mm_projector", "image_newline")
 _BETAS = (0.9, 0.999)
 _EPS = 1e-8
@@ -18,33 +19,36 @@ _EPS = 1e-8
 def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
     """Build AdamW (0.9, 0.999, 1e-8) over what requires gradients.
 
-    Groups are {decay, no decay} x {base, projector} as in LLaVA's `llava_trainer.py`; biases and the weights of
-    normalisation layers, RMSNorm included, are exempt from weight decay. Each group carries its peak rate as `peak_lr`.
+    Groups are {decay, no decay} x {base, projector, vision tower}, joined where rates are equal, as in LLaVA's
+    `llava_trainer.py`; biases and the weights of normalisation layers, RMSNorm included, are exempt from weight decay.
+    Each group carries its peak rate as `peak_lr`.
     Parameters stored in bfloat16 get the stochastically rounded variant, see `StochasticAdamW`.
 
     Raises:
         ValueError: nothing requires gradients.
     """
     exempt = _exempt_from_decay(model)
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            key = (any(mark in name for mark in _PROJECTOR_MARKS), name in exempt)
-            groups.setdefault(key, []).append(parameter)
+            groups.setdefault((_peak_lr(name, config), name in exempt), []).append(parameter)
     if not groups:
         raise ValueError("no parameter requires gradients; the stage selected nothing to train")
-    projector_lr = config.mm_projector_lr or config.learning_rate
     described = [
-        {
-            "params": parameters,
-            "peak_lr": projector_lr if is_projector else config.learning_rate,
-            "weight_decay": 0.0 if is_exempt else config.weight_decay,
-        }
-        for (is_projector, is_exempt), parameters in sorted(groups.items())
+        {"params": parameters, "peak_lr": peak_lr, "weight_decay": 0.0 if is_exempt else config.weight_decay}
+        for (peak_lr, is_exempt), parameters in sorted(groups.items(), key=lambda entry: entry[0])
     ]
     if config.master_dtype == "bfloat16":
         return StochasticAdamW(described, lr=config.learning_rate, betas=_BETAS, eps=_EPS, compiled=config.compile)
     return torch.optim.AdamW(described, lr=config.learning_rate, betas=_BETAS, eps=_EPS, fused=True)
+
+
+def _peak_lr(name: str, config: TrainingConfig) -> float:
+    if _TOWER_MARK in name:
+        return config.vision_tower_lr or config.learning_rate
+    if any(mark in name for mark in _PROJECTOR_MARKS):
+        return config.mm_projector_lr or config.learning_rate
+    return config.learning_rate
 
 
 def _exempt_from_decay(model: nn.Module) -> set[str]:
@@ -55,7 +59,9 @@ def _exempt_from_decay(model: nn.Module) -> set[str]:
     """
     embeddings = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
     learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    others = {name for name in learning - embeddings if not any(mark in name for mark in _PROJECTOR_MARKS)}
+    others = {
+        name for name in learning - embeddings if not any(mark in name for mark in (*_PROJECTOR_MARKS, _TOWER_MARK))
+    }
     exempt = set() if others else learning & embeddings
     for module_name, module in model.named_modules():
         is_norm = isinstance(module, nn.LayerNorm) or type(module).__name__.endswith(("RMSNorm", "LayerNorm"))

@@ -1,8 +1,8 @@
 """Sharding a model over the workers with FSDP2, so that no worker holds all weights, gradients and optimizer state.
 
 Each decoder layer is a unit, gathered for its own forward and backward only; the rest (embeddings, projector, head)
-is one unit at the root. The frozen vision tower stays whole on every worker. See Zhao et al., "PyTorch FSDP:
-Experiences on Scaling Fully Sharded Data Parallel", VLDB 2023.
+is one unit at the root. A vision tower that learns is sharded likewise, a frozen one stays whole on every worker. See
+Zhao et al., "PyTorch FSDP: Experiences on Scaling Fully Sharded Data Parallel", VLDB 2023.
 """
 
 from __future__ import annotations
@@ -28,11 +28,18 @@ def shard_model(model: LlavaModel, workers: Workers, compute_dtype: torch.dtype)
     mesh = init_device_mesh(workers.device.type, (workers.world_size,))
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     tower = model.get_vision_tower()
-    whole = set() if tower is None else set(tower.parameters())
+    is_frozen = tower is None or tower.frozen
+    whole = set(tower.parameters()) if tower is not None and is_frozen else set()
+    if tower is not None and not is_frozen:
+        for layer in tower.layers:
+            fully_shard(layer, mesh=mesh, mp_policy=policy)
+        fully_shard(tower, mesh=mesh, mp_policy=policy)
     for layer in model.get_model().layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy, ignored_params=whole)
     register_fsdp_forward_method(model, "packed_loss")
+    if not is_frozen:  # the root must be the first that runs, and the tower runs before the loss
+        register_fsdp_forward_method(model, "encode_vision")
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)

@@ -48,6 +48,9 @@ def set_up_stage(model: LlavaModel, config: ExperimentConfig, device: torch.devi
     set_trainable(model, config.stage)
     if config.lora.rank is not None:
         add_lora(model, config.lora.rank, config.lora.scale_alpha, config.lora.dropout, config.lora.targets)
+    tower = model.get_vision_tower()
+    if tower is not None and config.training.vision_tower_lr is not None:
+        tower.set_frozen(False)
     for parameter in model.parameters():
         if parameter.is_floating_point():  # quantised weights are bytes
             parameter.data = parameter.data.to(trained_dtype if parameter.requires_grad else frozen_dtype)
