@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pipeline.training.tracking import RunTracker
 
 _SEND_TIMEOUT_S = 60.0
+_STOP_SEND_TIMEOUT_S = 10.0  # of the 30 s that clouds and clusters give a process to end
 
 
 class TrainingResult(NamedTuple):
@@ -144,6 +145,7 @@ def _supervise(
         num_samples=source.plan.num_samples,
         context="training",
     )
+    stopped = False
     try:
         with progress:
             result = train()
@@ -154,7 +156,7 @@ def _supervise(
         tracker.finish("KILLED" if stopped else "FAILED")
         raise
     finally:
-        num_pending = tracker.close(_SEND_TIMEOUT_S)
+        num_pending = tracker.close(_STOP_SEND_TIMEOUT_S if stopped else _SEND_TIMEOUT_S)
         if num_pending:
             console.print(
                 f"{config.name}: {num_pending} records have not reached MLflow at {tracker.tracking_uri}; they "
