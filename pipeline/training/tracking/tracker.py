@@ -29,6 +29,8 @@ from pipeline.training.tracking.sender import Sender
 logger = logging.getLogger(__name__)
 
 _LONGEST_PAUSE_S = 60.0
+_DEAD_AFTER_FAILURES = 3
+_LAST_TRY_S = 5.0
 
 
 class RunTracker:
@@ -47,6 +49,8 @@ class RunTracker:
         self._interval_s = interval_s
         self._closing = threading.Event()
         self._wake = threading.Event()
+        self._num_failures = 0
+        """In a row, until now."""
         self._thread = threading.Thread(target=self._run, name="mlflow-sender", daemon=True)
         if sender is not None:
             self._thread.start()
@@ -105,12 +109,16 @@ class RunTracker:
         self._write(FinishRun(time_s=time.time(), status=status))
 
     def close(self, timeout_s: float = 30.0) -> int:
-        """Wait until everything is sent, at most `timeout_s`; returns how many records are not."""
+        """Wait until everything is sent, at most `timeout_s`; returns how many records are not.
+
+        A server that has not answered for a while gets a few seconds only: it is a sink, not worth holding GPUs for.
+        """
         if self._sender is None:
             return 0
+        is_dead = self._num_failures >= _DEAD_AFTER_FAILURES
         self._closing.set()
         self._wake.set()
-        self._thread.join(timeout_s)
+        self._thread.join(min(timeout_s, _LAST_TRY_S) if is_dead else timeout_s)
         return self._sender.num_pending()
 
     def _write(self, operation: AnyOperation) -> None:
@@ -119,29 +127,28 @@ class RunTracker:
 
     def _run(self) -> None:
         assert self._sender is not None
-        num_failures = 0
         while True:
             closing = self._closing.is_set()
             self._wake.clear()
             try:
                 self._sender.send()
-                num_failures = 0
+                self._num_failures = 0
             except Exception as error:  # training must not notice, whatever the server or its client raises
-                num_failures += 1
-                level = logging.WARNING if num_failures in (1, 10, 100) else logging.DEBUG
+                self._num_failures += 1
+                level = logging.WARNING if self._num_failures in (1, 10, 100) else logging.DEBUG
                 logger.log(
                     level,
                     "MLflow at %s: %s; training goes on, sending is tried again (failure %d in a row)",
                     self.tracking_uri,
                     error,
-                    num_failures,
+                    self._num_failures,
                 )
-            if closing and not num_failures:
+            if closing and not self._num_failures:
                 return
             if closing:
                 time.sleep(self._interval_s)
-            elif num_failures:
-                self._closing.wait(min(self._interval_s * 2 ** min(num_failures, 10), _LONGEST_PAUSE_S))
+            elif self._num_failures:
+                self._closing.wait(min(self._interval_s * 2 ** min(self._num_failures, 10), _LONGEST_PAUSE_S))
             else:
                 self._wake.wait(self._interval_s)
 

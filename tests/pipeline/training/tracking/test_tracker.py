@@ -3,6 +3,7 @@
 import json
 import socket
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -218,6 +219,20 @@ def test_server_that_never_answers_leaves_the_records_pending_for_a_replay(
     assert replay(Path(config.run_dir), tracking_uri).num_pending() == 0
     (run,) = runs_of(config, tracking_uri)
     assert history(tracking_uri, run.info.run_id, "train/loss") == expected_history(range(5))
+
+
+def test_server_dead_for_a_while_does_not_hold_the_end_of_the_run(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        dead = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    config = make_config(uri=dead)
+    tracker = open_run(config, tags={}, interval_s=0.01)
+    write_steps(config, range(5))
+    while tracker._num_failures < 3:
+        time.sleep(0.01)
+    assert tracker.close(timeout_s=10_000) == 6  # opening, 5 values
 
 
 def test_locked_database_is_tried_again_until_it_is_free(
