@@ -15,9 +15,11 @@ import pyarrow.compute as pc
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pipeline.config import ConfigError, ExperimentConfig
+from pipeline.config import ConfigError, DataConfig, ExperimentConfig
 from pipeline.samples.encode import SampleEncoder
+from pipeline.samples.image import ImageLimits
 from pipeline.samples.lengths import build_token_columns
+from pipeline.samples.schema import SchemaPolicy
 from pipeline.shards.index import RunMap, ShardIndex, ensure_index, run_serially
 from pipeline.shards.scan import Checks
 from pipeline.shards.storage import expand_shards
@@ -63,7 +65,7 @@ def index_data(
             indexes[name] = ensure_index(
                 own_urls,
                 folder,
-                checks=Checks(images=config.data.check_images),
+                checks=checks_of(config.data),
                 on_bad_shard=config.data.on_bad_shard,
                 run_map=run_map,
                 progress=report,
@@ -74,6 +76,16 @@ def index_data(
             )
     index, sources = join_indexes(indexes)
     return IndexedData(index, pa.concat_tables(tables), sources)
+
+
+def checks_of(data: DataConfig) -> Checks:
+    """Return what the index of a config verifies."""
+    return Checks(
+        images=data.check_images,
+        limits=ImageLimits(max_pixels=data.max_image_pixels),
+        policy=SchemaPolicy(data.prepend_missing_placeholder, data.drop_leading_answer),
+        allow_duplicate_keys=data.allow_duplicate_keys,
+    )
 
 
 def index_folder(config: ExperimentConfig, source: str = "") -> Path:

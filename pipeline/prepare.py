@@ -5,9 +5,6 @@ Training builds what is missing or stale by itself; `ray-llava index` runs just 
 
 from __future__ import annotations
 
-from collections import Counter
-
-import pyarrow as pa
 import pyarrow.compute as pc
 from rich.console import Console
 
@@ -19,7 +16,9 @@ from pipeline.model_facts import has_wrapped_images, read_model_tokenizer, read_
 from pipeline.plan.epochs import EpochOrder
 from pipeline.plan.plan import Order, Plan, check_lengths
 from pipeline.plan.sources import Sources
+from pipeline.rejection_budget import check_rejected
 from pipeline.samples.encode import SampleEncoder
+from pipeline.samples.image import ImageLimits
 from pipeline.samples.rendering import choose_template
 from pipeline.shards.index import RunMap, run_serially
 
@@ -33,7 +32,7 @@ def prepare_source(config: ExperimentConfig, *, console: Console, run_map: RunMa
     """
     encoder = build_encoder(config)
     data = index_data(config, encoder, console=console, run_map=run_map)
-    _check_rejected(config, data.tokens)
+    check_rejected(data, config.data)
     plan = plan_run(config, data, encoder)
     console.print(
         f"{config.name}: {plan.num_samples} of {data.index.num_samples} samples in {len(data.index.shards)} shards, "
@@ -79,18 +78,7 @@ def build_encoder(config: ExperimentConfig) -> SampleEncoder:
         resolution = facts.resolution(data.image_aspect_ratio, data.image_grid_pinpoints)
         tokenizer = read_model_tokenizer(config.model)
         template = choose_template(data.template, tokenizer, wraps_images=has_wrapped_images(config.model))
-        return SampleEncoder(tokenizer, template, facts.image_spec, resolution, data.max_length)
+        limits = ImageLimits(max_pixels=data.max_image_pixels)
+        return SampleEncoder(tokenizer, template, facts.image_spec, resolution, data.max_length, limits)
     except ValueError as error:
         raise ConfigError(f"model: {error}") from error
-
-
-def _check_rejected(config: ExperimentConfig, tokens: pa.Table) -> None:
-    reasons = Counter(reason for reason in tokens["reason"].to_pylist() if reason)
-    num_rejected = sum(reasons.values())
-    allowed = config.data.allowed_rejected(tokens.num_rows)
-    if num_rejected > allowed:
-        listing = ", ".join(f"{reason} {number}" for reason, number in reasons.most_common())
-        raise ConfigError(
-            f"{num_rejected} of {tokens.num_rows} samples are unusable ({listing}), more than the {allowed} that "
-            "data.max_rejected_fraction allows; `ray-llava index` lists each of them. Repair the shards, or raise it"
-        )

@@ -40,8 +40,20 @@ class DataConfig(Section):
     """A defective shard stops the run, or its readable samples are used and the rest is counted."""
     check_images: Annotated[Literal["decode", "header"], Free] = "decode"
     """How the index verifies images: decode every pixel (finds all broken files), or parse headers only."""
+    max_image_pixels: Annotated[int, Fixed, Field(gt=0, le=1_000_000_000)] = 50_000_000
+    """Largest image, width times height; a larger one is refused from its header, before it is decoded."""
+    allow_duplicate_keys: Annotated[bool, Fixed] = False
+    """Use samples that share a key with an earlier one; nothing but labels depends on keys."""
+    prepend_missing_placeholder: Annotated[bool, Fixed] = False
+    """Show the image of a sample with one image and no `<image>` at the start of its first question, as LLaVA does."""
+    drop_leading_answer: Annotated[bool, Fixed] = False
+    """Leave out the first turn of a conversation that begins with the assistant, as LLaVA does."""
     max_rejected_fraction: Annotated[float, Free, Field(ge=0, le=1)] = 0.001
     """The run stops when more than max(20, this share) of the samples were rejected."""
+    max_rejected_per_shard: Annotated[int | None, Free, Field(ge=0)] = 50
+    """The run does not start when more samples of one shard are unusable; null for no limit."""
+    max_rejected_in_a_row: Annotated[int | None, Free, Field(ge=0)] = 100
+    """The run does not start when more samples one after the other are unusable; null for no limit."""
 
     @field_validator("sources")
     @classmethod

@@ -1,0 +1,69 @@
+"""Budgets for rejected samples: each limit alone, and a message that says where to look."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline.config import ConfigError, DataConfig
+from pipeline.indexed_data import IndexedData, SourceRows
+from pipeline.rejection_budget import Exceeded, check_rejected, find_exceeded
+from pipeline.shards.index import build_index
+from tests.pipeline.shards.archives import caption_files, write_tar
+
+
+def limits(**values: Any) -> DataConfig:
+    return DataConfig(shards=("a.tar",), **values)
+
+
+def rows(num_samples: int, *rejected: int) -> np.ndarray:
+    flags = np.zeros(num_samples, bool)
+    flags[list(rejected)] = True
+    return flags
+
+
+SHARDS = np.repeat(np.arange(7, dtype=np.int32), 500)
+
+
+def test_find_exceeded_within_all_limits_is_none() -> None:
+    assert find_exceeded(rows(3500), SHARDS, limits()) is None
+    assert find_exceeded(rows(3500, *range(20)), SHARDS, limits()) is None
+
+
+@pytest.mark.parametrize(
+    ("rejected", "values", "expected"),
+    [
+        (range(0, 3500, 160), {}, ("max_rejected_fraction", 22, 20, 0)),
+        (range(700, 721), {"max_rejected_fraction": 1}, None),
+        (range(490, 595), {"max_rejected_fraction": 1}, ("max_rejected_in_a_row", 105, 100, 490)),
+        (range(501, 999, 9), {"max_rejected_fraction": 1}, ("max_rejected_per_shard", 56, 50, 501)),
+        (range(501, 999, 9), {"max_rejected_fraction": 1, "max_rejected_per_shard": None}, None),
+        (
+            range(490, 595),
+            {"max_rejected_fraction": 1, "max_rejected_in_a_row": None, "max_rejected_per_shard": 99},
+            None,
+        ),
+    ],
+)
+def test_find_exceeded_names_limit_and_first_row(
+    rejected: range, values: dict[str, Any], expected: tuple[str, int, int, int] | None
+) -> None:
+    found = find_exceeded(rows(3500, *rejected), SHARDS, limits(**values))
+    assert found == (None if expected is None else Exceeded(*expected))
+
+
+def test_check_rejected_names_sample_shard_and_field(tmp_path: Path) -> None:
+    files = [*caption_files("good"), *((f"k{idx:02d}.txt", b"x") for idx in range(23))]
+    shard = write_tar(tmp_path / "bad.tar", files)
+    index = build_index([shard], tmp_path / "index")
+    tokens = pa.table({"reason": index.samples["reason"]})
+    data = IndexedData(index, tokens, (SourceRows("", 0, index.num_samples),))
+    with pytest.raises(ConfigError) as caught:
+        check_rejected(data, limits())
+    for part in ("23 of 24", "missing_image 23", "'k00'", shard, "data.max_rejected_fraction", "--report"):
+        assert part in str(caught.value)
+    check_rejected(data, limits(max_rejected_fraction=0.99))
