@@ -38,9 +38,11 @@ format: $(VENV)/dev.stamp ## Rewrite the code in the project's format
 	@$(BIN)/ruff format $(SOURCES)
 
 .PHONY: bench
-bench: $(VENV)/runtime.stamp ## Check and time the training step on this machine; a small try where there is no GPU
-	@size=tiny; if command -v nvidia-smi >/dev/null; then size=full; fi; \
-	   $(BIN)/python -m jobs.benchmark gpu --size $$size --out runs/benchmark.json
+bench: $(VENV)/runtime.stamp ## Time training against transformers on this machine; OUT=folder for the results
+	@if command -v nvidia-smi >/dev/null; then \
+	   $(BIN)/python -m jobs.benchmark gpu --size full --out $(or $(OUT),runs/benchmark)/results.json; \
+	 else \
+	   $(BIN)/python -m jobs.benchmark cpu --out $(or $(OUT),runs/benchmark); fi
 
 .PHONY: chaos
 chaos: $(VENV)/dev.stamp ## Kill processes, nodes and servers by the hundred; PART=kills runs one part, SEED=n repeats one

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import platform
+import re
 import tempfile
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,16 +27,21 @@ import typer
 from pipeline.benchmark.baseline import time_baseline
 from pipeline.benchmark.correctness import check_all
 from pipeline.benchmark.data_rate import measure_data_rates
+from pipeline.benchmark.growth import measure_growth
 from pipeline.benchmark.kernels import measure_ceilings, profile_step
 from pipeline.benchmark.measure import Timing
 from pipeline.benchmark.ours import time_ours
-from pipeline.benchmark.scenarios import SCENARIOS, Scenario
+from pipeline.benchmark.overhead import measure_overhead, measure_packing
+from pipeline.benchmark.report import render
+from pipeline.benchmark.scenarios import CPU_SCENARIOS, SCENARIOS, Scenario
 from pipeline.benchmark.shapes import flop_model
+from pipeline.benchmark.side_by_side import compare
 from pipeline.training.session import TrainingSession
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 PARTS = ("correctness", "ceilings", "data", "steps")
+CPU_PARTS = ("side by side", "packing", "overhead", "growth", "end to end")
 
 
 @app.callback()
@@ -105,6 +113,64 @@ def gpu(
                 run_scenario(one.quick if quick else one, device, results)
     if results.num_failed:
         raise typer.Exit(1)
+
+
+@app.command()
+def cpu(
+    out: Annotated[Path, typer.Option(help="Folder for results.json and results.md.")],
+    part: Annotated[list[str] | None, typer.Option(help=f"{', '.join(CPU_PARTS)}; all by default.")] = None,
+    turns: Annotated[int, typer.Option(help="Steps of each side at the small size; the large one takes one.")] = 2,
+) -> None:
+    """Compare with transformers on the CPU, judge packing, run end to end on Ray, and measure how cost grows."""
+    parts = part or list(CPU_PARTS)
+    if not set(parts) <= set(CPU_PARTS):
+        raise typer.BadParameter(f"expected parts out of {', '.join(CPU_PARTS)}")
+    device = torch.device("cpu")
+    results = Results(out / "results.json")
+    results.add("machine", value={**describe_machine(device), **describe_load()})
+    if "packing" in parts:
+        results.attempt("packing", measure=measure_packing)
+    if "overhead" in parts:
+        results.attempt("overhead", measure=measure_overhead)
+    if "side by side" in parts:
+        for scenario in CPU_SCENARIOS:
+            with_memory, num_turns = scenario.stage == "finetune", turns
+            if scenario == CPU_SCENARIOS[-1]:  # minutes per step
+                with_memory, num_turns = False, 1
+            results.attempt("side by side", scenario.name, measure=partial(compare, scenario, num_turns, with_memory))
+    if "growth" in parts:
+        results.attempt("growth", measure=lambda: measure_growth(torch.get_num_threads()))
+    if "end to end" in parts:
+        results.attempt("end to end", measure=run_end_to_end)
+    results.add("load_after", value=os.getloadavg())
+    (out / "results.md").write_text(render(results.content, "make bench"), encoding="utf-8")
+    if results.num_failed:
+        raise typer.Exit(1)
+
+
+def run_end_to_end() -> dict[str, Any]:
+    """Run the stream and the trainer together on a local Ray."""
+    from pipeline.benchmark.end_to_end import measure_end_to_end  # Ray is not needed for anything else here
+
+    with tempfile.TemporaryDirectory() as folder:
+        return measure_end_to_end(Path(folder))
+
+
+def describe_load() -> dict[str, Any]:
+    """Return what else decides the figures of a CPU run."""
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "cpu": _processor_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "ray": version("ray"),
+        "load_before": os.getloadavg(),
+    }
+
+
+def _processor_name() -> str:
+    names = re.findall(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+    return names[0] if names else platform.machine()
 
 
 _LAYER_PRODUCTS = {

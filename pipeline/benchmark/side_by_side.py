@@ -75,8 +75,13 @@ class Turn(NamedTuple):
     result: StepResult
 
 
-def compare(scenario: Scenario, num_turns: int) -> dict[str, Any]:
+def compare(scenario: Scenario, num_turns: int, with_memory: bool) -> dict[str, Any]:
     """Time both sides in turn on the same samples and check that they train alike.
+
+    Args:
+        scenario: model, stage and samples.
+        num_turns: steps of each side.
+        with_memory: also run each side in a process of its own to see how much memory it takes.
 
     Returns:
         Times, useful tokens/s of both, their ratio, and the largest relative differences of loss and gradient norm.
@@ -109,6 +114,7 @@ def compare(scenario: Scenario, num_turns: int) -> dict[str, Any]:
         "all_step_times_s": {side: [turn.time_s for turn in taken] for side, taken in turns.items()},
         "losses": [turn.result.loss for turn in turns["ours"]],
         **differences,
+        **(compare_memory(scenario) if with_memory else {}),
     }
 
 

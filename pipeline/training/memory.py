@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 _STATUS = Path("/proc/self/status")
+_CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 def memory_peak_bytes(device: torch.device) -> int:
@@ -32,6 +33,15 @@ def peak_resident_bytes() -> int:
 def resident_bytes() -> int:
     """Return this process's resident set now; without /proc, its high-water mark."""
     return _status_bytes("VmRSS") if _STATUS.exists() else peak_resident_bytes()
+
+
+def reset_peak_resident() -> None:
+    """Let the high-water mark start again from what is resident now; without /proc it stays.
+
+    See proc(5), `clear_refs`.
+    """
+    if _CLEAR_REFS.exists():
+        _CLEAR_REFS.write_text("5", encoding="ascii")
 
 
 def _status_bytes(field: str) -> int:

@@ -90,3 +90,11 @@ def test_command_writes_every_part_it_ran(tmp_path: Path) -> None:
 def test_command_unknown_part_is_refused(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["gpu", "--part", "speed", "--out", str(tmp_path / "x.json")])
     assert result.exit_code == 2
+
+
+def test_cpu_command_writes_results_and_page(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["cpu", "--part", "packing", "--out", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert all(one["efficiency"] > 0.97 for one in content["packing"].values())
+    assert "| 8 ranks, rows of 8192 | 99.9" in (tmp_path / "results.md").read_text()

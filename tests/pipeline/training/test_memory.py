@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from pipeline.training.memory import memory_peak_bytes, peak_resident_bytes, resident_bytes
+from pipeline.training.memory import memory_peak_bytes, peak_resident_bytes, reset_peak_resident, resident_bytes
 
 
 def test_peak_covers_what_was_freed_again() -> None:
@@ -10,3 +10,5 @@ def test_peak_covers_what_was_freed_again() -> None:
     del held
     assert peak_resident_bytes() >= 1.3 * before
     assert memory_peak_bytes(torch.device("cpu")) == peak_resident_bytes() >= resident_bytes()
+    reset_peak_resident()
+    assert peak_resident_bytes() < 1.3 * before
