@@ -43,14 +43,19 @@ def hold_run(run_dir: Path) -> Iterator[int]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise RunHeldError(describe_holder(run_dir)) from error
-        attempt = read_holder(run_dir).get("attempt", 0) + 1
-        holder = {"attempt": attempt, "host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
-        temporary = run_dir / f".{_HOLDER}.{os.getpid()}"
-        temporary.write_text(json.dumps(holder))
-        temporary.replace(run_dir / _HOLDER)
-        yield attempt
+        yield next_attempt(run_dir)
     finally:
         os.close(descriptor)
+
+
+def next_attempt(run_dir: Path) -> int:
+    """Fence off the workers of earlier attempts and return a new number; only for the holder of the run folder."""
+    attempt: int = read_holder(run_dir).get("attempt", 0) + 1
+    holder = {"attempt": attempt, "host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
+    temporary = run_dir / f".{_HOLDER}.{os.getpid()}"
+    temporary.write_text(json.dumps(holder))
+    temporary.replace(run_dir / _HOLDER)
+    return attempt
 
 
 def check_lease(run_dir: Path, attempt: int) -> None:

@@ -17,18 +17,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
+import ray.exceptions
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 
 from pipeline.config import ClusterConfig, ConfigError, ExperimentConfig
 from pipeline.crashes.search import RunData
 from pipeline.stream import PlanIngest, iterate_stream
+from pipeline.training.lease import next_attempt
 from pipeline.training.ray_notices import RayNotices, forward_sigterm
 from pipeline.training.ray_start import RunStart, StreamBuilder, stream_marks
 
 if TYPE_CHECKING:
     from pipeline.loader import BatchSource, RankStep
     from pipeline.training.worker import WorkerResult
+
+logger = logging.getLogger(__name__)
 
 _GROUP_TIMEOUT_S = 600
 _CONTROLLER_FAILURES = 3
@@ -118,6 +122,12 @@ def run_on_ray(config: ExperimentConfig, source: BatchSource, attempt: int) -> W
         StopRequestedError: SIGTERM came; a checkpoint was written.
     """
     with forward_sigterm() as stop:
+        for num_lost in range(1, _CONTROLLER_FAILURES + 1):
+            try:
+                return _fit(config, source, attempt, stop)
+            except ray.exceptions.ActorDiedError as error:  # Ray Train restarts its workers, not its controller
+                logger.warning("Ray Train's controller died (%d of %d): %s", num_lost, _CONTROLLER_FAILURES, error)
+                attempt = next_attempt(Path(config.run_dir))  # its workers end with it, but not at once
         return _fit(config, source, attempt, stop)
 
 
