@@ -1,0 +1,170 @@
+"""`ray-llava plan`: steps, tokens, memory and time of a run, before anything of it runs."""
+
+import math
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from jobs.config_source import ConfigOption, OverridesArgument, read_config
+from jobs.console import output_console
+from pipeline.config import ExperimentConfig
+
+if TYPE_CHECKING:  # torch takes seconds to load; config errors need not wait for it
+    from pipeline.estimate.devices import Device
+    from pipeline.estimate.forecast import Forecast
+    from pipeline.estimate.work import PlannedWork
+    from pipeline.loader import BatchSource
+    from pipeline.plan.plan import Plan
+
+_GIB = 2**30
+_PROBE_STEPS = 3
+
+WorkersOption = Annotated[
+    list[int] | None, typer.Option("--workers", min=1, help="Also plan for this number of workers; may be repeated.")
+]
+DeviceOption = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Device to plan for, such as H200 or A100; default: this machine's.")
+]
+MeasureOption = Annotated[
+    bool, typer.Option("--measure", help="Train a few steps on this machine and throw them away, to know the time.")
+]
+
+
+def run(
+    config: ConfigOption,
+    overrides: OverridesArgument = None,
+    workers: WorkersOption = None,
+    device: DeviceOption = None,
+    measure: MeasureOption = False,
+) -> None:
+    """Show what a run would do and need: steps, tokens, packing, memory per worker and time."""
+    experiment = read_config(config, overrides).with_absolute_paths()
+    console = output_console()
+
+    from pipeline.estimate.devices import device_here, device_named
+    from pipeline.estimate.forecast import forecast
+    from pipeline.estimate.skeleton import build_skeleton
+    from pipeline.estimate.work import measure_work
+    from pipeline.indexed_data import index_data
+    from pipeline.inspect.sample_view import Inspected
+    from pipeline.loader import BatchSource
+    from pipeline.prepare import build_encoder, plan_run
+
+    encoder, model = build_encoder(experiment), build_skeleton(experiment)
+    data = index_data(experiment, encoder, console=console)
+    plan = plan_run(experiment, data, encoder)
+    work = measure_work(Inspected(data.index, data.tokens, encoder), plan, model, experiment.training)
+    console.print(work_table(experiment, plan, work))
+    numbers = list(dict.fromkeys([experiment.cluster.max_workers, *(workers or [])]))
+    use_gpu = experiment.cluster.use_gpu or device is not None
+    planned = experiment.model_copy(update={"cluster": experiment.cluster.model_copy(update={"use_gpu": use_gpu})})
+    devices = [device_named(device) if device else device_here(use_gpu=use_gpu, num_ranks=ranks) for ranks in numbers]
+    found = [forecast(planned, model, plan, work, on, ranks) for ranks, on in zip(numbers, devices, strict=True)]
+    console.print(forecast_table(found, plan))
+    _explain(console, planned, found)
+    if measure:
+        _measure(console, experiment, BatchSource(plan, data.index, encoder), numbers[0])
+
+
+def work_table(config: ExperimentConfig, plan: "Plan", work: "PlannedWork") -> Table:
+    """Render what the run does, whatever it runs on."""
+    table = Table("", "", title=f"{config.name}: plan")
+    table.columns[1].justify = "right"
+    counts, epochs = work.counts, plan.order.epochs_done(plan.total_steps)
+    table.add_row("usable samples", f"{plan.num_samples:,}")
+    table.add_row("steps", f"{plan.total_steps:,} ({epochs:.3g} epochs)")
+    table.add_row("samples trained", f"{plan.num_planned(plan.total_steps):,}")
+    for name, number in plan.planned_by_source(plan.total_steps).items():
+        table.add_row(f"  of source {name}", f"{number:,}")
+    table.add_row("fused tokens per step", f"{counts.tokens:,.0f}")
+    table.add_row("trained on", f"{counts.targets / counts.tokens:.1%} of them")
+    table.add_row("fused tokens of the run", f"{counts.tokens * plan.total_steps:,.3g}")
+    table.add_row("images per step", f"{counts.images:,.1f}, as {counts.tiles:,.1f} tiles")
+    table.add_row("FLOPs per step", f"{work.flops_per_step:.3g}")
+    table.add_row("  of them in the vision tower and projector", f"{work.vision_share:.1%}")
+    return table
+
+
+def forecast_table(found: "list[Forecast]", plan: "Plan") -> Table:
+    """Render memory and time, one column per number of workers."""
+    table = Table("", *(f"{one.packing.num_ranks} workers" for one in found), title="Estimates")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    rows: dict[str, Callable[[Forecast], str]] = {
+        "micro-batches per step": lambda one: f"{one.packing.micro_batches_per_step:.1f}",
+        "token budget filled": lambda one: f"{one.packing.fill:.1%}",
+        "padding, and that of padded batches": lambda one: f"0 %, {one.packing.padding_avoided:.1%}",
+        "mean load / busiest": lambda one: f"{one.packing.balance:.1%}",
+        "memory: weights": lambda one: _gib(one.memory.weights),
+        "  gradients": lambda one: _gib(one.memory.gradients),
+        "  optimizer": lambda one: _gib(one.memory.optimizer),
+        "  casts and gathered weights": lambda one: _gib(one.memory.casts),
+        "  activations, largest micro-batch": lambda one: _gib(one.memory.activations),
+        "  logits chunk and head": lambda one: _gib(one.memory.loss),
+        "  tower, before activations": lambda one: _gib(one.memory.vision),
+        "  runtime": lambda one: _gib(one.memory.runtime),
+        "memory per worker, peak": lambda one: _gib(one.memory.total),
+        "fits": _verdict,
+        "step": lambda one: "?" if one.step_time_s is None else f"{one.step_time_s:.2f} s",
+        "run": lambda one: "?" if one.step_time_s is None else _duration(one.step_time_s * plan.total_steps),
+    }
+    for name, show in rows.items():
+        table.add_row(name, *(show(one) for one in found))
+    return table
+
+
+def _explain(console: Console, config: ExperimentConfig, found: "list[Forecast]") -> None:
+    """Say what the estimates assume, and what to change where they do not fit."""
+    from pipeline.estimate.work import utilisation
+
+    timed = next((one.device for one in found if one.step_time_s is not None), None)
+    if timed is not None and timed.peak_flops is not None:
+        share = utilisation(compiled=config.training.compile)
+        console.print(
+            f"time: FLOPs at {share:.0%} of the {timed.peak_flops / 1e12:.0f} TFLOP/s of one {timed.name}, "
+            f"{'compiled' if config.training.compile else 'not compiled'}; exchange between workers and waiting for "
+            "data not included. --measure times real steps"
+        )
+    else:
+        console.print("time: not estimated without a listed GPU and bfloat16; --measure times real steps here")
+    for one in found:
+        if one.fits is not False or one.device is None:
+            continue
+        wanted = [f"{change.overrides} ({_gib(change.total_bytes)})" for change in one.changes]
+        hint = " or ".join(wanted) or "nothing in the config is enough: use a smaller model, LoRA or larger devices"
+        console.print(
+            f"[bold red]{one.packing.num_ranks} workers: out of memory[/] on {one.device.name}, "
+            f"{_gib(one.memory.total)} of {_gib(one.device.usable_bytes)}; what fits: {hint}"
+        )
+
+
+def _measure(console: Console, config: ExperimentConfig, source: "BatchSource", num_ranks: int) -> None:
+    from pipeline.estimate.probe import measure_steps
+
+    probe = measure_steps(config, source, num_ranks, _PROBE_STEPS)
+    whole = _duration(probe.step_time_s * source.plan.total_steps)
+    processes = math.ceil(probe.data_time_s / probe.step_time_s)
+    console.print(
+        f"measured on this machine, one worker of {num_ranks}: {probe.step_time_s:.3g} s per step, {whole} for the run, "
+        f"peak {_gib(probe.memory_peak_bytes)}; one process prepares a step's data in {probe.data_time_s:.3g} s, so "
+        f"{processes} of them per worker keep up"
+    )
+
+
+def _verdict(one: "Forecast") -> str:
+    device: Device | None = one.device
+    if device is None or one.fits is None:
+        return "?"
+    return f"{'yes' if one.fits else '[bold red]no[/]'}, {_gib(device.usable_bytes)} usable"
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / _GIB:.2f} GiB"
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
