@@ -1,7 +1,7 @@
 """Fusion alone, forward and backward, against the loop over placeholders that published LLaVA code runs.
 
 Both sides get the same ids, embedding table and ready image features; rows are of one length, so neither pads.
-`python -m pipeline.benchmark.fusion` prints one JSON object.
+`python -m pipeline.benchmark.fusion` prints its results as lines of JSON.
 
 Shapes: B rows, T text length with placeholders, N images, P features per image, S fused length, D width.
 """
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from model.constants import IMAGE_TOKEN_INDEX
 from model.embedding import FusionSettings, fuse_inputs
 
-NUM_TURNS = 5
+NUM_TURNS = 3
 
 
 class FusionCase(NamedTuple):
@@ -146,10 +146,11 @@ def _run(fuse: Fuse, inputs: Inputs) -> tuple[float, tuple[Tensor, ...]]:
 
 
 def main() -> None:
-    """Compare with a frozen and with a learning embedding table."""
-    results = [compare(FusionCase(trains_table=trains)) for trains in (False, True)]
+    """Compare with a frozen and with a learning embedding table, one line of JSON each."""
     machine = {"python": platform.python_version(), "torch": torch.__version__, "threads": torch.get_num_threads()}
-    print(json.dumps({"machine": machine, "results": results}, indent=1))
+    print(json.dumps(machine))
+    for trains_table in (False, True):
+        print(json.dumps(compare(FusionCase(trains_table=trains_table))), flush=True)
 
 
 if __name__ == "__main__":
