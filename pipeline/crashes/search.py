@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from pipeline.crashes.marks import WorkMarks
 from pipeline.crashes.refused import read_refused, refuse
@@ -14,13 +15,15 @@ from pipeline.shards.index import ShardIndex
 logger = logging.getLogger(__name__)
 
 
-class RunData(NamedTuple):
+@dataclass(frozen=True)
+class RunData:
     """Which data of which run."""
 
     run_dir: Path
     data_fingerprint: str
     """Of the plan."""
-    index: ShardIndex
+    load_index: Callable[[], ShardIndex]
+    """Called only when a sample must be named: an index may be large, and this object travels."""
     marks: WorkMarks
     """Left by the data workers that are examined; nobody else's."""
 
@@ -38,5 +41,5 @@ def refused_samples(data: RunData, *, died: bool = False) -> dict[int, str]:
         return known
     logger.warning("data workers died over the samples %s; decoding each of them apart", suspects)
     verdicts = find_crashers(data.run_dir / "config.yaml", suspects)
-    refuse(data.run_dir, data.data_fingerprint, data.index, verdicts)
+    refuse(data.run_dir, data.data_fingerprint, data.load_index(), verdicts)
     return known | verdicts

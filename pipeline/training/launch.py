@@ -24,6 +24,7 @@ from pipeline.training.lease import hold_run
 from pipeline.training.local_stream import iterate_despite_deaths
 from pipeline.training.loop import StopRequestedError
 from pipeline.training.notices import SignalNotices, sigterm_as_request
+from pipeline.training.profiling import PROFILE_FOLDER
 from pipeline.training.progress import ProgressReporter
 from pipeline.training.restarts import record_start
 from pipeline.training.resume import find_position
@@ -101,7 +102,7 @@ def _train_rank(config: ExperimentConfig, source: BatchSource, workers: Workers,
     cluster = config.cluster
 
     marks = WorkMarks(Path(config.run_dir) / "working" / f"rank-{workers.rank:05d}")
-    data = RunData(Path(config.run_dir), source.plan.data_fingerprint, source.index, marks)
+    data = RunData(Path(config.run_dir), source.plan.data_fingerprint, lambda: source.index, marks)
 
     def open_once(start_step: int, refused: Mapping[int, str]) -> Iterator[RankStep]:
         return iterate_locally(
@@ -173,6 +174,9 @@ def _lineage(config: ExperimentConfig) -> dict[str, str]:
 
 
 def _log_output(config: ExperimentConfig, tracker: RunTracker, output: Path) -> None:
+    traces = Path(config.run_dir) / PROFILE_FOLDER
+    if traces.is_dir():
+        tracker.log_artifacts(traces, PROFILE_FOLDER)
     if config.stage == "pretrain":
         tracker.log_artifacts(output, "projector")
     elif config.tracking.log_model:

@@ -22,11 +22,10 @@ import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 
 from pipeline.config import ClusterConfig, ConfigError, ExperimentConfig
-from pipeline.crashes.search import RunData
 from pipeline.stream import PlanIngest, iterate_stream
 from pipeline.training.lease import next_attempt
 from pipeline.training.ray_notices import RayNotices, forward_sigterm
-from pipeline.training.ray_start import RunStart, StreamBuilder, stream_marks
+from pipeline.training.ray_start import RunStart, StreamBuilder, run_data
 
 if TYPE_CHECKING:
     from pipeline.loader import BatchSource, RankStep
@@ -137,7 +136,7 @@ def _fit(config: ExperimentConfig, source: BatchSource, attempt: int, stop: Any)
     from pipeline.training.worker import WorkerResult
 
     source_ref = ray.put(source)
-    data = RunData(Path(config.run_dir), source.plan.data_fingerprint, source.index, stream_marks(config))
+    data = run_data(config, source.plan.data_fingerprint, source_ref)
     trainer = TorchTrainer(
         _TrainFunction(config, source_ref, attempt, stop),
         torch_config=TorchConfig(backend="nccl" if config.cluster.use_gpu else "gloo", timeout_s=_GROUP_TIMEOUT_S),

@@ -22,6 +22,7 @@ from pipeline.training.resume import find_position
 
 if TYPE_CHECKING:
     from pipeline.loader import BatchSource
+    from pipeline.shards.index import ShardIndex
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,10 +64,24 @@ class StreamBuilder:
             num_ranks=num_ranks,
             data_workers=self.config.cluster.data_workers,
             refused=start.refused,
-            marks=stream_marks(self.config),
+            marks=_stream_marks(self.config),
         )
 
 
-def stream_marks(config: ExperimentConfig) -> WorkMarks:
+def run_data(config: ExperimentConfig, data_fingerprint: str, source: ray.ObjectRef[BatchSource]) -> RunData:
+    """Describe the data of a run without carrying its index."""
+    return RunData(Path(config.run_dir), data_fingerprint, _FetchIndex(source), _stream_marks(config))
+
+
+@dataclasses.dataclass(frozen=True)
+class _FetchIndex:
+    source: ray.ObjectRef[BatchSource]
+
+    def __call__(self) -> ShardIndex:
+        source: BatchSource = ray.get(self.source)
+        return source.index
+
+
+def _stream_marks(config: ExperimentConfig) -> WorkMarks:
     """Return where map tasks of a run mark what they work on."""
     return WorkMarks(Path(config.run_dir) / "working" / "ray")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import BinaryIO
 
 import boto3
 import pytest
@@ -137,7 +139,12 @@ def test_object_storage_writes_the_manifest_last(location: str, monkeypatch: pyt
     storage = open_storage(location)
     created: list[str] = []
     original = storage.create
-    monkeypatch.setattr(storage, "create", lambda place, name: (created.append(name), original(place, name))[1])
+
+    def create(place: str, name: str) -> AbstractContextManager[BinaryIO]:
+        created.append(name)
+        return original(place, name)
+
+    monkeypatch.setattr(storage, "create", create)
     CheckpointStore(storage, keep_last=2).save(3, {"model": {"w": torch.ones(3)}, "random": {"r": torch.ones(1)}}, {})
     assert created[-1] == MANIFEST_NAME
     assert sorted(created) == sorted([MANIFEST_NAME, "model.safetensors", "random.safetensors"])
