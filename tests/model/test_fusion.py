@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from model.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
-from model.embedding import FusionSettings, fuse_inputs
+from model.embedding import FusionSettings, embed_packed, fuse_inputs
 from model.fusion import check_wrapped_images, is_beside_image, plan_fusion
+from model.packed import pack_samples
 
 X = IMAGE_TOKEN_INDEX
 WIDTH, VOCAB, FEATURES = 3, 41, 2
@@ -240,3 +241,69 @@ def _some_image_is_cut(
         if has_dummies and X not in kept:
             queue.pop(0)
     return cut
+
+
+START, END = 1, 2
+SPOKEN = st.lists(st.integers(3, VOCAB - 1), max_size=4)
+
+
+@st.composite
+def wrapped_rows(draw: st.DrawFn) -> list[list[int]]:
+    """Rows of text with 0 to 4 images, each between its two tokens; images may follow each other."""
+    rows = []
+    for _ in range(draw(st.integers(1, 4))):
+        row = draw(st.lists(st.integers(3, VOCAB - 1), min_size=1, max_size=4))
+        for _ in range(draw(st.integers(0, 4))):
+            row += [START, X, END, *draw(SPOKEN)]
+        rows.append(row)
+    return rows
+
+
+@settings(max_examples=100, deadline=None)
+@given(wrapped_rows(), st.sampled_from(["left", "right"]), st.sampled_from(["left", "right"]))
+def test_fuse_wrapped_images_keeps_labels_and_trains_the_two_tokens_only(
+    rows: list[list[int]], given_side: str, side: Literal["left", "right"]
+) -> None:
+    """The tokens keep labels of their own, whatever they are; nothing else of the text gets a gradient."""
+    width = max(len(row) for row in rows)
+    pads = [[0] * (width - len(row)) for row in rows]
+    joined = [pad + row if given_side == "left" else row + pad for row, pad in zip(rows, pads, strict=True)]
+    mask = [
+        [False] * len(pad) + [True] * len(row) if given_side == "left" else [True] * len(row) + [False] * len(pad)
+        for row, pad in zip(rows, pads, strict=True)
+    ]
+    labels = [[1000 + 50 * b + t for t in range(width)] for b in range(len(rows))]
+    generator = torch.Generator().manual_seed(1)
+    table = torch.randn(VOCAB, WIDTH, generator=generator, requires_grad=True)
+    features = torch.randn(sum(row.count(X) for row in rows), FEATURES, WIDTH, generator=generator)
+    embedding = nn.Embedding.from_pretrained(table, freeze=False)
+    fused = fuse_inputs(
+        embedding,
+        torch.tensor(joined),
+        torch.tensor(mask),
+        torch.tensor(labels),
+        features.flatten(0, 1),
+        [FEATURES] * len(features),
+        FusionSettings(side, None, train_wrapping_only=True),
+    )
+    embeds, out_mask, positions, out_labels = slow_reference(
+        joined, mask, labels, table, list(features), False, side, None
+    )
+    assert torch.equal(fused.inputs_embeds, embeds)
+    assert torch.equal(fused.attention_mask, out_mask)
+    assert torch.equal(fused.position_ids, positions)
+    assert fused.labels is not None
+    assert torch.equal(fused.labels, out_labels)
+
+    weight = torch.randn(embeds.shape, generator=generator)
+    (got,) = torch.autograd.grad((fused.inputs_embeds * weight).sum(), [embedding.weight])
+    (wanted,) = torch.autograd.grad((embeds * weight).sum(), [table])
+    others = torch.ones(VOCAB, dtype=torch.bool).index_fill_(0, torch.tensor([START, END]), False)
+    assert not got[others].any()
+    assert torch.allclose(got[[START, END]], wanted[[START, END]], atol=1e-6)
+
+    packed = pack_samples([(torch.tensor(row), torch.tensor(row)) for row in rows], [FEATURES] * len(features))
+    in_a_row = embed_packed(embedding, packed, features.flatten(0, 1), train_wrapping_only=True)
+    assert torch.equal(in_a_row, embeds[out_mask])
+    (again,) = torch.autograd.grad((in_a_row * weight[out_mask]).sum(), [embedding.weight])
+    assert torch.allclose(again, got, atol=1e-6)
