@@ -149,9 +149,9 @@ def _measure(console: Console, config: ExperimentConfig, source: "BatchSource", 
     whole = _duration(probe.step_time_s * source.plan.total_steps)
     processes = math.ceil(probe.data_time_s / probe.step_time_s)
     console.print(
-        f"measured on this machine, one worker of {num_ranks}: {probe.step_time_s:.3g} s per step, {whole} for the run, "
-        f"peak {_gib(probe.memory_peak_bytes)}; one process prepares a step's data in {probe.data_time_s:.3g} s, so "
-        f"{processes} of them per worker keep up"
+        f"measured on this machine, one worker of {num_ranks}: {probe.step_time_s:.3g} s per step, {whole} for the "
+        f"run, peak {_gib(probe.memory_peak_bytes)}; one process prepares a step's data in {probe.data_time_s:.3g} s, "
+        f"so {processes} of them per worker keep up"
     )
 
 

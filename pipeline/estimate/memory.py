@@ -19,10 +19,12 @@ from pipeline.config import ExperimentConfig, TrainingConfig
 
 _BYTES: Final = {"float32": 4, "bfloat16": 2}
 _QUANTIZED_BYTES: Final = {"nf4": 0.52, "int8": 1.01}  # with their scales
+_VIT_WIDTHS: Final = 12
+"""Elements that a layer of a ViT makes per patch, in widths: attention, norms and a fourfold MLP."""
 _CLOSING: Final = ("o_proj", "out_proj", "down_proj")
 """Layers whose result returns to the residual stream; all others open a wider one."""
 _RUNTIME_BYTES: Final = {True: 1 << 30, False: 400 << 20}
-"""On a GPU: CUDA context, kernels' workspaces and fragments of torch's allocator. On a CPU: interpreter and libraries."""
+"""On a GPU: CUDA context, workspaces, fragments of torch's allocator. On a CPU: interpreter and libraries."""
 
 
 class MemoryEstimate(NamedTuple):
@@ -103,14 +105,13 @@ def estimate_memory(
     training = config.training
     compute, master = _BYTES[training.precision], _BYTES[training.master_dtype]
     shards = num_ranks if training.sharding == "fsdp" else 1
-    tower = set(_tower_parameters(model))
-    shared = [parameter for parameter in model.parameters() if parameter not in tower]
-    trained = sum(parameter.numel() for parameter in shared if parameter.requires_grad)
-    weights = _weight_bytes(model, config) // shards + sum(parameter.numel() for parameter in tower) * compute
+    on_device = 0 if training.cpu_offload else 1
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    whole = sum(parameter.numel() for parameter in _frozen_tower(model)) * compute
     return MemoryEstimate(
-        weights=weights,
-        gradients=trained * master // shards,
-        optimizer=2 * trained * master // shards,
+        weights=on_device * _weight_bytes(model, config) // shards + whole,
+        gradients=on_device * trained * master // shards,
+        optimizer=on_device * 2 * trained * master // shards,
         casts=_cast_bytes(model, training, shards, compute, master),
         activations=_activation_bytes(model, training, micro_batch_tokens, compute),
         loss=_loss_bytes(model, compute),
@@ -120,8 +121,8 @@ def estimate_memory(
 
 
 def _weight_bytes(model: LlavaModel, config: ExperimentConfig) -> int:
-    """Return the bytes of everything but the tower, in the types they are stored in."""
-    tower, total = set(_tower_parameters(model)), 0.0
+    """Return the bytes of everything but a frozen tower, in the types they are stored in."""
+    tower, total = set(_frozen_tower(model)), 0.0
     frozen, trained = _BYTES[config.training.precision], _BYTES[config.training.master_dtype]
     quantized = {
         id(part.weight)
@@ -144,7 +145,7 @@ def _cast_bytes(model: LlavaModel, training: TrainingConfig, shards: int, comput
     body = model.get_model()
     layers: list[int] = [sum(parameter.numel() for parameter in layer.parameters()) for layer in body.layers]
     if shards > 1:  # two layers, since the next one is gathered ahead, and the root unit with its gradients
-        parts = (_tower_parameters(model), *(layer.parameters() for layer in body.layers))
+        parts = (_frozen_tower(model), *(layer.parameters() for layer in body.layers))
         root = sum(p.numel() for p in model.parameters()) - sum(p.numel() for part in parts for p in part)
         gradient_bytes = 4 if any(parameter.requires_grad for parameter in body.layers.parameters()) else 0
         return 2 * max(layers) * compute + root * (compute + gradient_bytes)
@@ -159,10 +160,11 @@ def _activation_bytes(model: LlavaModel, training: TrainingConfig, tokens: int, 
     body, widths = model.get_model(), LayerWidths.of(model)
     trains_layers = any(parameter.requires_grad for parameter in body.layers.parameters())
     num_layers = len(body.layers)
+    kept = kept_per_layer(widths, training, trains_layers=trains_layers)
+    per_token = num_layers * (widths.hidden if training.gradient_checkpointing is True else kept)
     if training.gradient_checkpointing is True:
-        inside = kept_per_layer(widths, training, trains_layers=trains_layers)
-        return tokens * compute * (num_layers * widths.hidden + inside)
-    return tokens * compute * num_layers * kept_per_layer(widths, training, trains_layers=trains_layers)
+        per_token += kept  # of the layer that is being recomputed
+    return tokens * compute * (per_token + _trained_tower_elements(model))
 
 
 def _loss_bytes(model: LlavaModel, compute: int) -> int:
@@ -174,14 +176,22 @@ def _loss_bytes(model: LlavaModel, compute: int) -> int:
 
 def _vision_bytes(model: LlavaModel, training: TrainingConfig, compute: int) -> int:
     """Return one layer's activations of a frozen tower over a batch of tiles, in the widths of a ViT."""
-    tower = model.get_vision_tower()
-    members = [] if tower is None else [tower] if isinstance(tower, VisionTower) else list(tower.members)
-    return max(
-        (training.vision_batch_size * member.num_features * 12 * member.hidden_size * compute for member in members),
-        default=0,
+    per_tile = [member.num_features * _VIT_WIDTHS * member.hidden_size for member in _towers(model)]
+    return training.vision_batch_size * max(per_tile, default=0) * compute
+
+
+def _trained_tower_elements(model: LlavaModel) -> int:
+    """Return the elements per token that a tower keeps when it learns, were every token a feature of an image."""
+    return sum(
+        0 if member.frozen else len(member.layers) * _VIT_WIDTHS * member.hidden_size for member in _towers(model)
     )
 
 
-def _tower_parameters(model: LlavaModel) -> list[nn.Parameter]:
+def _towers(model: LlavaModel) -> list[VisionTower]:
     tower = model.get_vision_tower()
-    return [] if tower is None else list(tower.parameters())
+    return [] if tower is None else [tower] if isinstance(tower, VisionTower) else list(tower.members)
+
+
+def _frozen_tower(model: LlavaModel) -> list[nn.Parameter]:
+    """Return the parameters that every rank holds whole."""
+    return [parameter for member in _towers(model) if member.frozen for parameter in member.parameters()]

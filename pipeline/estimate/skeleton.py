@@ -27,6 +27,9 @@ def build_skeleton(config: ExperimentConfig) -> LlavaModel:
         lora = config.lora
         if lora.rank is not None:
             add_lora(model, lora.rank, lora.scale_alpha, lora.dropout, lora.targets)
+    tower = model.get_vision_tower()
+    if tower is not None and config.training.vision_tower_lr is not None:
+        tower.set_frozen(False)
     return model
 
 

@@ -1,0 +1,40 @@
+"""The plan command on a small real data set: figures add up, and a probe trains without leaving anything behind."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import WriteConfig, shards, write_config
+from tests.jobs.conftest import RunCommand
+
+__all__ = ["shards", "write_config"]
+
+
+def test_plan_prints_steps_memory_and_what_to_change_on_a_device(
+    run_command: RunCommand, write_config: WriteConfig
+) -> None:
+    ended = run_command("plan", "-c", str(write_config("run")), "--workers", "2", "--device", "L4")
+    assert ended.exit_code in (None, 0)
+    shown = " ".join(ended.output.split())
+    assert "steps \u2502 7 (1.4 epochs)" in shown
+    assert "samples trained \u2502 87" in shown  # an epoch of 61 and two steps of 13
+    assert "1 workers \u2503 2 workers" in shown
+    assert "memory per worker, peak" in shown
+
+
+def test_plan_measured_times_steps_and_leaves_the_run_folder_alone(
+    run_command: RunCommand, write_config: WriteConfig, tmp_path: Path
+) -> None:
+    ended = run_command("plan", "-c", str(write_config("run")), "--measure")
+    assert ended.exit_code in (None, 0)
+    assert "measured on this machine, one worker of 1" in " ".join(ended.output.split())
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["index"]
+
+
+@pytest.mark.parametrize("options", [("--device", "Z9")])
+def test_plan_for_an_unknown_device_ends_with_two(
+    run_command: RunCommand, write_config: WriteConfig, options: tuple[str, ...]
+) -> None:
+    ended = run_command("plan", "-c", str(write_config("run")), *options)
+    assert ended.exit_code == 2
+    assert "device 'Z9' is not known" in ended.messages

@@ -1,0 +1,84 @@
+"""Estimated memory against peaks that were measured on one H200 (docs/benchmarks), and what it says of changes."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from model.llava_llama import LlavaLlamaForCausalLM
+from model.weights import LlavaModel, set_trainable
+from pipeline.benchmark.shapes import llava_config
+from pipeline.config import ExperimentConfig, parse_config
+from pipeline.estimate.advice import changes_that_fit
+from pipeline.estimate.devices import device_named
+from pipeline.estimate.memory import estimate_memory
+
+GIB = 2**30
+
+
+def skeleton(shape: str, stage: Any) -> LlavaModel:
+    with torch.device("meta"):
+        model = LlavaLlamaForCausalLM(llava_config(shape))
+    set_trainable(model, stage)
+    return model
+
+
+def make_config(stage: str, **training: Any) -> ExperimentConfig:
+    return parse_config(
+        {
+            "name": "run", "run_dir": "run", "stage": stage, "data": {"shards": ["a.tar"]},
+            "model": {"language_model": "lm"}, "cluster": {"use_gpu": True},
+            "training": {
+                "global_batch_size": 128, "learning_rate": 1, "micro_batch_tokens": 16384, "precision": "bfloat16",
+                **training,
+            },
+        },
+        where="test",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("shape", "stage", "tokens", "training", "measured_gib"),
+    [
+        ("7b", "pretrain", 32768, {"compile": True}, 87.6),
+        ("7b", "pretrain", 32768, {}, 116.8),
+        ("7b", "finetune", 16384, {"compile": True, "master_dtype": "bfloat16"}, 109.8),
+        ("7b", "finetune", 16384, {"gradient_checkpointing": "selective", "master_dtype": "bfloat16"}, 97.2),
+        ("7b", "finetune", 16384, {"compile": True, "gradient_checkpointing": True, "master_dtype": "bfloat16"}, 57.0),
+        ("1.5b", "finetune", 40960, {"compile": True}, 103.5),
+        ("1.5b", "finetune", 16384, {}, 78.2),
+    ],
+)
+def test_estimate_meets_measured_peaks(
+    shape: str, stage: str, tokens: int, training: dict[str, Any], measured_gib: float
+) -> None:
+    estimate = estimate_memory(skeleton(shape, stage), make_config(stage, **training), 1, tokens)
+    allocated = estimate.total - estimate.runtime  # measured was what torch allocated
+    assert allocated / GIB == pytest.approx(measured_gib, rel=0.05)
+
+
+def test_estimate_of_sharded_ranks_divides_what_is_sharded() -> None:
+    model, config = skeleton("7b", "finetune"), make_config("finetune", sharding="fsdp")
+    one, eight = (estimate_memory(model, config, ranks, 7919) for ranks in (1, 8))
+    assert eight.gradients == one.gradients // 8
+    assert eight.optimizer == 2 * eight.gradients
+    assert one.weights // 8 < eight.weights < one.weights // 6  # the frozen tower stays whole
+    assert eight.activations == one.activations
+
+
+def test_changes_that_fit_are_the_single_ones_that_would_do_else_the_first_ones_together() -> None:
+    model, config = skeleton("7b", "finetune"), make_config("finetune", master_dtype="bfloat16")
+    h100, small = device_named("H100"), device_named("NVIDIA GeForce RTX 4090")
+    assert estimate_memory(model, config, 1, 16384).total > h100.usable_bytes
+    fitting = changes_that_fit(model, config, 1, 16384, h100.usable_bytes)
+    assert [change.overrides for change in fitting] == ["training.gradient_checkpointing=true"]
+    assert all(change.total_bytes <= h100.usable_bytes for change in fitting)
+    assert changes_that_fit(model, config, 1, 16384, small.usable_bytes) == []
+    (together,) = changes_that_fit(model, make_config("finetune"), 16, 16384, small.usable_bytes)
+    assert together.overrides.startswith("training.compile=true training.sharding=fsdp")
+    assert together.total_bytes <= small.usable_bytes
+
+
+def test_device_named_unknown_lists_what_is_known() -> None:
+    with pytest.raises(ValueError, match=r"device 'Z9' is not known; known: B200, .*H100"):
+        device_named("Z9")
