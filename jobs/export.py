@@ -13,7 +13,7 @@ Dtype = Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="
 
 
 def run(model: Model, target: Target, dtype: Dtype = "bfloat16") -> None:
-    """Export a finetuned model as LlavaForConditionalGeneration, with processor, chat template and model card."""
+    """Export a finetuned model for transformers and vLLM, with processor, chat template and model card."""
     import torch
 
     from pipeline.export import export_model

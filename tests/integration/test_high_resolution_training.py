@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image as PilImage
+from transformers import AutoProcessor, LlavaNextForConditionalGeneration
 
 from jobs.generate import answer, build_conversation
 from model.adapter import read_adapter
+from model.constants import IMAGE_TOKEN_INDEX
+from model.feature_layout import layout_of
+from model.pixels import normalize_pixels, pixel_stats_of
 from pipeline.config import ConfigError, load_config
 from pipeline.evaluation.questions import read_evaluation_samples
 from pipeline.evaluation.run import EvaluationSettings, evaluate
+from pipeline.export import export_model
 from pipeline.model_facts import load_tokenizer
-from pipeline.model_folder import assemble_model, open_model
+from pipeline.model_folder import OpenedModel, assemble_model, open_model
 from pipeline.shards.index import build_index
 from pipeline.training.launch import run_training
 from tests.integration.conftest import WriteConfig
@@ -56,6 +63,36 @@ def test_newline_learns_in_both_stages_and_answers_are_asked_with_tiles(
     assert isinstance(answer(opened, tokenizer, question, [png(3, 37, 199), png(5, 61, 41)], 3), str)
     samples = read_evaluation_samples(build_index(shards["held_out"], tmp_path / "index"), 2)
     assert evaluate(opened, tokenizer, samples, EvaluationSettings(max_new_tokens=2)).loss > 0
+
+    exported_reads_the_same(tmp_path / "fine", opened, tmp_path)
+
+
+def exported_reads_the_same(run_dir: Path, opened: OpenedModel, tmp_path: Path) -> None:
+    """transformers' own processor gives the ids and tiles of training, and its class the logits."""
+    export_model(run_dir, tmp_path / "exported")
+    file = tmp_path / "image.png"
+    file.write_bytes(png(3, 131, 67))
+    conversation = build_conversation("What colour is the ball?", num_images=1)
+    ids, image = opened.encoder.encode_prompt(conversation), opened.encoder.encode_image(file.read_bytes())
+    processor: Any = AutoProcessor.from_pretrained(tmp_path / "exported", backend="pil")
+    content = [{"type": "image", "image": PilImage.open(file)}, {"type": "text", "text": "What colour is the ball?"}]
+    theirs = processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    exported: Any = LlavaNextForConditionalGeneration.from_pretrained(tmp_path / "exported")
+    repeated = [exported.config.image_token_id] * layout_of(opened.encoder.resolution, image.view).num_features
+    expanded = [token for i in ids for token in (repeated if i == IMAGE_TOKEN_INDEX else [int(i)])]
+    assert theirs["input_ids"].tolist() == [expanded]
+    tiles = normalize_pixels(torch.from_numpy(image.pixels), pixel_stats_of(opened.model.config), torch.float32)
+    assert (theirs["pixel_values"][0] - tiles).abs().max() < 0.035  # two grey levels of noise: 2 / 255 / std
+    with torch.no_grad():
+        wanted = opened.model(torch.from_numpy(ids)[None], images=[tiles], image_sizes=[image.view]).logits
+        got = exported.eval()(theirs["input_ids"], pixel_values=tiles[None], image_sizes=theirs["image_sizes"]).logits
+    assert torch.allclose(got[..., : wanted.shape[-1]], wanted, atol=1e-4)
 
 
 def test_fields_that_do_not_fit_are_refused_before_training(write_config: WriteConfig) -> None:

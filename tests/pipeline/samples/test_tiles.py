@@ -1,4 +1,8 @@
-"""Tiles cut from images: at most one grey level from the image processors of `transformers` (Pillow backend)."""
+"""Tiles cut from images: at most one grey level from the image processors of `transformers` (Pillow backend).
+
+That is for pictures. Pure noise differs by up to five where an image is squeezed more in height than in width, because
+Pillow then resizes rows before columns, and overshoot is clipped between the two passes.
+"""
 
 from __future__ import annotations
 
@@ -21,22 +25,27 @@ GRIDS = [(1, 2), (2, 1), (2, 2), (3, 1), (1, 3)]
 SIZES = [(28, 28), (61, 37), (37, 131), (200, 11), (9, 300), (5, 3), (300, 301), (1, 1)]
 
 
-def tiles(aspect_ratio: str, height: int, width: int, role: Any = "image") -> Pixels:
+def noise(height: int, width: int) -> Pixels:
+    return np.random.default_rng(height * 1000 + width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def tiles(aspect_ratio: str, rgb: Pixels, role: Any = "image") -> Pixels:
+    height, width, _ = rgb.shape
     pinpoints = [[TILE * columns, TILE * rows] for columns, rows in GRIDS] if "anyres" in aspect_ratio else None
     merge = "flat" if "max" not in aspect_ratio else "spatial"
     policy: Resolution = read_resolution(
         aspect_ratio, pinpoints, merge, tile_size=TILE, tile_features=4, tile_grid=2
     )  # fmt: skip
     tiling = policy.tiling(ImageView(height, width, role))
-    cut = fit_tiles(smooth_rgb(height, width), SPEC, tiling)
+    cut = fit_tiles(rgb, SPEC, tiling)
     assert len(cut) == tiling.num_tiles
     assert cut.flags["C_CONTIGUOUS"]
     return cut
 
 
-def assert_close(found: Pixels, expected: Pixels) -> None:
+def assert_close(found: Pixels, expected: Pixels, grey_levels: int = 1) -> None:
     assert found.shape == expected.shape
-    assert np.abs(found.astype(int) - expected.astype(int)).max() <= 1
+    assert np.abs(found.astype(int) - expected.astype(int)).max() <= grey_levels
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
@@ -51,8 +60,9 @@ def test_anyres_tiles_are_within_one_grey_level_of_transformers(kind: Any, heigh
         do_normalize=False,
         resample=3,
     )
-    (wanted,) = processor(Image.fromarray(smooth_rgb(height, width)))["pixel_values"]
-    assert_close(tiles("anyres", height, width), np.asarray(wanted))
+    for rgb, grey_levels in ((smooth_rgb(height, width), 1), (noise(height, width), 5)):
+        (wanted,) = processor(Image.fromarray(rgb))["pixel_values"]
+        assert_close(tiles("anyres", rgb), np.asarray(wanted), grey_levels)
 
 
 def test_one_of_several_images_is_padded_as_transformers_does() -> None:
@@ -61,12 +71,12 @@ def test_one_of_several_images_is_padded_as_transformers_does() -> None:
     )
     image = Image.fromarray(smooth_rgb(61, 37))
     wanted = np.asarray(processor([[image, image]])["pixel_values"][0])
-    assert_close(tiles("anyres_max_4", 61, 37, "single"), wanted)
+    assert_close(tiles("anyres_max_4", smooth_rgb(61, 37), "single"), wanted)
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_dynamic_tiles_are_the_stretched_image_cut_up(height: int, width: int) -> None:
-    cut = tiles("dynamic_1_6", height, width)
+    cut = tiles("dynamic_1_6", smooth_rgb(height, width))
     image = Image.fromarray(smooth_rgb(height, width))
     policy = read_resolution("dynamic_1_6", None, "flat", tile_size=TILE, tile_features=4, tile_grid=2)
     tiling = policy.tiling(ImageView(height, width))
