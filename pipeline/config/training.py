@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.config.section import Fixed, Free, Section
 
@@ -48,3 +48,18 @@ class TrainingConfig(Section):
     """Recompute decoder activations in backward: true all of a layer, `selective` all but matrix products."""
     compile: Annotated[bool, Free] = False
     """torch.compile the layers of decoder and tower; CUDA with `varlen` attention gains, others break the graph."""
+    cpu_offload: Annotated[bool, Free] = False
+    """With `fsdp` keep weights, gradients and optimizer state in host memory; saves device memory and costs time."""
+    profile_steps: Annotated[tuple[int, int] | None, Free] = None
+    """First and last step to record with torch's profiler, on rank 0; the trace goes to profile/ and to MLflow."""
+
+    @model_validator(mode="after")
+    def _check_options(self) -> Self:
+        if self.cpu_offload and self.sharding != "fsdp":
+            raise ValueError("training.cpu_offload needs training.sharding=fsdp; set it, or leave cpu_offload out")
+        steps = self.profile_steps
+        if steps is not None and not 0 <= steps[0] <= steps[1]:
+            raise ValueError(
+                f"training.profile_steps is {list(steps)}; expected first and last step, 0 <= first <= last"
+            )
+        return self

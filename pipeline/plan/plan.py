@@ -10,6 +10,7 @@ import hashlib
 import json
 import zlib
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -116,13 +117,7 @@ class Plan:
 
     def split(self, step: int, num_ranks: int) -> tuple[RankPlan, ...]:
         """Cut the samples of a step over ranks and micro-batches."""
-        ids = self.samples(step)
-        packed = pack_step(self.num_tokens[ids].tolist(), num_ranks, self.micro_batch_tokens)
-        plans = []
-        for rank, batches in enumerate(packed):
-            micro_batches = tuple(tuple(int(ids[idx]) for idx in batch) for batch in batches)
-            plans.append(RankPlan(step, rank, micro_batches, _checksum(step, rank, micro_batches)))
-        return tuple(plans)
+        return _split(self, step, num_ranks)
 
     def num_planned(self, step: int) -> int:
         """Samples that the steps before `step` hold, all epochs counted."""
@@ -131,6 +126,17 @@ class Plan:
     def planned_by_source(self, step: int) -> dict[str, int]:
         """Return the same for each source of a mix; empty without one."""
         return dict(zip(self.sources.names, self.order.planned(step), strict=True)) if self.sources.names else {}
+
+
+@lru_cache(maxsize=4)  # a preprocessing task builds the rank-steps of several ranks one after the other
+def _split(plan: Plan, step: int, num_ranks: int) -> tuple[RankPlan, ...]:
+    ids = plan.samples(step)
+    packed = pack_step(plan.num_tokens[ids].tolist(), num_ranks, plan.micro_batch_tokens)
+    plans = []
+    for rank, batches in enumerate(packed):
+        micro_batches = tuple(tuple(int(ids[idx]) for idx in batch) for batch in batches)
+        plans.append(RankPlan(step, rank, micro_batches, _checksum(step, rank, micro_batches)))
+    return tuple(plans)
 
 
 def build_plan(

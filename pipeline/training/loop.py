@@ -11,6 +11,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -23,6 +24,7 @@ from pipeline.training.gradients import accumulate_gradients
 from pipeline.training.lineage import NONFINITE_FILE, SPIKE_FILE, record_step
 from pipeline.training.metrics import StepCounts
 from pipeline.training.optim import learning_rate_factor, set_learning_rate
+from pipeline.training.profiling import StepProfiler
 from pipeline.training.session import StepOutcome, TrainingSession
 from pipeline.training.sources import describe_sources
 from pipeline.training.speed import SpeedMeter
@@ -47,11 +49,16 @@ def train(session: TrainingSession, steps: Iterator[PreparedStep]) -> dict[str, 
     metrics: dict[str, float] = {}
     workers = session.workers
     meter = SpeedMeter(FlopModel.of(session.model), peak_flops(workers.device), workers.world_size)
+    profiler = StepProfiler(
+        session.config.training.profile_steps, Path(session.config.run_dir), is_first=workers.is_first
+    )
     leaving = False
     started = time.perf_counter()
     for prepared in steps:
         wait_s = time.perf_counter() - started
+        profiler.before(prepared.step)
         outcome = run_step(session, prepared)
+        profiler.after(prepared.step, is_last=prepared.step + 1 == session.plan.total_steps)
         book(session, prepared, outcome)
         observe_loss(session, prepared.step, outcome.loss)
         step_time_s = time.perf_counter() - started
