@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.vision_tower import VisionTower
+from model.tower_builder import AnyTower
 from model.weights import LlavaModel
 from pipeline.training.metrics import StepCounts
 
@@ -85,7 +85,7 @@ class FlopModel:
             first, *rest = [*_linear(body.mm_projector), None]
             unneeded = 0 if first is None else 2 * first.in_features * first.out_features
             projector = sum(_passes(layer) for layer in (first, *rest) if layer is not None) - unneeded
-            per_tile = projector * tower.num_features + _tower_forward(tower)
+            per_tile = projector * tower.num_features + _tower_forward(tower) * (1 if tower.frozen else 3)
         return cls(
             per_token=sum(_passes(layer) for decoder_layer in body.layers for layer in _linear(decoder_layer)),
             per_pair=3 * 4 * width * len(body.layers),
@@ -112,7 +112,7 @@ def _passes(layer: nn.Linear) -> int:
     return 2 * layer.in_features * layer.out_features * (3 if layer.weight.requires_grad else 2)
 
 
-def _tower_forward(tower: VisionTower) -> int:
+def _tower_forward(tower: AnyTower) -> int:
     """Count the operations of one image on tensors without content."""
     with (
         torch.no_grad(),
@@ -121,5 +121,5 @@ def _tower_forward(tower: VisionTower) -> int:
         FakeTensorMode(allow_non_fake_inputs=True),
         FlopCounterMode(display=False) as counter,
     ):
-        tower(torch.empty(1, 3, tower.image_size, tower.image_size, dtype=tower.dtype, device=tower.device))
+        tower(torch.empty(1, 3, tower.input_size, tower.input_size, dtype=tower.dtype, device=tower.device))
     return counter.get_total_flops()
