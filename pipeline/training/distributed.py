@@ -87,6 +87,11 @@ def _sum_bucket(gradients: list[Tensor]) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
+def backends(use_gpu: bool) -> str:
+    """Return the transports of a process group; with GPUs also one for tensors that FSDP keeps in host memory."""
+    return "cpu:gloo,cuda:nccl" if use_gpu else "gloo"
+
+
 def join_torchrun(use_gpu: bool) -> Workers:
     """Join the process group that torchrun's environment describes; a plain process is a group of one.
 
@@ -96,7 +101,7 @@ def join_torchrun(use_gpu: bool) -> Workers:
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     device = pick_device(use_gpu, local_rank=int(os.environ.get("LOCAL_RANK", "0")))
     if world_size > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if use_gpu else "gloo", timeout=_GROUP_TIMEOUT)
+        dist.init_process_group(backends(use_gpu), timeout=_GROUP_TIMEOUT)
     return Workers(rank, world_size, device)
 
 

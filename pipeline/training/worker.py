@@ -116,7 +116,7 @@ def _set_up(
     torch.manual_seed(config.seed)
     model = build_model(config, workers.device)
     if config.training.sharding == "fsdp" and workers.world_size > 1:
-        shard_model(model, workers, DTYPES[config.training.precision])
+        shard_model(model, workers, DTYPES[config.training.precision], cpu_offload=config.training.cpu_offload)
     optimizer = build_optimizer(model, config.training)
     run_dir = Path(config.run_dir)
     store = _open_store(config, workers, attempt)
