@@ -15,7 +15,7 @@ from PIL import Image, ImageFile, ImageOps
 from pipeline.errors import DataError, Reason
 from pipeline.samples import image as image_module
 from pipeline.samples.image import ImageHeader, ImageLimits, Pixels, decode_image, probe_image, stored_pixels
-from tests.pipeline.samples.pictures import encoded, picture, png_header, smooth_rgb
+from tests.pipeline.samples.pictures import encoded, picture, png16, png_header, smooth_rgb
 
 
 def expect(data: bytes, reason: Reason, limits: ImageLimits | None = None) -> DataError:
@@ -99,6 +99,31 @@ def test_decode_of_colour_mode_follows_the_rule(data: bytes, colour: tuple[int, 
 def test_decode_of_16_bit_grey_keeps_the_upper_bits(value: int, grey: int) -> None:
     data = encoded(Image.fromarray(np.full((3, 5), value, np.uint16)), "PNG")
     assert (decode_image(data) == grey).all()
+
+
+@pytest.mark.parametrize(
+    ("data", "colour"),
+    [
+        (png16(0, 0x80FF), (0x80, 0x80, 0x80)),
+        (png16(2, 0x01FF, 0x8000, 0xFFFF), (0x01, 0x80, 0xFF)),
+        (png16(4, 0x4000, 0xFFFF), (0x40, 0x40, 0x40)),
+        (png16(4, 0x4000, 0), (255, 255, 255)),
+        (png16(6, 0x0100, 0x0200, 0x0300, 0xFFFF), (1, 2, 3)),
+        (png16(6, 0x0100, 0x0200, 0x0300, 0), (255, 255, 255)),
+    ],
+)
+def test_decode_of_16_bit_png_of_every_colour_type_keeps_the_upper_bits(
+    data: bytes, colour: tuple[int, int, int]
+) -> None:
+    pixels = decode_image(data)
+    assert (pixels.shape, pixels.dtype) == ((3, 5, 3), np.uint8)
+    assert (pixels == colour).all(), pixels[0, 0]
+
+
+def test_decode_of_floating_point_pixels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    # none of the three formats stores them; the rule is for a parser that learns to
+    monkeypatch.setattr(image_module, "FORMATS", ("TIFF",))
+    expect(encoded(Image.fromarray(np.full((3, 5), 0.5, np.float32)), "TIFF"), Reason.IMAGE_MODE_UNSUPPORTED)
 
 
 def test_decode_of_cmyk_jpeg_equals_pillow() -> None:
