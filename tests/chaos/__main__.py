@@ -175,7 +175,7 @@ def main() -> int:
             rng = random.Random(f"{arguments.seed}/{part}")
             started = time.monotonic()
             try:
-                with results.measured(part, arguments.seed) as found:
+                with results.measured(part, arguments.seed, str(PARTS[part].__doc__)) as found:
                     found |= PARTS[part](Setting(world, nursery, folder / "work" / part, rng))
             except Exception as error:  # the other parts still run
                 failed.append(part)

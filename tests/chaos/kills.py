@@ -21,7 +21,6 @@ _MOST_KILLS_PER_RUN = 8
 class Kills(NamedTuple):
     """What killing one number of ranks came to."""
 
-    num_ranks: int
     runs: int
     """Runs that were killed and continued until they were finished, each equal to the undisturbed one."""
     kills: int
@@ -47,7 +46,6 @@ def kill_runs(
         ViolationError: a killed run can be told from the undisturbed one.
         TimeoutError: a process hangs.
     """
-    Run(world, nursery, folder / f"warm-{num_ranks}", num_ranks).finish()  # files and imports that the first run pays
     started = time.monotonic()
     calm: Result = Run(world, nursery, folder / f"calm-{num_ranks}", num_ranks).finish()
     calm_s = time.monotonic() - started
@@ -65,7 +63,7 @@ def kill_runs(
         )
         runs += 1
     return Kills(
-        num_ranks, runs, sum(total.moments.values()), total.moments["time"], total.moments["step"],
+        runs, sum(total.moments.values()), total.moments["time"], total.moments["step"],
         total.moments["save"], total.ended_alone, total.ended_by_launcher, compared, 0, 0, round(calm_s, 2),
     )  # fmt: skip
 

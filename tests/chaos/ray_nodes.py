@@ -26,7 +26,7 @@ from tests.chaos.ray_runs import TITLES, RayRun, started, wait_until
 from tests.chaos.world import NUM_EPOCHS, NUM_SAMPLES, World
 
 _NODES = 3
-_CPUS_PER_NODE = 2
+_CPUS_PER_NODE = 3
 _STORE_BYTES = 100 << 20
 _REMOVALS_PER_RUN = 5
 _SETTINGS = {
@@ -35,7 +35,8 @@ _SETTINGS = {
     "CHAOS_STEP_DELAY_S": "1.0",  # a model large enough that nodes can leave while it trains
 }
 _FIXED = ("cluster.num_workers=2", "cluster.cpus_per_worker=1")
-_ELASTIC = ("cluster.num_workers=[1,3]", "cluster.cpus_per_worker=1", "cluster.resize_interval_s=2")
+# One worker fits on a node, beside its data tasks, so that the number of workers follows the number of nodes.
+_ELASTIC = ("cluster.num_workers=[1,3]", "cluster.cpus_per_worker=2", "cluster.resize_interval_s=2")
 
 
 class NodeChanges(NamedTuple):

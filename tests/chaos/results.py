@@ -25,12 +25,13 @@ class Results:
         self.parts: dict[str, Any] = json.loads(path.read_text())["parts"] if path.is_file() else {}
 
     @contextmanager
-    def measured(self, part: str, seed: int) -> Iterator[dict[str, Any]]:
-        """Fill the result of a part inside the block; seconds and load of the machine are added."""
+    def measured(self, part: str, seed: int, what: str) -> Iterator[dict[str, Any]]:
+        """Fill the result of a part inside the block; `what` it does, seconds and load of the machine are added."""
         found: dict[str, Any] = {}
         started, load = time.monotonic(), os.getloadavg()[0]
         yield found
         found["run"] = {
+            "what": what,
             "seed": seed,
             "seconds": round(time.monotonic() - started, 1),
             "load_before": round(load, 1),
@@ -67,23 +68,25 @@ def render(body: Mapping[str, Any]) -> str:
             "",
             f"## {part}",
             "",
+            run["what"],
+            "",
             f"`make chaos PART={part} SEED={run['seed']}`, {run['date']}, commit {run['commit']}, {run['seconds']} s, "
             f"load {run['load_before']} before, {run['load_after']} after",
             "",
             "| what | seen |",
             "|---|---|",
         ]
-        lines += [f"| {name} | {value} |" for name, value in _flatten(found) if not name.startswith("run.")]
+        lines += [f"| {name} | {value} |" for name, value in _flatten(found) if not name.startswith("run: ")]
     return "\n".join(lines) + "\n"
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     for name, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{name}.")
+            yield from _flatten(value, f"{prefix}{name}: ")
         else:
             text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-            yield prefix + name, text.replace("|", "\\|")
+            yield f"{prefix}{name}".replace("_", " "), text.replace("|", "\\|")
 
 
 def _machine() -> dict[str, Any]:
