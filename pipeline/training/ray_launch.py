@@ -133,13 +133,14 @@ def run_on_ray(config: ExperimentConfig, source: BatchSource, attempt: int) -> W
 def _fit(config: ExperimentConfig, source: BatchSource, attempt: int, stop: Any) -> WorkerResult:
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    from pipeline.training.distributed import backends
     from pipeline.training.worker import WorkerResult
 
     source_ref = ray.put(source)
     data = run_data(config, source.plan.data_fingerprint, source_ref)
     trainer = TorchTrainer(
         _TrainFunction(config, source_ref, attempt, stop),
-        torch_config=TorchConfig(backend="nccl" if config.cluster.use_gpu else "gloo", timeout_s=_GROUP_TIMEOUT_S),
+        torch_config=TorchConfig(backend=backends(config.cluster.use_gpu), timeout_s=_GROUP_TIMEOUT_S),
         datasets={"train": RunStart(config, data, attempt, source.plan.total_steps)},
         dataset_config=PlanIngest(StreamBuilder(config, source_ref, source.plan.total_steps)),
         scaling_config=ScalingConfig(
