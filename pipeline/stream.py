@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -44,6 +46,7 @@ class RankStepBuilder:
 
     def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
         """Build the rank-steps of `rows` (column `id`, int64), yielding each as soon as it is ready."""
+        _import_loader()
         from pipeline.loader import build_rank_step, to_bytes
 
         source = dataclasses.replace(_fetch(self.source), refused=self.refused, marks=self.marks)
@@ -52,6 +55,20 @@ class RankStepBuilder:
             plan = source.plan.split(self.start_step + step, self.num_ranks)[rank]
             payload = pa.array([to_bytes(build_rank_step(source, plan))], type=pa.large_binary())
             yield pa.table({"payload": payload})
+
+
+@functools.lru_cache(maxsize=1)
+def _import_loader() -> None:
+    """Import what building needs; ends this process if that fails, so that Ray runs the task again in another one.
+
+    Ray cancels tasks by an exception at any point, also in the middle of `import torch`, and hands the process to the
+    next task. A half imported torch cannot be imported again: every task on that process would fail from then on.
+    """
+    try:
+        import pipeline.loader  # noqa: F401
+    except Exception:
+        traceback.print_exc()
+        os._exit(1)
 
 
 @functools.lru_cache(maxsize=1)

@@ -47,7 +47,9 @@ def record_start(run_dir: Path, attempt: int, step: int, max_restarts: int) -> N
 def record_failure(run_dir: Path, attempt: int, rank: int, step: int, error: BaseException) -> None:
     """Write down how a rank ended; `step` is the one it was working on or waiting for."""
     text = f"{type(error).__name__}: {error}"
-    entry = {"rank": rank, "step": step, "error": text[:_LONGEST_ERROR], "time_s": round(time.time(), 3)}
+    if len(text) > _LONGEST_ERROR:  # Ray puts the cause last, below the tracebacks of every process on the way
+        text = f"{text[:60]} ... {text[60 - _LONGEST_ERROR :]}"
+    entry = {"rank": rank, "step": step, "error": text, "time_s": round(time.time(), 3)}
     start = len(_read(run_dir / RESTARTS_FILE))
     _append(run_dir / FAILURES_FILE, {"attempt": attempt, "start": start, **entry})
 
