@@ -93,7 +93,7 @@ def _find(name: str, file: str) -> Path | None:
 
 
 def _read_safetensors(file: Path, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
-    with safe_open(file, framework="pt") as opened:  # type: ignore[no-untyped-call]
+    with safe_open(file, framework="pt") as opened:
         return {key: opened.get_tensor(key) for key in opened.keys() if wanted(key)}  # noqa: SIM118
 
 

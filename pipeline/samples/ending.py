@@ -38,10 +38,10 @@ def ending_of(template: Template | JinjaTemplate, tokenizer: PreTrainedTokenizer
         ValueError: neither the template nor the tokenizer has an end.
     """
     names = [template.end_of_answer] if template.end_of_answer else []
-    ids = [tokenizer.convert_tokens_to_ids(name) for name in names]
+    ids: list[int] = list(tokenizer.convert_tokens_to_ids(names))  # type: ignore[arg-type]
     if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ids:
         ids.append(tokenizer.eos_token_id)
     suffix = template.answer_suffix if isinstance(template, Template) and not names else ""
     if not ids and not suffix:
         raise ValueError(f"template {template.name!r} ends answers with no token, and the tokenizer has no eos_token")
-    return Ending(tuple(int(token) for token in ids), suffix)
+    return Ending(tuple(ids), suffix)

@@ -122,4 +122,4 @@ def _tower_forward(tower: AnyTower) -> int:
         FlopCounterMode(display=False) as counter,
     ):
         tower(torch.empty(1, 3, tower.input_size, tower.input_size, dtype=tower.dtype, device=tower.device))
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())

@@ -45,7 +45,7 @@ def test_rows_learn_alone_in_pretraining_and_go_on_into_finetuning(
     assert torch.equal(table[size + 1 :], rows)
 
     opened = open_model(tmp_path / "pre")
-    assert torch.equal(opened.model.get_input_embeddings().weight[size + 1 :], rows)
+    assert torch.equal(opened.model.state_dict()["model.embed_tokens.weight"][size + 1 :], rows)
     overrides = [*parts, f"model.pretrain_mm_mlp_adapter={tmp_path / 'pre'}", "training.learning_rate=1e-9"]
     folder = run_training(load_config(write_config("fine", "finetune"), overrides)).output
     finetuned = weights(tmp_path / "fine")
@@ -71,7 +71,7 @@ def test_adapters_keep_the_rows_beside_the_projector(
     rows = weights(tmp_path / "pre")["model.embed_tokens.weight"]
     overrides = [*parts, "lora.rank=2", f"model.pretrain_mm_mlp_adapter={tmp_path / 'pre'}"]
     run_training(load_config(write_config("fine", "finetune"), overrides))
-    assert torch.equal(open_model(tmp_path / "fine").model.get_input_embeddings().weight[-2:], rows)
+    assert torch.equal(open_model(tmp_path / "fine").model.state_dict()["model.embed_tokens.weight"][-2:], rows)
 
 
 def test_tied_tables_are_refused_before_training(write_config: WriteConfig, parts: list[str], tmp_path: Path) -> None:

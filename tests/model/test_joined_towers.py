@@ -64,6 +64,7 @@ def test_second_tower_of_any_size_is_given_the_size_of_equally_many_patches(towe
 
 def test_frozen_and_trainable_as_one(tower_path: str, siglip: str) -> None:
     joined = tower_of(tower_path, siglip)
+    assert isinstance(joined, JoinedTowers)
     assert joined.frozen
     assert not joined(random_images(1)).requires_grad
     joined.set_frozen(False)

@@ -21,11 +21,14 @@ from tests.model.conftest import IMAGE_SIDE, random_images
 def trained(llama_path: str, tower_path: str) -> LlavaModel:
     """A 1.6 model whose tower and newline are no longer those it started from."""
     torch.manual_seed(13)
-    model = build_llava(llama_path, tower_path, patch_merge="spatial_unpad").train(False)
+    model = build_llava(llama_path, tower_path, patch_merge="spatial_unpad")
+    model.train(False)
     model.config.image_aspect_ratio = "anyres"
     model.config.image_grid_pinpoints = [[IMAGE_SIDE, 2 * IMAGE_SIDE], [2 * IMAGE_SIDE, IMAGE_SIDE]]
+    tower = model.get_vision_tower()
+    assert tower is not None
     with torch.no_grad():
-        for parameter in model.get_vision_tower().parameters():  # type: ignore[union-attr]
+        for parameter in tower.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     return model
 
@@ -45,7 +48,7 @@ def write_original(model: LlavaModel, folder: Path, ending: str) -> dict[str, Te
 
 def write_parts(state: dict[str, Tensor], folder: Path, ending: str) -> None:
     stem, names = ("pytorch_model", sorted(state)) if ending == "bin" else ("model", sorted(state))
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, chosen in enumerate((names[::2], names[1::2]), start=1):
         file = f"{stem}-{number:05d}-of-00002.{ending}"
         part = {name: state[name].clone().contiguous() for name in chosen}
