@@ -173,7 +173,10 @@ class _ScatterRows(torch.autograd.Function):
         image_positions: Tensor,
     ) -> Tensor:
         ctx.save_for_backward(text_positions, image_positions)
-        fused = text_embeds.new_zeros(num_positions, text_embeds.shape[-1])
+        # Without padding every position is written below; zeros first would be one more pass over memory.
+        is_full = len(text_positions) + len(image_positions) == num_positions
+        new = text_embeds.new_empty if is_full else text_embeds.new_zeros
+        fused = new(num_positions, text_embeds.shape[-1])
         fused.index_copy_(0, text_positions, text_embeds)
         return fused.index_copy_(0, image_positions, features)
 

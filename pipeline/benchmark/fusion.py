@@ -85,7 +85,20 @@ def fuse_by_segment(inputs: Inputs) -> Tensor:
 
 
 def fuse_by_row(inputs: Inputs) -> Tensor:
-    """Fuse as later LLaVA versions do: the text of a row is embedded at once, then cut up, joined, padded, stacked."""
+    """Fuse as later LLaVA versions do: the text of a row is embedded at once, then cut up, joined, padded, stacked.
+
+    Each image's features are indexed out of those of all, whose backward pass fills a gradient of all of them with
+    zeros for every image.
+    """
+    return _fuse_rows(inputs, inputs.features)
+
+
+def fuse_by_row_kindly(inputs: Inputs) -> Tensor:
+    """Do the same with the features taken apart once, which that code does for images given as a list."""
+    return _fuse_rows(inputs, inputs.features.unbind())
+
+
+def _fuse_rows(inputs: Inputs, features: Tensor | tuple[Tensor, ...]) -> Tensor:
     image, rows = 0, []
     for ids in inputs.ids:
         is_image = ids == IMAGE_TOKEN_INDEX
@@ -93,7 +106,7 @@ def fuse_by_row(inputs: Inputs) -> Tensor:
         first, *others = inputs.table(ids[~is_image]).split([b - a - 1 for a, b in itertools.pairwise(ends)])
         pieces = [first]
         for segment in others:
-            pieces += [inputs.features[image], segment]
+            pieces += [features[image], segment]
             image += 1
         rows.append(torch.cat(pieces))
     length = max(len(row) for row in rows)
@@ -104,6 +117,7 @@ SIDES: dict[str, Fuse] = {
     "at once": fuse_at_once,
     "loop over segments": fuse_by_segment,
     "loop over rows": fuse_by_row,
+    "loop over rows, features apart": fuse_by_row_kindly,
 }
 
 
@@ -141,8 +155,8 @@ def _run(fuse: Fuse, inputs: Inputs) -> tuple[float, tuple[Tensor, ...]]:
     embeds = fuse(inputs)
     embeds.backward(embeds.detach())
     elapsed = time.perf_counter() - started
-    gradients = (inputs.features.grad, inputs.table.weight.grad)
-    return elapsed, (embeds.detach(), *(gradient for gradient in gradients if gradient is not None))
+    tensors = (embeds.detach(), inputs.features.grad, inputs.table.weight.grad)
+    return elapsed, tuple(tensor for tensor in tensors if tensor is not None)
 
 
 def main() -> None:
