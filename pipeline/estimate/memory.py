@@ -146,7 +146,7 @@ def _cast_bytes(model: LlavaModel, training: TrainingConfig, shards: int, comput
     layers: list[int] = [sum(parameter.numel() for parameter in layer.parameters()) for layer in body.layers]
     if shards > 1:  # two layers, since the next one is gathered ahead, and the root unit with its gradients
         parts = (_frozen_tower(model), *(layer.parameters() for layer in body.layers))
-        root = sum(p.numel() for p in model.parameters()) - sum(p.numel() for part in parts for p in part)
+        root: int = sum(p.numel() for p in model.parameters()) - sum(p.numel() for part in parts for p in part)
         gradient_bytes = 4 if any(parameter.requires_grad for parameter in body.layers.parameters()) else 0
         return 2 * max(layers) * compute + root * (compute + gradient_bytes)
     if compute == master:
