@@ -84,6 +84,7 @@ class RayRun:
             "OMP_NUM_THREADS": "1",
             "CHAOS_WITNESS": str(self.witness),
             "CHAOS_MARKS": str(self.marks),
+            "CHAOS_STEP_DELAY_S": "0.3",  # or the run would be over before the next kill
         }
 
     def is_alive(self) -> bool:

@@ -40,7 +40,6 @@ def report_steps(path: Path, die_before_step: int | None, delay_s: float) -> Non
         if prepared.step == die_before_step:
             os.kill(os.getpid(), signal.SIGKILL)
         outcome = original(session, prepared)
-        time.sleep(delay_s)
         line = {
             "group": group,
             "rank": session.workers.rank,
@@ -52,6 +51,7 @@ def report_steps(path: Path, die_before_step: int | None, delay_s: float) -> Non
             "time_s": time.time(),
         }
         os.write(descriptor, json.dumps(line).encode() + b"\n")
+        time.sleep(delay_s)
         return outcome
 
     loop.run_step = run_step
