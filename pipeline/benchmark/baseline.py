@@ -9,7 +9,7 @@ starts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -81,7 +81,7 @@ class Baseline:
         total = torch.zeros((), device=self._device)
         for batch in batches:
             loss = self.forward(batch, num_targets)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             total += loss.detach()
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, 1.0)
         self._optimizer.step()
@@ -113,14 +113,13 @@ def _build_model(scenario: Scenario, settings: BaselineSettings, device: torch.d
 
 def copy_weights(model: LlavaModel, other: LlavaForConditionalGeneration) -> None:
     """Give the other side the weights of ours; both are LLaMA with a CLIP tower and a two-layer projector."""
-    body, tower = model.get_model(), model.get_vision_tower()
-    assert tower is not None
+    body: Any = model.get_model()
     weights = body.state_dict()
     own_parts = ("vision_tower.", "mm_projector.")
     other.model.language_model.load_state_dict(
         {name: tensor for name, tensor in weights.items() if not name.startswith(own_parts)}
     )
-    other.model.vision_tower.load_state_dict(tower.vision_tower.state_dict())
+    other.model.vision_tower.load_state_dict(body.vision_tower.vision_tower.state_dict())
     other.model.multi_modal_projector.linear_1.load_state_dict(body.mm_projector[0].state_dict())
     other.model.multi_modal_projector.linear_2.load_state_dict(body.mm_projector[2].state_dict())
     other.lm_head.load_state_dict(model.lm_head.state_dict())

@@ -9,6 +9,7 @@ import json
 import shutil
 import struct
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -96,8 +97,8 @@ def _config(
         name=name,
         run_dir=str(folder / name),
         stage="finetune",
-        data=DataConfig(shards=tuple(shards), template="plain", max_length=512),
-        model=ModelConfig(**_write_model(folder / "models" / shape.replace(" ", ""), shape)),
+        data=DataConfig(shards=tuple(shards), sources={}, template="plain", max_length=512),
+        model=_write_model(folder / "models" / shape.replace(" ", ""), shape),
         training=TrainingConfig(
             global_batch_size=batch_size,
             micro_batch_tokens=1024,
@@ -111,8 +112,8 @@ def _config(
     )
 
 
-def _write_model(folder: Path, shape: str) -> dict[str, str]:
-    """Write a language model and a tower with random weights; returns what `model` of a config names."""
+def _write_model(folder: Path, shape: str) -> ModelConfig:
+    """Write a language model and a tower with random weights; returns the config that names them."""
     vocab_size = json.loads((_TOKENIZER / "config.json").read_text(encoding="utf-8"))["vocab_size"]
     sizes = {**LANGUAGE_MODELS[shape], "vocab_size": max(vocab_size, LANGUAGE_MODELS[shape]["vocab_size"])}
     torch.manual_seed(0)
@@ -126,7 +127,7 @@ def _write_model(folder: Path, shape: str) -> dict[str, str]:
         "crop_size": {"height": side, "width": side}, "image_mean": list(IMAGE_MEAN), "image_std": list(IMAGE_STD),
     }  # fmt: skip
     (folder / "tower" / "preprocessor_config.json").write_text(json.dumps(processor), encoding="utf-8")
-    return {"language_model": str(folder / "language_model"), "vision_tower": str(folder / "tower")}
+    return ModelConfig(language_model=str(folder / "language_model"), vision_tower=str(folder / "tower"))
 
 
 def _write_photographs(folder: Path) -> list[str]:
@@ -139,5 +140,7 @@ def _write_photographs(folder: Path) -> list[str]:
         picture = pictures[number % len(pictures)]
         return picture[:2] + comment + picture[2:]
 
-    samples = ({"__key__": f"{n:06d}", "jpg": commented(n), "txt": _CAPTION} for n in range(_NUM_SAMPLES))
+    samples: Iterator[dict[str, str | bytes]] = (
+        {"__key__": f"{n:06d}", "jpg": commented(n), "txt": _CAPTION} for n in range(_NUM_SAMPLES)
+    )
     return write_shards(samples, folder / "photographs-%06d.tar", max_samples=64)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import spawn
 
 from model.llava_llama import LlavaLlamaForCausalLM
 from model.packed import pack_samples
@@ -60,7 +60,7 @@ def run(model: LlavaLlamaForCausalLM, cuts: list[list[int]]) -> float:
     for members in cuts:
         batch = pack_samples([rows[idx] for idx in members], [features_per_image("tiny")] * len(members))
         loss = model.packed_loss(batch, features[members].flatten(0, 1))
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         total += loss.item()
     return total
 
@@ -89,7 +89,7 @@ def test_two_sharded_ranks_equal_one_process(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(_run_rank, args=(port, str(tmp_path / "found.pt")), nprocs=2)  # type: ignore[no-untyped-call]
+    spawn(_run_rank, args=(port, str(tmp_path / "found.pt")), nprocs=2)
     found: dict[str, Any] = torch.load(tmp_path / "found.pt", weights_only=True)
     assert found["loss"] == pytest.approx(wanted_loss, rel=1e-6)
     assert_close(found["gradients"], gradients(alone))
