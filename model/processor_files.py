@@ -31,10 +31,16 @@ def write_processor(
     """
     images: dict[str, Any] = {**image_processor, **image_fields(model, kind)}
     write_json(folder / "preprocessor_config.json", images)
-    write_json(folder / "processor_config.json", {"processor_class": kind.processor, **_processor_fields(model, kind)})
+    processor: dict[str, Any] = {"processor_class": kind.processor, **_processor_fields(model, kind)}
+    write_json(folder / "processor_config.json", processor)
     if kind is LLAVA_ONEVISION:
-        frames = {key: images[key] for key in ("image_mean", "image_std", "resample", "size") if key in images}
-        video = {"video_processor_type": "LlavaOnevisionVideoProcessor", "do_sample_frames": False, **frames}
+        shared = ("image_mean", "image_std", "resample", "size")
+        frames = {key: images[key] for key in shared if key in images}
+        video: dict[str, Any] = {
+            "video_processor_type": "LlavaOnevisionVideoProcessor",
+            "do_sample_frames": False,
+            **frames,
+        }
         write_json(folder / "video_preprocessor_config.json", video)
     if chat_template is not None:
         (folder / "chat_template.jinja").write_text(chat_template, encoding="utf-8")

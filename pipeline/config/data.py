@@ -20,7 +20,7 @@ class DataConfig(Section):
 
     shards: Annotated[tuple[str, ...], Fixed] = ()
     """Shard paths or URLs (file, s3, gs); globs, `{000000..000007}` ranges and folders of *.tar are expanded."""
-    sources: Annotated[dict[SourceName, SourceConfig], Fixed, Field(default_factory=dict)]
+    sources: Annotated[dict[SourceName, SourceConfig], Fixed] = Field(default_factory=dict)
     """Instead of `shards`, a mix: name -> {shards, weight or epochs}. Without either, shares follow the sizes."""
     mix_temperature: Annotated[float, Fixed, Field(ge=1, allow_inf_nan=False)] = 1.0
     """Shares proportional to size ** (1 / temperature): 1 follows the sizes, larger values favour small sources."""

@@ -19,8 +19,8 @@ from pipeline.demo.shards import DemoSizes, ensure_demo_shards, new_combination_
 from pipeline.evaluation.questions import EvaluationSample, read_evaluation_samples
 from pipeline.evaluation.run import EvaluationSettings, evaluate
 from pipeline.evaluation.scores import Answer, Evaluation
-from pipeline.model_folder import OpenedModel, assemble_model, find_projector, open_model
 from pipeline.model_facts import load_tokenizer
+from pipeline.model_folder import OpenedModel, assemble_model, find_projector, open_model
 from pipeline.shards.index import build_index
 from pipeline.training.launch import TrainingResult, run_training
 

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -7,9 +8,9 @@ from torch import nn
 from model.adapter import load_projector, projector_state, read_adapter, write_projector
 
 
-def projector(width: int = 5, *, newline: float | None = None) -> nn.Module:
+def projector(width: int = 5, *, newline: float | None = None) -> Any:
     """A decoder body with nothing but what projector pretraining learns."""
-    body = nn.Module()
+    body: Any = nn.Module()
     body.mm_projector = nn.Sequential(nn.Linear(3, width), nn.GELU(), nn.Linear(width, width))
     body.image_newline = None if newline is None else nn.Parameter(torch.full((width,), newline))
     return body

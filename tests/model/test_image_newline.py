@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Literal, cast
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ def test_newline_of_every_backbone_is_saved_and_loaded(kind: str, tower_path: st
 def test_newline_that_a_checkpoint_lacks_is_drawn_not_left_as_memory_was(tiled: LlavaModel, tmp_path: Path) -> None:
     state = {name: tensor for name, tensor in tiled.state_dict().items() if "image_newline" not in name}
     save_llava(tiled, tmp_path, state)
-    model, info = LlavaLlamaForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    model, info = cast(Any, LlavaLlamaForCausalLM).from_pretrained(tmp_path, output_loading_info=True)
     assert info["missing_keys"] == {"model.image_newline"}
     newline = model.get_model().image_newline
     assert 0.3 < float(newline.std() * WIDTH**0.5) < 2
@@ -51,8 +52,9 @@ def test_newline_goes_with_the_projector_and_learns_in_both_stages(
     path = save_projector(tiled, tmp_path)
     again = build_llava(llama_path, tower_path, patch_merge="spatial_unpad", projector_path=path)
     assert torch.equal(again.get_model().image_newline, tiled.get_model().image_newline)
-    for stage in ("pretrain", "finetune"):
-        set_trainable(again, stage)  # type: ignore[arg-type]
+    stages: tuple[Literal["pretrain", "finetune"], ...] = ("pretrain", "finetune")
+    for stage in stages:
+        set_trainable(again, stage)
         assert again.get_model().image_newline.requires_grad
     with pytest.raises(ValueError, match="unexpected image_newline"):
         build_llava(llama_path, tower_path, projector_path=path)
@@ -94,7 +96,7 @@ def test_single_tiles_need_no_sizes(tiled: LlavaModel) -> None:
 
 
 def test_generate_with_tiles_continues_what_forward_says(tiled: LlavaModel) -> None:
-    prompt, given = torch.tensor([[1, X, 2]]), {"images": [random_images(3)], "image_sizes": [(60, 20)]}
+    prompt, given = torch.tensor([[1, X, 2]]), dict[str, Any](images=[random_images(3)], image_sizes=[(60, 20)])
     with torch.no_grad():
         first = tiled(prompt, **given).logits[0, -1].argmax()
     new = tiled.generate(prompt, **given, max_new_tokens=3, do_sample=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -48,8 +50,8 @@ class Parrot(LlamaForCausalLM):
 
     script: list[int]
 
-    def forward(self, *args: object, **kwargs: object) -> object:  # type: ignore[override]
-        out = super().forward(*args, **kwargs)  # type: ignore[arg-type]
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        out: Any = super().forward(*args, **kwargs)
         out.logits[:, -1] = torch.nn.functional.one_hot(torch.tensor(self.script.pop(0)), self.vocab_size).float()
         return out
 
@@ -59,7 +61,7 @@ def test_generation_stops_there_and_the_end_is_not_part_of_the_answer(name: str,
     config = LlamaConfig(
         vocab_size=len(TOKENIZER), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2
     )
-    model = Parrot(config)
+    model: Any = Parrot(config)
     model.script = TOKENIZER(said, add_special_tokens=False).input_ids
     ending = ending_of(TEMPLATES[name], TOKENIZER)
     embeds = torch.zeros(1, 3, 8)
