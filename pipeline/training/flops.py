@@ -13,11 +13,12 @@ from typing import Final
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from model.joined_towers import JoinedTowers
 from model.tower_builder import AnyTower
+from model.vision_tower import VisionTower
 from model.weights import LlavaModel
 from pipeline.training.metrics import StepCounts
 
@@ -113,13 +114,22 @@ def _passes(layer: nn.Linear) -> int:
 
 
 def _tower_forward(tower: AnyTower) -> int:
-    """Count the operations of one image on tensors without content."""
+    """Count the operations of one image, on a twin without weights: a sharded tower may not run before its root."""
     with (
         torch.no_grad(),
         torch.compiler.set_stance("force_eager"),
         sdpa_kernel(SDPBackend.MATH),  # not every device's own kernel is known to the counter
-        FakeTensorMode(allow_non_fake_inputs=True),
+        torch.device("meta"),
         FlopCounterMode(display=False) as counter,
     ):
-        tower(torch.empty(1, 3, tower.input_size, tower.input_size, dtype=tower.dtype, device=tower.device))
+        _twin_of(tower)(torch.empty(1, 3, tower.input_size, tower.input_size))
     return int(counter.get_total_flops())
+
+
+def _twin_of(tower: AnyTower) -> AnyTower:
+    if isinstance(tower, JoinedTowers):
+        twin: AnyTower = JoinedTowers([VisionTower(one.spec, one.config) for one in tower.members], tower.stats)
+    else:
+        twin = VisionTower(tower.spec, tower.config)
+    twin.build()
+    return twin
