@@ -208,7 +208,8 @@ def set_trainable(model: LlavaModel, stage: Stage) -> None:
     """
     if stage not in ("pretrain", "finetune"):
         raise ValueError(f"stage is {stage!r}; known: pretrain, finetune")
-    model.requires_grad_(stage == "finetune")
+    for parameter in model.parameters():
+        parameter.requires_grad_(stage == "finetune" and parameter.is_floating_point())  # bytes cannot learn
     for parameter in projector_parameters(model):
         parameter.requires_grad_(True)
     _tower(model).set_frozen(True)

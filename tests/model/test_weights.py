@@ -142,6 +142,14 @@ def test_set_trainable_pretrain_with_start_end_includes_input_embeddings(llava: 
     assert not llava.lm_head.weight.requires_grad
 
 
+def test_set_trainable_leaves_quantised_bytes_alone(llava: LlavaLlamaForCausalLM) -> None:
+    norm = llava.model.norm
+    norm.weight = torch.nn.Parameter(torch.zeros(5, dtype=torch.uint8), requires_grad=False)
+    set_trainable(llava, "finetune")
+    assert not norm.weight.requires_grad
+    assert llava.lm_head.weight.requires_grad
+
+
 def test_set_trainable_unknown_stage_refuses(llava: LlavaLlamaForCausalLM) -> None:
     with pytest.raises(ValueError, match="stage is 'both'; known: pretrain, finetune"):
         set_trainable(llava, "both")  # type: ignore[arg-type]
