@@ -1,4 +1,4 @@
-"""Rank-steps: everything one rank needs for one optimizer step, built from the plan and read back from bytes.
+"""Rank-steps: everything one rank needs for one optimizer step, built from the plan.
 
 Building is a pure function of (source, step, rank, number of ranks), so any process on any machine can do it and a
 retry gives the same bytes. Ray Data executes it on a cluster (`pipeline.stream`), a torch DataLoader on one machine.
@@ -12,15 +12,12 @@ image size in pixels.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -145,22 +142,6 @@ def _encode_once(encoder: SampleEncoder) -> EncodeImage:
         return known[key]
 
     return encode_image
-
-
-def to_bytes(rank_step: RankStep) -> bytes:
-    """Serialise a rank-step in the safetensors layout: one flat buffer, no pickle."""
-    facts = {"step": rank_step.step, "rank": rank_step.rank, "checksum": rank_step.checksum}
-    facts_json = json.dumps({**facts, "rejected": rank_step.rejected}).encode()
-    tensors = {name: value for name, value in rank_step._asdict().items() if isinstance(value, Tensor)}
-    return save_tensors({**tensors, "facts": torch.frombuffer(bytearray(facts_json), dtype=torch.uint8)})
-
-
-def from_bytes(payload: bytes) -> RankStep:
-    """Read what `to_bytes` wrote."""
-    tensors: dict[str, Any] = load_tensors(payload)
-    facts = json.loads(tensors.pop("facts").numpy().tobytes())
-    rejected = tuple(Rejected(*entry) for entry in facts.pop("rejected"))
-    return RankStep(**facts, **tensors, rejected=rejected)
 
 
 class PlanMismatchError(RuntimeError):

@@ -36,7 +36,7 @@ _NO_PROGRESS_TIMEOUT_S = 300
 
 @dataclass(frozen=True)
 class RankStepBuilder:
-    """Map function of the stream: row numbers in, serialised rank-steps out, one per block."""
+    """Map function of the stream: row numbers in, rank-steps out, one per block."""
 
     source: ray.ObjectRef[BatchSource]
     start_step: int
@@ -47,14 +47,14 @@ class RankStepBuilder:
     def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
         """Build the rank-steps of `rows` (column `id`, int64), yielding each as soon as it is ready."""
         _import_loader()
-        from pipeline.loader import build_rank_step, to_bytes
+        from pipeline.loader import build_rank_step
+        from pipeline.transport import to_row
 
         source = dataclasses.replace(_fetch(self.source), refused=self.refused, marks=self.marks)
         for row in rows["id"].to_pylist():
             step, rank = divmod(row, self.num_ranks)
             plan = source.plan.split(self.start_step + step, self.num_ranks)[rank]
-            payload = pa.array([to_bytes(build_rank_step(source, plan))], type=pa.large_binary())
-            yield pa.table({"payload": payload})
+            yield to_row(build_rank_step(source, plan))
 
 
 @functools.lru_cache(maxsize=1)
@@ -160,13 +160,14 @@ def iterate_stream(
         PlanMismatchError: a row is not the one this rank must train next.
         RuntimeError: the stream ended before the run did.
     """
-    from pipeline.loader import from_bytes, verify
+    from pipeline.loader import verify
+    from pipeline.transport import from_row
 
     batches = shard.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=prefetch_steps)
-    payloads = (value.as_buffer().to_pybytes() for batch in batches for value in batch["payload"])
+    rows = (batch.slice(idx, 1) for batch in batches for idx in range(batch.num_rows))
     step = start_step
-    for step, payload in enumerate(payloads, start=start_step):
-        yield verify(from_bytes(payload), source.plan.split(step, num_ranks)[rank])
+    for step, row in enumerate(rows, start=start_step):
+        yield verify(from_row(row), source.plan.split(step, num_ranks)[rank])
     if step + 1 != source.plan.total_steps:
         raise RuntimeError(
             f"rank {rank}: the data stream ended after step {step}, the run has {source.plan.total_steps} steps; "

@@ -1,8 +1,13 @@
-"""How the suite is spread over processes when it runs in several (pytest-xdist)."""
+"""What holds for the whole suite: no limits of time per example, and how tests are spread over processes."""
 
 from __future__ import annotations
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How fast a machine is must not decide whether a test passes.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -25,7 +25,7 @@ from model.resolution import Resolution
 from pipeline.benchmark.data_rate import encode_jpeg, train_tokenizer
 from pipeline.benchmark.shapes import IMAGE_MEAN, IMAGE_STD
 from pipeline.crashes.marks import WorkMarks
-from pipeline.loader import BatchSource, from_bytes, iterate_locally, verify
+from pipeline.loader import BatchSource, iterate_locally, verify
 from pipeline.plan.epochs import EpochOrder
 from pipeline.plan.plan import Plan, check_lengths
 from pipeline.plan.sources import Sources
@@ -36,6 +36,7 @@ from pipeline.samples.schema import parse_sample
 from pipeline.shards.index import build_index
 from pipeline.shards.writer import write_shards
 from pipeline.stream import build_dataset
+from pipeline.transport import from_row
 
 _WORKERS = 2
 _BATCH = 32
@@ -170,9 +171,9 @@ def _ours_on_ray(source: BatchSource, epoch: int, folder: Path) -> Iterator[int]
         marks=WorkMarks(folder / "marks"),
     )
     batches = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=_PREFETCH)
-    payloads = (value.as_buffer().to_pybytes() for batch in batches for value in batch["payload"])
-    for step, payload in enumerate(payloads, start=epoch * steps):
-        yield len(verify(from_bytes(payload), source.plan.split(step, 1)[0]).sample_ids)
+    rows = (batch.slice(idx, 1) for batch in batches for idx in range(batch.num_rows))
+    for step, row in enumerate(rows, start=epoch * steps):
+        yield len(verify(from_row(row), source.plan.split(step, 1)[0]).sample_ids)
 
 
 def _ours_locally(source: BatchSource, epoch: int) -> Iterator[int]:

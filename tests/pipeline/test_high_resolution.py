@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from model.feature_layout import layout_of
 from model.resolution import ImageView, read_resolution
 from model.weights import LlavaModel, build_llava
-from pipeline.loader import BatchSource, RankStep, build_rank_step, from_bytes, to_bytes
+from pipeline.loader import BatchSource, RankStep, build_rank_step
 from pipeline.plan.plan import Plan, build_plan
 from pipeline.samples.encode import SampleEncoder
 from pipeline.samples.fit import ImageSpec
@@ -23,6 +23,7 @@ from pipeline.samples.lengths import build_token_columns
 from pipeline.samples.read import read_sample
 from pipeline.shards.index import ShardIndex, build_index
 from pipeline.training.batches import prepare
+from pipeline.transport import from_row, to_row
 from tests.model.tiny import save_tiny_tower, tiny_backbone_config
 from tests.pipeline.samples.toy_tokenizers import build_tokenizer
 from tests.pipeline.shards.archives import png, write_tar
@@ -67,7 +68,7 @@ def make_source(samples: list[Sizes], encoder: SampleEncoder, folder: Path) -> t
 
 
 def rank_step_of(source: BatchSource, plan: Plan) -> RankStep:
-    return from_bytes(to_bytes(build_rank_step(source, plan.split(0, 1)[0])))
+    return from_row(to_row(build_rank_step(source, plan.split(0, 1)[0])))
 
 
 @pytest.fixture(scope="module")
