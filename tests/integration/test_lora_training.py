@@ -16,8 +16,8 @@ from model.lora import merge_lora
 from pipeline.config import ConfigError, load_config
 from pipeline.export import export_model
 from pipeline.merge import merge_model
-from pipeline.model_folder import join_parts, open_model
 from pipeline.model_facts import load_tokenizer
+from pipeline.model_folder import join_parts, open_model
 from pipeline.training.launch import run_training
 from tests.integration.conftest import WEIGHTS, WriteConfig
 from tests.integration.runs import losses, weights

@@ -14,8 +14,8 @@ from pipeline.demo.backbone_folders import LANGUAGE_MODEL, TOWER
 from pipeline.demo.shards import DemoSizes, write_demo_shards
 from pipeline.evaluation.questions import EvaluationSample, read_evaluation_samples
 from pipeline.evaluation.run import EvaluationSettings, evaluate
-from pipeline.model_folder import OpenedModel
 from pipeline.model_facts import load_tokenizer
+from pipeline.model_folder import OpenedModel
 from pipeline.samples.encode import SampleEncoder
 from pipeline.samples.fit import ImageSpec
 from pipeline.shards.index import build_index
