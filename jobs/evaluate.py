@@ -35,8 +35,8 @@ def run(
     """Measure a model; every figure also with blanked images: what stays right was not read off an image."""
     from pipeline.evaluation.questions import read_evaluation_samples
     from pipeline.evaluation.run import EvaluationSettings, evaluate
-    from pipeline.model_folder import open_model
     from pipeline.model_facts import load_tokenizer
+    from pipeline.model_folder import open_model
     from pipeline.shards.index import build_index
     from pipeline.shards.storage import expand_shards
 

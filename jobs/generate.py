@@ -36,8 +36,8 @@ def run(
     images = [_read_image(path) for path in image or []]
     conversation = build_conversation(question, len(images))
 
-    from pipeline.model_folder import open_model
     from pipeline.model_facts import load_tokenizer
+    from pipeline.model_folder import open_model
 
     opened = open_model(model, device)
     text = answer(opened, load_tokenizer(tokenizer_source(model)), conversation, images, max_new_tokens)
