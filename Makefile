@@ -25,6 +25,11 @@ demo: $(VENV)/runtime.stamp ## Train a small LLaVA on generated scenes, show wha
 test: $(VENV)/dev.stamp ## Run the tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadgroup
 
+.PHONY: test-extras
+test-extras: $(VENV)/dev.stamp ## Install the optional libraries that tests do without, and test what needs them
+	@$(PIP_INSTALL) -e '.[dev,lora,eightbit]'
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/extras
+
 .PHONY: lint
 lint: $(VENV)/dev.stamp ## Check style, types and layering
 	@$(BIN)/ruff check $(SOURCES)
@@ -59,7 +64,7 @@ ci: ## Everything that must pass before a merge, as one command
 .PHONY: lock
 lock: ## Resolve the newest allowed versions in a fresh environment and rewrite constraints.txt
 	@rm -rf $(VENV)-lock && $(PYTHON) -m venv $(VENV)-lock
-	@$(VENV)-lock/bin/python -m pip install --quiet --root-user-action=ignore -e '.[dev,lora]'
+	@$(VENV)-lock/bin/python -m pip install --quiet --root-user-action=ignore -e '.[dev,lora,qlora,eightbit]'
 	@{ grep '^#' constraints.txt; \
 	   $(VENV)-lock/bin/python -m pip freeze --exclude-editable | sed 's/+[A-Za-z0-9.]*$$//'; } > constraints.new
 	@mv constraints.new constraints.txt && rm -rf $(VENV)-lock

@@ -39,7 +39,7 @@ def imported_packages(folder: str) -> Iterator[tuple[str, Path]]:
 
 @pytest.mark.parametrize(
     ("folder", "groups"),
-    [("model", ("lora", "flash")), ("pipeline", ("lora",)), ("jobs", ()), ("tests", ("dev", "lora"))],
+    [("model", ("lora", "flash")), ("pipeline", ("lora", "eightbit")), ("jobs", ()), ("tests", ("dev", "lora"))],
 )
 def test_imports_of_each_folder_are_declared(folder: str, groups: tuple[str, ...]) -> None:
     distributions = importlib.metadata.packages_distributions()

@@ -42,6 +42,8 @@ class TrainingConfig(Section):
     """Arithmetic of forward and backward; bfloat16 keeps frozen weights in bfloat16 too."""
     master_dtype: Annotated[Literal["float32", "bfloat16"], Fixed] = "float32"
     """Storage type of what learns and of its optimizer state; bfloat16 halves memory and rounds stochastically."""
+    optimizer: Annotated[Literal["adamw", "adamw_8bit"], Fixed] = "adamw"
+    """`adamw_8bit` keeps the moments in 8 bits (bitsandbytes, extra `eightbit`): 2 bytes per parameter instead of 8."""
     sharding: Annotated[Literal["none", "fsdp"], Free] = "none"
     """`none` replicates the model on each worker; `fsdp` shards parameters, gradients and optimizer state (FSDP2)."""
     gradient_checkpointing: Annotated[bool | Literal["selective"], Free] = False
@@ -57,6 +59,16 @@ class TrainingConfig(Section):
     def _check_options(self) -> Self:
         if self.cpu_offload and self.sharding != "fsdp":
             raise ValueError("training.cpu_offload needs training.sharding=fsdp; set it, or leave cpu_offload out")
+        if self.optimizer == "adamw_8bit" and self.sharding == "fsdp":
+            raise ValueError(
+                "training.optimizer=adamw_8bit cannot be sharded, its scales belong to whole tensors; set "
+                "training.sharding=none or training.optimizer=adamw"
+            )
+        if self.optimizer == "adamw_8bit" and self.master_dtype == "bfloat16":
+            raise ValueError(
+                "training.optimizer=adamw_8bit rounds to nearest, which loses most updates of bfloat16 weights; set "
+                "training.master_dtype=float32 or training.optimizer=adamw"
+            )
         steps = self.profile_steps
         if steps is not None and not 0 <= steps[0] <= steps[1]:
             raise ValueError(

@@ -49,7 +49,8 @@ def _candidates(config: ExperimentConfig, num_ranks: int) -> Iterator[dict[str, 
     training = config.training
     if config.cluster.use_gpu and not training.compile:
         yield {"compile": True}
-    if num_ranks > 1 and training.sharding == "none" and config.lora.quantize_base is None:
+    is_plain = training.optimizer == "adamw"  # 8-bit AdamW goes with neither shards nor bfloat16 weights
+    if num_ranks > 1 and training.sharding == "none" and config.lora.quantize_base is None and is_plain:
         yield {"sharding": "fsdp"}
     smaller = max(config.data.max_length, training.micro_batch_tokens // 2)
     if smaller < training.micro_batch_tokens:
@@ -58,7 +59,7 @@ def _candidates(config: ExperimentConfig, num_ranks: int) -> Iterator[dict[str, 
         yield {"gradient_checkpointing": "selective"}
     if training.gradient_checkpointing is not True:
         yield {"gradient_checkpointing": True}
-    if config.stage == "finetune" and training.master_dtype == "float32":
+    if config.stage == "finetune" and training.master_dtype == "float32" and is_plain:
         yield {"master_dtype": "bfloat16"}
 
 

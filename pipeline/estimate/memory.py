@@ -19,6 +19,8 @@ from pipeline.config import ExperimentConfig, TrainingConfig
 
 _BYTES: Final = {"float32": 4, "bfloat16": 2}
 _QUANTIZED_BYTES: Final = {"nf4": 0.52, "int8": 1.01}  # with their scales
+_QUANTIZED_MOMENT_NUMEL: Final = 4096
+"""Moments of smaller tensors stay in float32 in 8-bit AdamW; larger ones have a float32 scale per 256 elements."""
 _VIT_WIDTHS: Final = 12
 """Elements that a layer of a ViT makes per patch, in widths: attention, norms and a fourfold MLP."""
 _CLOSING: Final = ("o_proj", "out_proj", "down_proj")
@@ -111,13 +113,21 @@ def estimate_memory(
     return MemoryEstimate(
         weights=on_device * _weight_bytes(model, config) // shards + whole,
         gradients=on_device * trained * master // shards,
-        optimizer=on_device * 2 * trained * master // shards,
+        optimizer=on_device * _optimizer_bytes(model, training) // shards,
         casts=_cast_bytes(model, training, shards, compute, master),
         activations=_activation_bytes(model, training, micro_batch_tokens, compute),
         loss=_loss_bytes(model, compute),
         vision=_vision_bytes(model, training, compute),
         runtime=_RUNTIME_BYTES[config.cluster.use_gpu],
     )
+
+
+def _optimizer_bytes(model: LlavaModel, training: TrainingConfig) -> int:
+    """Return the bytes of both moments of everything that learns."""
+    sizes: list[int] = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
+    if training.optimizer == "adamw":
+        return 2 * sum(sizes) * _BYTES[training.master_dtype]
+    return 2 * sum(size + size // 64 if size >= _QUANTIZED_MOMENT_NUMEL else 4 * size for size in sizes)
 
 
 def _weight_bytes(model: LlavaModel, config: ExperimentConfig) -> int:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
+from typing import Any, Final
 
 import torch
 from torch import nn
 
-from pipeline.config import TrainingConfig
+from pipeline.config import ConfigError, TrainingConfig
 from pipeline.training.stochastic_adamw import StochasticAdamW
 
 _TOWER_MARK = "vision_tower."
 _PROJECTOR_MARKS = ("mm_projector", "image_newline")
 _BETAS = (0.9, 0.999)
 _EPS = 1e-8
+_EIGHT_BIT_PACKAGE: Final = "bitsandbytes"
 
 
-def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
+def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
     """Build AdamW (0.9, 0.999, 1e-8) over what requires gradients.
 
     Groups are {decay, no decay} x {base, projector, vision tower}, joined where rates are equal, as in LLaVA's
@@ -26,6 +29,7 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Ada
 
     Raises:
         ValueError: nothing requires gradients.
+        ConfigError: `optimizer: adamw_8bit` without its library.
     """
     exempt = _exempt_from_decay(model)
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
@@ -38,9 +42,27 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Ada
         {"params": parameters, "peak_lr": peak_lr, "weight_decay": 0.0 if is_exempt else config.weight_decay}
         for (peak_lr, is_exempt), parameters in sorted(groups.items(), key=lambda entry: entry[0])
     ]
+    if config.optimizer == "adamw_8bit":
+        return _eight_bit_adamw(described, config)
     if config.master_dtype == "bfloat16":
         return StochasticAdamW(described, lr=config.learning_rate, betas=_BETAS, eps=_EPS, compiled=config.compile)
     return torch.optim.AdamW(described, lr=config.learning_rate, betas=_BETAS, eps=_EPS, fused=True)
+
+
+def _eight_bit_adamw(groups: list[dict[str, Any]], config: TrainingConfig) -> torch.optim.Optimizer:
+    """Build bitsandbytes' AdamW: moments in 8 bits with a scale for every 256, those of small tensors in float32.
+
+    Source: Dettmers et al., "8-bit Optimizers via Block-wise Quantization", ICLR 2022.
+    """
+    if importlib.util.find_spec(_EIGHT_BIT_PACKAGE) is None:
+        raise ConfigError(
+            f"training.optimizer=adamw_8bit needs {_EIGHT_BIT_PACKAGE}, which is not installed; install "
+            "ray-llava[eightbit], or set training.optimizer=adamw"
+        )
+    from bitsandbytes.optim import AdamW8bit
+
+    optimizer: torch.optim.Optimizer = AdamW8bit(groups, lr=config.learning_rate, betas=_BETAS, eps=_EPS)
+    return optimizer
 
 
 def _peak_lr(name: str, config: TrainingConfig) -> float:

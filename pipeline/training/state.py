@@ -90,12 +90,12 @@ def _own_piece(tensor: Tensor, *, own_shards: bool, is_first: bool) -> Piece | N
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """Return every tensor of the optimizer's state as `MOMENT.PARAMETER`."""
+    """Return every tensor and every integer of the optimizer's state as `MOMENT.PARAMETER`."""
     return {
-        f"{moment}.{name}": value
+        f"{moment}.{name}": value if isinstance(value, Tensor) else torch.tensor(value)
         for name, parameter in parameters.items()
         for moment, value in optimizer.state[parameter].items()
-        if isinstance(value, Tensor)
+        if isinstance(value, Tensor | int)
     }
 
 
@@ -129,6 +129,14 @@ def restore(model: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Chec
         targets[key] = _empty_moment(moment, spec, parameters[name], optimizer)
         optimizer.state[parameters[name]][moment] = targets[key]
     checkpoint.load_into(targets)
+    _restore_integers(optimizer)
+
+
+def _restore_integers(optimizer: torch.optim.Optimizer) -> None:
+    """Bring step counters back that were no tensors: the library of 8-bit AdamW counts in integers, torch in floats."""
+    for state in optimizer.state.values():
+        if _STEP_COUNTER in state and state[_STEP_COUNTER].dtype == torch.int64:
+            state[_STEP_COUNTER] = int(state[_STEP_COUNTER])
 
 
 def _empty_moment(

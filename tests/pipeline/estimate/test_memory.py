@@ -14,6 +14,7 @@ from pipeline.estimate.devices import device_named
 from pipeline.estimate.memory import estimate_memory
 
 GIB = 2**30
+OPTIMIZERS = ("adamw", "adamw_8bit")
 
 
 def skeleton(shape: str, stage: Any) -> LlavaModel:
@@ -64,6 +65,19 @@ def test_estimate_of_sharded_ranks_divides_what_is_sharded() -> None:
     assert eight.optimizer == 2 * eight.gradients
     assert one.weights // 8 < eight.weights < one.weights // 6  # the frozen tower stays whole
     assert eight.activations == one.activations
+
+
+def test_estimate_of_eight_bit_moments_is_a_quarter_and_their_scales() -> None:
+    model = skeleton("7b", "finetune")
+    whole, ours = (estimate_memory(model, make_config("finetune", optimizer=name), 1, 7919) for name in OPTIMIZERS)
+    assert ours.optimizer / whole.optimizer == pytest.approx((1 + 4 / 256) / 4, rel=1e-3)  # norms stay in float32
+    assert ours.total - ours.optimizer == whole.total - whole.optimizer
+
+
+def test_changes_that_fit_to_eight_bit_moments_keep_them_possible() -> None:
+    model, small = skeleton("7b", "finetune"), device_named("NVIDIA GeForce RTX 4090")
+    config = make_config("finetune", optimizer="adamw_8bit")
+    assert changes_that_fit(model, config, 16, 16384, small.usable_bytes) == []  # neither shards nor bfloat16 weights
 
 
 def test_changes_that_fit_are_the_single_ones_that_would_do_else_the_first_ones_together() -> None:

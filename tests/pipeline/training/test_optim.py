@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.config import TrainingConfig
+from pipeline.config import ConfigError, TrainingConfig
 from pipeline.training.optim import build_optimizer, learning_rate_factor, set_learning_rate
 
 
@@ -46,6 +46,21 @@ def test_build_optimizer_groups_follow_the_published_recipe() -> None:
 def test_build_optimizer_nothing_to_train_is_refused() -> None:
     with pytest.raises(ValueError, match="no parameter requires gradients"):
         build_optimizer(Tiny().requires_grad_(False), config())
+
+
+def test_build_optimizer_eight_bit_without_its_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.training.optim._EIGHT_BIT_PACKAGE", "no_such_package")
+    with pytest.raises(ConfigError, match=r"needs no_such_package, .* install ray-llava\[eightbit\]"):
+        build_optimizer(Tiny(), config(optimizer="adamw_8bit"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"sharding": "fsdp"}, "cannot be sharded"), ({"master_dtype": "bfloat16"}, "rounds to nearest")],
+)
+def test_eight_bit_optimizer_with_what_it_cannot_do_is_refused(changes: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config(optimizer="adamw_8bit", **changes)
 
 
 def test_learning_rate_factor_warms_up_linearly_then_follows_a_cosine_to_zero() -> None:
