@@ -1,6 +1,7 @@
 """`python -m jobs.data_benchmark --out results.json`: rates, memory and scale of the data side, all sides in one run.
 
-mosaicml-streaming takes part when it is installed; it is no dependency. Results are written as soon as they exist.
+Needs the extra `bench`. mosaicml-streaming takes part when it is installed; it is no dependency. Results are written
+as soon as they exist.
 """
 
 from __future__ import annotations
