@@ -16,7 +16,7 @@ def test_request_is_named_after_verb_and_run_so_that_a_resubmission_has_the_same
     request = build_request(arguments, python="/opt/python", working_dir="w", env=["A=b=c"], environment={})
     assert request.name == "ray-llava-pretrain-second-try"
     assert request.entrypoint.startswith("/opt/python -m jobs pretrain -c nlvr_pretrain 'data.shards=[a.tar]' ")
-    assert request.env_vars == {"PYTHONUNBUFFERED": "1", "A": "b=c"}
+    assert request.env_vars == {"PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": "120", "A": "b=c"}
     assert request.working_dir == "w"
 
 
