@@ -43,7 +43,7 @@ class TrainingConfig(Section):
     master_dtype: Annotated[Literal["float32", "bfloat16"], Fixed] = "float32"
     """Storage type of what learns and of its optimizer state; bfloat16 halves memory and rounds stochastically."""
     optimizer: Annotated[Literal["adamw", "adamw_8bit"], Fixed] = "adamw"
-    """`adamw_8bit`: moments in 8 bits (bitsandbytes, extra `eightbit`), 2 bytes per parameter, not 8; updates are slower."""
+    """`adamw_8bit`: moments of 2 bytes per parameter, not 8 (bitsandbytes, extra `eightbit`); updates are slower."""
     sharding: Annotated[Literal["none", "fsdp"], Free] = "none"
     """`none` replicates the model on each worker; `fsdp` shards parameters, gradients and optimizer state (FSDP2)."""
     gradient_checkpointing: Annotated[bool | Literal["selective"], Free] = False
