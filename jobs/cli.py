@@ -13,6 +13,7 @@ import typer
 from rich.markup import escape
 
 from jobs import (
+    cache_features,
     convert,
     demo,
     doctor,
@@ -46,6 +47,7 @@ app.command("index")(index.run)
 app.command("doctor")(doctor.run)
 app.command("inspect")(inspect.run)
 app.command("plan")(plan.run)
+app.command("cache-features")(cache_features.run)
 app.command("generate")(generate.run)
 app.command("export")(export.run)
 app.command("merge")(merge.run)

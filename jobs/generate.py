@@ -94,14 +94,14 @@ def answer(
     roles = encoder.resolution.roles(len(images), is_video=False)
     encoded = [encoder.encode_image(data, role) for data, role in zip(images, roles, strict=True)]
     tiles = [
-        normalize_pixels(torch.from_numpy(pixels).to(model.device), pixel_stats_of(model.config), model.dtype)
-        for _, pixels in encoded
+        normalize_pixels(torch.from_numpy(image.pixels).to(model.device), pixel_stats_of(model.config), model.dtype)
+        for image in encoded
     ]
     with torch.inference_mode():
         new_ids = model.generate(
             ids,
             images=tiles or None,
-            image_sizes=[view for view, _ in encoded] or None,
+            image_sizes=[image.view for image in encoded] or None,
             max_new_tokens=max_new_tokens,
             do_sample=False,
             **ending.generation_options(tokenizer),

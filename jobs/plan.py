@@ -14,6 +14,7 @@ from jobs.console import output_console
 from pipeline.config import ExperimentConfig
 
 if TYPE_CHECKING:  # torch takes seconds to load; config errors need not wait for it
+    from model.weights import LlavaModel
     from pipeline.estimate.devices import Device
     from pipeline.estimate.forecast import Forecast
     from pipeline.estimate.work import PlannedWork
@@ -49,6 +50,7 @@ def run(
     from pipeline.estimate.forecast import forecast
     from pipeline.estimate.skeleton import build_skeleton
     from pipeline.estimate.work import measure_work
+    from pipeline.feature_cache.opening import with_cached_features
     from pipeline.indexed_data import index_data
     from pipeline.inspect.sample_view import Inspected
     from pipeline.loader import BatchSource
@@ -57,7 +59,7 @@ def run(
     encoder, model = build_encoder(experiment), build_skeleton(experiment)
     data = index_data(experiment, encoder, console=console)
     plan = plan_run(experiment, data, encoder)
-    work = measure_work(Inspected(data.index, data.tokens, encoder), plan, model, experiment.training)
+    work = measure_work(Inspected(data.index, data.tokens, encoder), plan, model, experiment)
     console.print(work_table(experiment, plan, work))
     numbers = list(dict.fromkeys([experiment.cluster.max_workers, *(workers or [])]))
     use_gpu = experiment.cluster.use_gpu or device is not None
@@ -66,8 +68,10 @@ def run(
     found = [forecast(planned, model, plan, work, on, ranks) for ranks, on in zip(numbers, devices, strict=True)]
     console.print(forecast_table(found, plan))
     _explain(console, planned, found)
+    _judge_cache(console, planned, model, plan, work, found[0])
     if measure:
-        _measure(console, experiment, BatchSource(plan, data.index, encoder), numbers[0])
+        source = with_cached_features(experiment, BatchSource(plan, data.index, encoder))
+        _measure(console, experiment, source, numbers[0])
 
 
 def work_table(config: ExperimentConfig, plan: "Plan", work: "PlannedWork") -> Table:
@@ -140,6 +144,34 @@ def _explain(console: Console, config: ExperimentConfig, found: "list[Forecast]"
             f"[bold red]{one.packing.num_ranks} workers: out of memory[/] on {one.device.name}, "
             f"{_gib(one.memory.total)} of {_gib(one.device.usable_bytes)}; what fits: {hint}"
         )
+
+
+def _judge_cache(
+    console: Console, config: ExperimentConfig, model: "LlavaModel", plan: "Plan", work: "PlannedWork", on: "Forecast"
+) -> None:
+    """Say whether a cache of the tower's features would pay; nothing where the tower learns."""
+    from pipeline.estimate.feature_cache import describe_cache, estimate_cache
+
+    tower = model.get_vision_tower()
+    if tower is None or not work.tower_flops:
+        return
+    value_bytes = 2 if config.training.precision == "bfloat16" else 4
+    epochs = plan.order.epochs_done(plan.total_steps)
+    is_cached = config.data.feature_cache is not None
+    estimate = estimate_cache(
+        work,
+        is_cached=is_cached,
+        tile_bytes=tower.num_features * tower.hidden_size * value_bytes,
+        num_samples=plan.num_samples,
+        epochs=epochs,
+        num_ranks=on.packing.num_ranks,
+        step_time_s=on.step_time_s,
+    )
+    epoch_time_s = None
+    if on.step_time_s is not None:
+        uncached = on.step_time_s * (1 + work.tower_flops / work.flops_per_step * is_cached)
+        epoch_time_s = uncached * plan.total_steps / epochs
+    console.print(describe_cache(estimate, epoch_time_s))
 
 
 def _measure(console: Console, config: ExperimentConfig, source: "BatchSource", num_ranks: int) -> None:

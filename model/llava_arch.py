@@ -32,7 +32,8 @@ from model.image_slots import ImageSizes, slot_layouts, to_image_slots
 from model.llava_body import LlavaMetaModel
 from model.packed import PackedBatch
 from model.packed_decoder import decode_packed, sum_loss
-from model.pixels import normalize_pixels, pixel_stats_of
+from model.pixels import pixel_stats_of
+from model.tile_encoding import encode_tiles
 from model.tower_builder import AnyTower
 from model.vision_tokens import VisionTokenArgs, add_vision_tokens
 
@@ -84,16 +85,8 @@ class LlavaMetaForCausalLM(_LanguageModel, metaclass=ABCMeta):
         tower = self.get_vision_tower()
         if tower is None:
             raise ValueError("the model has no vision tower; call initialize_vision_modules first")
-        num_tiles = pixels.shape[0]
-        if num_tiles == 0:  # towers fail on empty batches: one dummy tile, then none of it
-            pixels = pixels.new_zeros(1, *pixels.shape[1:])
-        parts = []
-        for part in torch.split(pixels, micro_batch_size or pixels.shape[0]):
-            part = part.to(tower.device, non_blocking=True)
-            if part.dtype == torch.uint8:
-                part = normalize_pixels(part, pixel_stats_of(self.config), tower.dtype)
-            parts.append(cast(Tensor, tower(part)))
-        return torch.cat(parts)[:num_tiles]
+        stats = pixel_stats_of(self.config) if pixels.dtype == torch.uint8 else None
+        return encode_tiles(tower, pixels, stats, micro_batch_size)
 
     def packed_loss(
         self, batch: PackedBatch, image_features: Tensor | None, target_losses: Tensor | None = None

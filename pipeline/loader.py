@@ -11,8 +11,7 @@ image size in pixels.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -24,6 +23,8 @@ from torch.utils.data import DataLoader, Dataset
 from model.resolution import ROLES, Role
 from pipeline.crashes.marks import WorkMarks
 from pipeline.errors import DataError, Reason
+from pipeline.feature_cache.files import image_key
+from pipeline.feature_cache.reading import FeatureCache, FeatureCacheError
 from pipeline.plan.plan import Plan, RankPlan
 from pipeline.samples.encode import EncodedImage, EncodedSample, EncodeImage, SampleEncoder
 from pipeline.samples.read import read_sample
@@ -62,8 +63,15 @@ class RankStep(NamedTuple):
     views: Tensor
     """Height, width (pixels, before cutting) and index into ROLES of each distinct image, int32 `[I, 3]`."""
     pixels: Tensor
-    """uint8 `[U, 3, H, W]`, tiles of all distinct images in order."""
+    """uint8 `[U, 3, H, W]`, tiles of all distinct images in order; none where `features` take their place."""
     rejected: tuple[Rejected, ...]
+    features: Tensor | None = None
+    """Tower features of the tiles `[U, P, V]`, read from a cache; None without one, or without an image."""
+
+    @property
+    def num_tiles(self) -> int:
+        """Tiles U, as pixels or as features."""
+        return len(self.pixels) if self.features is None else len(self.features)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +85,8 @@ class BatchSource:
     """Samples that are not even decoded, since that ends the process, and what is known of them."""
     marks: WorkMarks | None = None
     """Where to mark what is being built; None where a crash is of no interest."""
+    features: FeatureCache | None = None
+    """Where tower features are read in the place of pixels."""
 
 
 def build_rank_step(source: BatchSource, plan: RankPlan) -> RankStep:
@@ -93,7 +103,7 @@ def build_rank_step(source: BatchSource, plan: RankPlan) -> RankStep:
 
 
 def _build(source: BatchSource, plan: RankPlan, ids: list[int]) -> RankStep:
-    encode_image = _encode_once(source.encoder)
+    images_of = _encode_once(source)
     encoded: list[EncodedSample | None] = []
     rejected: list[Rejected] = []
     for sample_id in ids:
@@ -102,7 +112,7 @@ def _build(source: BatchSource, plan: RankPlan, ids: list[int]) -> RankStep:
             rejected.append(Rejected(sample_id, Reason.DECODER_CRASH.value, source.refused[sample_id]))
             continue
         try:
-            encoded.append(source.encoder.encode(read_sample(source.index, sample_id), encode_image))
+            encoded.append(source.encoder.encode(read_sample(source.index, sample_id), images_of(sample_id)))
         except DataError as error:
             encoded.append(None)
             rejected.append(Rejected(sample_id, str(error.reason), str(error)))
@@ -112,6 +122,7 @@ def _build(source: BatchSource, plan: RankPlan, ids: list[int]) -> RankStep:
     number = {id(image): idx for idx, image in enumerate(distinct)}
     size = source.encoder.image_spec.size
     no_text, no_pixels = np.zeros(0, np.int64), np.zeros((0, 3, size, size), np.uint8)
+    features = [image.features for image in distinct if image.features is not None]
     return RankStep(
         step=plan.step,
         rank=plan.rank,
@@ -124,24 +135,43 @@ def _build(source: BatchSource, plan: RankPlan, ids: list[int]) -> RankStep:
         labels=torch.from_numpy(np.concatenate([no_text, *(s.labels for s in usable)]).astype(np.int32)),
         image_ids=torch.tensor([number[id(image)] for image in shown], dtype=torch.int32),
         views=torch.tensor(
-            [(view.height, view.width, ROLES.index(view.role)) for view, _ in distinct], dtype=torch.int32
+            [(image.view.height, image.view.width, ROLES.index(image.view.role)) for image in distinct],
+            dtype=torch.int32,
         ).view(-1, 3),
-        pixels=torch.from_numpy(np.concatenate([no_pixels, *(pixels for _, pixels in distinct)])),
+        pixels=torch.from_numpy(np.concatenate([no_pixels, *(image.pixels for image in distinct)])),
         rejected=tuple(rejected),
+        features=torch.cat(features) if features else None,
     )
 
 
-def _encode_once(encoder: SampleEncoder) -> EncodeImage:
-    """Return `encoder.encode_image` with a memory: equal files in equal roles give the same object."""
-    known: dict[tuple[bytes, Role], EncodedImage] = {}
+def _encode_once(source: BatchSource) -> Callable[[int], EncodeImage]:
+    """Return what encodes the images of a sample, with a memory: equal files in equal roles give the same object."""
+    known: dict[bytes, EncodedImage] = {}
 
-    def encode_image(data: bytes, role: Role) -> EncodedImage:
-        key = hashlib.blake2b(data, digest_size=16).digest(), role
-        if key not in known:
-            known[key] = encoder.encode_image(data, role)
-        return known[key]
+    def images_of(sample_id: int) -> EncodeImage:
+        def encode_image(data: bytes, role: Role) -> EncodedImage:
+            key = image_key(data, role)
+            if key not in known:
+                known[key] = _encode_image(source, sample_id, key, data, role)
+            return known[key]
 
-    return encode_image
+        return encode_image
+
+    return images_of
+
+
+def _encode_image(source: BatchSource, sample_id: int, key: bytes, data: bytes, role: Role) -> EncodedImage:
+    """Decode an image, or read its features; an image without them is only tolerated if it cannot be decoded."""
+    if source.features is None:
+        return source.encoder.encode_image(data, role)
+    shard = source.index.shards[source.index.samples["shard"][sample_id].as_py()]
+    try:
+        view, features = source.features.read(shard, source.index.samples["key"][sample_id].as_py(), key)
+    except FeatureCacheError:
+        source.encoder.encode_image(data, role)  # a defective image is rejected with its own reason, as ever
+        raise
+    size = source.encoder.image_spec.size
+    return EncodedImage(view, np.zeros((0, 3, size, size), np.uint8), features)
 
 
 class PlanMismatchError(RuntimeError):

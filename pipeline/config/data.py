@@ -28,6 +28,8 @@ class DataConfig(Section):
     """[{from_step, weights}]: other weights from announced steps on; on resume only steps to come may change."""
     index_dir: Annotated[str | None, Free] = None
     """Folder of the Parquet index; null puts it under the run folder."""
+    feature_cache: Annotated[str | None, Free] = None
+    """Folder, seen by all machines, that `cache-features` filled with a frozen tower's features; null computes them."""
     template: Annotated[TemplateName, Fixed] = "v1"
     """`plain` for projector pretraining on captions; for instructions the language model's, or `tokenizer`: its own."""
     image_aspect_ratio: Annotated[str, Fixed, Field(pattern=rf"^({ASPECT_RATIO_PATTERN})$")] = "pad"
@@ -54,6 +56,13 @@ class DataConfig(Section):
     """The run does not start when more samples of one shard are unusable; null for no limit."""
     max_rejected_in_a_row: Annotated[int | None, Free, Field(ge=0)] = 100
     """The run does not start when more samples one after the other are unusable; null for no limit."""
+
+    @field_validator("feature_cache")
+    @classmethod
+    def _check_folder(cls, folder: str | None) -> str | None:
+        if folder is not None and "://" in folder:
+            raise ValueError(f"{folder!r} is a URL; features are mapped into memory from a folder, such as /shared/f")
+        return folder
 
     @field_validator("sources")
     @classmethod

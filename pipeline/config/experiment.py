@@ -52,6 +52,11 @@ class ExperimentConfig(Section):
             raise ValueError("lora.rank is set, but stage pretrain trains the projector only; use it with finetune")
         if self.training.vision_tower_lr is not None and self.stage == "pretrain":
             raise ValueError("training.vision_tower_lr is set, but stage pretrain trains the projector only")
+        if self.data.feature_cache is not None and self.training.vision_tower_lr is not None:
+            raise ValueError(
+                "data.feature_cache holds features of a frozen tower, but training.vision_tower_lr trains it; set "
+                "one of them to null"
+            )
         if lora.quantize_base is not None and lora.rank is None:
             raise ValueError(
                 "lora.quantize_base freezes the language model in few bits; set lora.rank to train beside it"
@@ -80,12 +85,18 @@ class ExperimentConfig(Section):
             for name, source in self.data.sources.items()
         }
         index_dir = self.data.index_dir and str(Path(self.data.index_dir).absolute())
+        feature_cache = self.data.feature_cache and str(Path(self.data.feature_cache).absolute())
         parts = self.model
         return self.model_copy(
             update={
                 "run_dir": str(Path(self.run_dir).absolute()),
                 "data": self.data.model_copy(
-                    update={"shards": absolute(self.data.shards), "sources": sources, "index_dir": index_dir}
+                    update={
+                        "shards": absolute(self.data.shards),
+                        "sources": sources,
+                        "index_dir": index_dir,
+                        "feature_cache": feature_cache,
+                    }
                 ),
                 "model": parts.model_copy(
                     update={

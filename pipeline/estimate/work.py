@@ -8,7 +8,7 @@ import numpy as np
 
 from model.resolution import ImageView, Resolution
 from model.weights import LlavaModel
-from pipeline.config import TrainingConfig
+from pipeline.config import ExperimentConfig, TrainingConfig
 from pipeline.inspect.sample_view import Inspected
 from pipeline.plan.plan import Plan
 from pipeline.training.flops import FlopModel
@@ -29,9 +29,11 @@ class PlannedWork(NamedTuple):
     """Of forward and backward, recomputation included."""
     vision_share: float
     """Part of them in tower and projector."""
+    tower_flops: float
+    """FLOPs of a frozen tower per step, counted above or, with a feature cache, saved; 0 when it learns."""
 
 
-def measure_work(data: Inspected, plan: Plan, model: LlavaModel, training: TrainingConfig) -> PlannedWork:
+def measure_work(data: Inspected, plan: Plan, model: LlavaModel, config: ExperimentConfig) -> PlannedWork:
     """Count evenly spread steps of a plan; a few thousand samples say their mean to about a percent."""
     steps = np.unique(np.linspace(0, plan.total_steps - 1, min(plan.total_steps, _MAX_STEPS)).astype(np.int64))
     ids = np.concatenate([plan.samples(int(step)) for step in steps])
@@ -45,9 +47,12 @@ def measure_work(data: Inspected, plan: Plan, model: LlavaModel, training: Train
         pairs=float((lengths * (lengths + 1) / 2).sum()) * share,
         targets=float(data.tokens["num_supervised_tokens"].to_numpy()[ids].sum()) * share,
     )
-    flops = FlopModel.of(model)
-    total = flops.step(counts) + _recomputed(flops, counts, model, training)
-    return PlannedWork(counts, total, flops.per_tile * counts.tiles / total)
+    flops, tower = FlopModel.of(model), model.get_vision_tower()
+    tower_flops = flops.tower_per_tile * counts.tiles if tower is not None and tower.frozen else 0.0
+    if config.data.feature_cache is not None:
+        flops = flops.without_tower()
+    total = flops.step(counts) + _recomputed(flops, counts, model, config.training)
+    return PlannedWork(counts, total, flops.per_tile * counts.tiles / total, tower_flops)
 
 
 def step_time_s(work: PlannedWork, peak_flops: float, num_ranks: int, balance: float, *, compiled: bool) -> float:

@@ -25,6 +25,7 @@ from pipeline.samples.text_tokenizer import Ids, TextTokenizer
 from pipeline.samples.tokenization import EncodedText, encode_prompt, encode_text
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 
@@ -33,7 +34,9 @@ class EncodedImage(NamedTuple):
 
     view: ImageView
     pixels: Pixels
-    """uint8 `[U, 3, P, P]`."""
+    """uint8 `[U, 3, P, P]`; no tiles when their features are known."""
+    features: Tensor | None = None
+    """What the vision tower makes of the tiles, read from a cache; None leaves that to the model."""
 
 
 class EncodedSample(NamedTuple):

@@ -40,12 +40,14 @@ class PreparedStep(NamedTuple):
     step: int
     micro_batches: tuple[MicroBatch, ...]
     pixels: Tensor
-    """uint8 `[U, 3, H, W]` on the device, every distinct tile of the rank-step once."""
+    """uint8 `[U, 3, H, W]` on the device, every distinct tile of the rank-step once; none if features are known."""
     counts: StepCounts
     """What this rank contributes."""
     tally: SourceTally
     """The same by source of the mix."""
     rejected: tuple[Rejected, ...]
+    features: Tensor | None
+    """Tower features of the tiles `[U, P, V]` on the device, read from a cache; None leaves them to be computed."""
 
     @property
     def reasons(self) -> dict[str, int]:
@@ -65,7 +67,7 @@ def prepare(
     pack = partial(_pack, _tiles_of(rank_step, resolution), resolution)
     micro_batches = []
     counts = StepCounts(
-        images=float(sum(num_images)), tiles=float(len(rank_step.pixels)), rejected=float(len(rank_step.rejected))
+        images=float(sum(num_images)), tiles=float(rank_step.num_tiles), rejected=float(len(rank_step.rejected))
     )
     sample_idx = 0
     for batch_size in rank_step.batch_sizes.tolist():
@@ -87,7 +89,8 @@ def prepare(
         )
         sample_idx += batch_size
     pixels = rank_step.pixels.to(device, non_blocking=True)
-    return PreparedStep(rank_step.step, tuple(micro_batches), pixels, counts, tally, rank_step.rejected)
+    features = None if rank_step.features is None else rank_step.features.to(device, non_blocking=True)
+    return PreparedStep(rank_step.step, tuple(micro_batches), pixels, counts, tally, rank_step.rejected, features)
 
 
 class _Tiles(NamedTuple):
@@ -104,8 +107,8 @@ def _tiles_of(rank_step: RankStep, resolution: Resolution) -> list[_Tiles]:
         layout = layout_of(resolution, ImageView(height, width, ROLES[role]))
         found.append(_Tiles(first, layout))
         first += layout.num_tiles
-    if first != len(rank_step.pixels):
-        raise ValueError(f"step {rank_step.step}: {len(rank_step.pixels)} tiles, but its images have {first}")
+    if first != rank_step.num_tiles:
+        raise ValueError(f"step {rank_step.step}: {rank_step.num_tiles} tiles, but its images have {first}")
     return found
 
 

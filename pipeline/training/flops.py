@@ -7,6 +7,7 @@ frozen weights, norms and other elementwise work. MFU = these FLOPs / time / pea
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -70,6 +71,8 @@ class FlopModel:
     """The output head at one supervised position."""
     per_tile: int
     """Tower (forward only) and projector for one tile."""
+    tower_per_tile: int = 0
+    """The tower's part of it."""
 
     @classmethod
     def of(cls, model: LlavaModel) -> FlopModel:
@@ -81,18 +84,24 @@ class FlopModel:
         config, body = model.config, model.get_model()
         head_dim = config.head_dim if hasattr(config, "head_dim") else None
         width = config.num_attention_heads * (head_dim or config.hidden_size // config.num_attention_heads)
-        tower, per_tile = model.get_vision_tower(), 0
+        tower, per_tile, in_tower = model.get_vision_tower(), 0, 0
         if tower is not None:
             first, *rest = [*_linear(body.mm_projector), None]
             unneeded = 0 if first is None else 2 * first.in_features * first.out_features
             projector = sum(_passes(layer) for layer in (first, *rest) if layer is not None) - unneeded
-            per_tile = projector * tower.num_features + _tower_forward(tower) * (1 if tower.frozen else 3)
+            in_tower = _tower_forward(tower) * (1 if tower.frozen else 3)
+            per_tile = projector * tower.num_features + in_tower
         return cls(
             per_token=sum(_passes(layer) for decoder_layer in body.layers for layer in _linear(decoder_layer)),
             per_pair=3 * 4 * width * len(body.layers),
             per_target=_passes(model.lm_head),
             per_tile=per_tile,
+            tower_per_tile=in_tower,
         )
+
+    def without_tower(self) -> FlopModel:
+        """Return the model of steps whose tower features are read from a cache."""
+        return dataclasses.replace(self, per_tile=self.per_tile - self.tower_per_tile, tower_per_tile=0)
 
     def step(self, counts: StepCounts) -> float:
         """Return the FLOPs of an optimizer step."""

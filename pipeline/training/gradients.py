@@ -40,7 +40,7 @@ def accumulate_gradients(session: TrainingSession, prepared: PreparedStep, num_t
     is_frozen = tower is None or tower.frozen
     tile_features = frozen_features(session, prepared) if is_frozen else trained_features(session, prepared)
     for micro_batch in prepared.micro_batches:
-        with _autocast(session.config, device):
+        with autocast(session.config, device):
             features = tile_features(micro_batch)
             target_losses = torch.zeros(micro_batch.target_sources.shape, device=device)
             loss = session.model.packed_loss(micro_batch.packed, features, target_losses) * scale
@@ -51,9 +51,15 @@ def accumulate_gradients(session: TrainingSession, prepared: PreparedStep, num_t
 
 
 def frozen_features(session: TrainingSession, prepared: PreparedStep) -> TileFeatures:
-    """Encode all tiles of a rank-step at once, in full batches however its text is cut, without a graph."""
-    with _autocast(session.config, session.workers.device):
-        features = session.model.encode_vision(prepared.pixels, session.config.training.vision_batch_size)
+    """Encode all tiles of a rank-step at once, in full batches however its text is cut, without a graph.
+
+    Features from a cache are taken as they are: they were computed in the same way.
+    """
+    if prepared.features is not None:
+        features = prepared.features
+    else:
+        with autocast(session.config, session.workers.device):
+            features = session.model.encode_vision(prepared.pixels, session.config.training.vision_batch_size)
     return lambda micro_batch: features.index_select(0, micro_batch.tiles)
 
 
@@ -67,7 +73,8 @@ def trained_features(session: TrainingSession, prepared: PreparedStep) -> TileFe
     return lambda micro_batch: session.model.encode_vision(prepared.pixels.index_select(0, micro_batch.tiles), chunk)
 
 
-def _autocast(config: ExperimentConfig, device: torch.device) -> AbstractContextManager[Any]:
+def autocast(config: ExperimentConfig, device: torch.device) -> AbstractContextManager[Any]:
+    """Return the context of every forward pass: bfloat16 matrix products where the precision asks for them."""
     if config.training.precision == "float32":
         return nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)

@@ -16,6 +16,7 @@ from rich.console import Console
 from pipeline.config import ExperimentConfig, check_resumable, load_config
 from pipeline.crashes.marks import WorkMarks
 from pipeline.crashes.search import RunData
+from pipeline.feature_cache.opening import with_cached_features
 from pipeline.loader import BatchSource, RankStep, iterate_locally
 from pipeline.model_folder import find_projector
 from pipeline.prepare import prepare_source
@@ -67,7 +68,7 @@ def run_training(config: ExperimentConfig, console: Console | None = None) -> Tr
     with hold_run(Path(config.run_dir)) as attempt:
         adopt_run_dir(config)
         ray_launch.connect(config.cluster)
-        source = prepare_source(config, console=console, run_map=ray_launch.map_tasks)
+        source = with_cached_features(config, prepare_source(config, console=console, run_map=ray_launch.map_tasks))
         return _supervise(config, source, console, lambda: ray_launch.run_on_ray(config, source, attempt))
 
 
@@ -89,11 +90,11 @@ def adopt_run_dir(config: ExperimentConfig) -> None:
 def _run_locally(config: ExperimentConfig, workers: Workers, console: Console) -> TrainingResult:
     if not workers.is_first:
         workers.barrier()  # rank 0 has built the index by then
-        source = prepare_source(config, console=Console(quiet=True))
+        source = with_cached_features(config, prepare_source(config, console=Console(quiet=True)))
         return _describe(config, _train_rank(config, source, workers, attempt=0), None)
     with hold_run(Path(config.run_dir)) as attempt:
         adopt_run_dir(config)
-        source = prepare_source(config, console=console)
+        source = with_cached_features(config, prepare_source(config, console=console))
         workers.barrier()
         return _supervise(config, source, console, lambda: _train_rank(config, source, workers, attempt))
 

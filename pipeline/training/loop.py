@@ -48,7 +48,10 @@ def train(session: TrainingSession, steps: Iterator[PreparedStep]) -> dict[str, 
     """
     metrics: dict[str, float] = {}
     workers = session.workers
-    meter = SpeedMeter(FlopModel.of(session.model), peak_flops(workers.device), workers.world_size)
+    flops = FlopModel.of(session.model)
+    if session.config.data.feature_cache is not None:
+        flops = flops.without_tower()
+    meter = SpeedMeter(flops, peak_flops(workers.device), workers.world_size)
     profiler = StepProfiler(
         session.config.training.profile_steps, Path(session.config.run_dir), is_first=workers.is_first
     )

@@ -32,14 +32,16 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def build_model(config: ExperimentConfig, device: torch.device) -> LlavaModel:
     """Put the model of a stage together on `device`, with what the stage trains requiring gradients."""
-    # What is trained must not pass through a narrower type on its way from the checkpoint.
-    training, lora = config.training, config.lora
-    trains_all = config.stage == "finetune" and lora.rank is None
-    load_dtype = DTYPES[training.master_dtype if trains_all else training.precision]
     projector = find_projector(config.model.pretrain_mm_mlp_adapter)
-    model = join_parts(config.model, projector, load_dtype, quantize=lora.quantize_base)
+    model = join_parts(config.model, projector, load_dtype(config), quantize=config.lora.quantize_base)
     describe_images(model, config.data.image_aspect_ratio, config.data.image_grid_pinpoints)
     return set_up_stage(model, config, device)
+
+
+def load_dtype(config: ExperimentConfig) -> torch.dtype:
+    """Return the type that weights are read in: what is trained must not pass through a narrower one on its way."""
+    trains_all = config.stage == "finetune" and config.lora.rank is None
+    return DTYPES[config.training.master_dtype if trains_all else config.training.precision]
 
 
 def set_up_stage(model: LlavaModel, config: ExperimentConfig, device: torch.device) -> LlavaModel:

@@ -15,6 +15,7 @@ import torch
 import transformers
 
 from pipeline.config import ConfigError, ExperimentConfig, MixChange
+from pipeline.feature_cache.opening import check_tower
 from pipeline.loader import BatchSource, RankStep
 from pipeline.mix import check_past_changes
 from pipeline.training.batches import prepare_ahead
@@ -115,6 +116,8 @@ def _set_up(
     transformers.utils.logging.disable_progress_bar()  # progress is the launcher's to show
     torch.manual_seed(config.seed)
     model = build_model(config, workers.device)
+    if source.features is not None:
+        check_tower(source.features, model.get_vision_tower())
     if config.training.sharding == "fsdp" and workers.world_size > 1:
         shard_model(model, workers, DTYPES[config.training.precision], cpu_offload=config.training.cpu_offload)
     optimizer = build_optimizer(model, config.training)

@@ -20,6 +20,7 @@ def test_plan_prints_steps_memory_and_what_to_change_on_a_device(
     assert "samples trained \u2502 87" in shown  # an epoch of 61 and two steps of 13
     assert "1 workers \u2503 2 workers" in shown
     assert "memory per worker, peak" in shown
+    assert "a feature cache would save about" in shown
 
 
 def test_plan_measured_times_steps_and_leaves_the_run_folder_alone(

@@ -1,0 +1,32 @@
+"""`ray-llava cache-features`: compute the features of a frozen vision tower once and keep them for training."""
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from jobs.config_source import ConfigOption, OverridesArgument, read_config
+from jobs.console import output_console
+
+
+def run(config: ConfigOption, overrides: OverridesArgument = None) -> None:
+    """Fill the folder data.feature_cache with features of all images of a config; finished shards are kept."""
+    experiment = read_config(config, overrides).with_absolute_paths()
+    console = output_console()
+
+    from pipeline.feature_cache.filling import fill_cache
+    from pipeline.indexed_data import index_data
+    from pipeline.prepare import build_encoder
+
+    encoder = build_encoder(experiment)
+    data = index_data(experiment, encoder, console=console)
+    columns = (TextColumn("computing features, shards"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=None)
+        report = fill_cache(
+            experiment,
+            data.index,
+            encoder,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    console.print(
+        f"{report.shards_written} shards written, {report.shards_present} were there: {report.images} images, "
+        f"{report.tiles} tiles, {report.num_bytes / 1e9:.3g} GB in {report.folder}"
+    )
