@@ -14,6 +14,7 @@ EXIT_CODES = {
     "pipeline.training.metrics.LedgerError": 4,
     "pipeline.training.manifest.CheckpointError": 4,
     "pipeline.loader.PlanMismatchError": 4,
+    "pipeline.feature_cache.reading.FeatureCacheError": 4,
     "pipeline.training.loop.NonFiniteError": 5,
     "torch.OutOfMemoryError": 5,
     "pipeline.training.restarts.CrashLoopError": 8,

@@ -19,8 +19,10 @@ from torch.multiprocessing.spawn import spawn
 
 from model.llava_llama import LlavaLlamaForCausalLM
 from model.packed import pack_samples
+from model.resolution import ImageView
 from model.weights import set_trainable
 from pipeline.benchmark.shapes import build_model, features_per_image
+from pipeline.feature_cache.files import ShardReader, ShardWriter
 from pipeline.training.distributed import Workers
 from pipeline.training.sharding import shard_model
 from pipeline.training.state import gather_whole
@@ -53,9 +55,11 @@ def pixels() -> torch.Tensor:
     return torch.randn(len(LENGTHS), 3, 28, 28, generator=torch.Generator().manual_seed(11))
 
 
-def run(model: LlavaLlamaForCausalLM, cuts: list[list[int]]) -> float:
+def run(model: LlavaLlamaForCausalLM, cuts: list[list[int]], features: torch.Tensor | None = None) -> float:
     """Forward and backward of samples cut into packed rows; returns the loss, leaves gradients in the model."""
-    rows, features = samples(), model.encode_vision(pixels())
+    rows = samples()
+    if features is None:
+        features = model.encode_vision(pixels())
     total = 0.0
     for members in cuts:
         batch = pack_samples([rows[idx] for idx in members], [features_per_image("tiny")] * len(members))
@@ -81,6 +85,21 @@ def test_one_packed_row_equals_other_cuts(cuts: list[list[int]]) -> None:
     packed, other = tiny_model(), tiny_model()
     assert run(packed, [[0, 1, 2, 3]]) == pytest.approx(run(other, cuts), rel=1e-6)
     assert_close(gradients(packed), gradients(other))
+
+
+def test_cached_features_equal_computed_ones(tmp_path: Path) -> None:
+    computed, cached = tiny_model(), tiny_model()
+    writer = ShardWriter(tmp_path, "5" * 64, max_file_bytes=1)
+    for number, image in enumerate(cached.encode_vision(pixels())):
+        writer.add(bytes([number]) * 16, ImageView(28, 28), image[None])
+    writer.finish()
+    found = [ShardReader(tmp_path, "5" * 64).find(bytes([number]) * 16) for number in range(len(LENGTHS))]
+    features = torch.cat([image.features for image in found if image is not None])
+    cuts = [[0, 3], [2, 1]]
+    assert run(cached, cuts, features) == run(computed, cuts)
+    got, wanted = gradients(cached), gradients(computed)
+    assert got.keys() == wanted.keys()
+    assert [name for name in wanted if not torch.equal(got[name], wanted[name])] == []
 
 
 def test_two_sharded_ranks_equal_one_process(tmp_path: Path) -> None:
