@@ -20,9 +20,10 @@ def run_stage(
     console = output_console()
     if dry_run:
         console.print(Syntax(config.to_yaml().rstrip(), "yaml", background_color="default"))
+        from pipeline.feature_cache.opening import with_cached_features
         from pipeline.prepare import prepare_source
 
-        prepare_source(config, console=console)
+        with_cached_features(config, prepare_source(config, console=console))
         return
     from pipeline.training.launch import run_training  # loads torch, which a wrong config need not wait for
     from pipeline.training.speed import verdict

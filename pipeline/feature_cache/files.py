@@ -48,13 +48,15 @@ class ShardWriter:
     """Collects the features of a shard's images and writes them; `finish` makes them count."""
 
     def __init__(self, folder: Path, shard_sha256: str, max_file_bytes: int = _MAX_FILE_BYTES) -> None:
-        """Write into `folder`, which is created."""
+        """Write into `folder`, which is created; what a killed writer of this shard left under temporary names goes."""
         self._folder, self._shard, self._max_file_bytes = folder, shard_sha256, max_file_bytes
         self._keys: list[bytes] = []
         self._places: list[tuple[int, int, int, int, int, int]] = []
         self._waiting: list[Tensor] = []
         self._num_files = 0
         folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob(f"{shard_sha256[:32]}.*.tmp"):
+            leftover.unlink()
 
     def add(self, key: bytes, view: ImageView, features: Tensor) -> None:
         """Add the features `[tiles, P, V]` of an image that was not added before."""

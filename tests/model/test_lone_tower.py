@@ -44,7 +44,7 @@ def test_tower_alone_is_that_of_the_joined_model(num_towers: int, dtype: torch.d
     assert tower is not None
     with torch.no_grad():
         for parameter in tower.parameters():  # what is inside counts, not the named folder
-            parameter += 0.25
+            parameter.add_(0.25)
     save_llava(joined, tmp_path / "llava")
     inside = load_tower_of_llava(str(tmp_path / "llava"), dtype)
     assert_same_tower(inside.tower, load_llava(tmp_path / "llava", dtype).get_vision_tower())

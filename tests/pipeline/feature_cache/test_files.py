@@ -1,5 +1,8 @@
 """Files of the cache: what was added is found bit by bit, and only a finished shard counts."""
 
+import multiprocessing
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -54,6 +57,29 @@ def test_writer_whose_disk_refuses_keeps_the_finished_files(tmp_path: Path, monk
     with pytest.raises(OSError, match="disk full"):
         writer.finish()
     assert list(tmp_path.iterdir()) == []
+
+
+def _write_and_die(folder: Path) -> None:
+    writer = ShardWriter(folder, SHARD, max_file_bytes=1)
+    writer.add(b"j" * 16, VIEWS[1], features(2, 3))
+    os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+    writer.add(b"k" * 16, VIEWS[0], features(1, 2))
+
+
+def test_shard_whose_writer_is_killed_is_not_there_and_is_written_again(tmp_path: Path) -> None:
+    child = multiprocessing.get_context("fork").Process(target=_write_and_die, args=(tmp_path,))
+    child.start()
+    child.join(30)
+    assert child.exitcode == -signal.SIGKILL
+    assert [path.suffix for path in sorted(tmp_path.iterdir())] == [".safetensors", ".tmp"]
+    assert not table_file(tmp_path, SHARD).exists()
+    writer = ShardWriter(tmp_path, SHARD)
+    writer.add(b"k" * 16, VIEWS[0], features(1, 2))
+    writer.finish()
+    assert [path for path in tmp_path.iterdir() if path.suffix == ".tmp"] == []
+    found = ShardReader(tmp_path, SHARD).find(b"k" * 16)
+    assert found is not None
+    assert torch.equal(found.features, features(1, 2))
 
 
 def test_image_key_differs_by_content_and_by_role() -> None:

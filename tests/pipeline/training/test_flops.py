@@ -54,3 +54,10 @@ def test_peak_is_that_of_the_first_name_that_fits() -> None:
     assert peak_of("NVIDIA L40S") == 362e12
     assert peak_of("some other device") is None
     assert peak_flops(torch.device("cpu")) is None
+
+
+def test_steps_on_cached_features_leave_out_the_tower_only() -> None:
+    flops = FlopModel(per_token=7, per_pair=11, per_target=13, per_tile=17, tower_per_tile=5)
+    counts = StepCounts(tiles=3, tokens=2, pairs=1, targets=1)
+    assert flops.step(counts) - flops.without_tower().step(counts) == 5 * 3
+    assert flops.without_tower().tower_per_tile == 0
