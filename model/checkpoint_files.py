@@ -94,6 +94,7 @@ def _find(name: str, file: str) -> Path | None:
 
 def _read_safetensors(file: Path, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
     with safe_open(file, framework="pt") as opened:
+        # `opened` is no mapping: it cannot be iterated over
         return {key: opened.get_tensor(key) for key in opened.keys() if wanted(key)}  # noqa: SIM118
 
 

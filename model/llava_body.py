@@ -39,7 +39,7 @@ class LlavaMetaModel:
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)  # type: ignore[misc]
+        super()._init_weights(module)  # type: ignore[misc]  # that of the body, which comes later in the bases
         # A bare parameter that a checkpoint lacks would otherwise be uninitialised memory.
         if isinstance(module, LlavaMetaModel) and module.image_newline is not None:
             init.normal_(module.image_newline, mean=0.0, std=self.config.hidden_size**-0.5)

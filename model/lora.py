@@ -54,10 +54,10 @@ def resolve_targets(model: LlavaModel, targets: Sequence[str] | None) -> list[st
     """Return the full names of the linear layers that `targets` mean; None means all in the decoder layers.
 
     A target is the end of a name inside the decoder layers (`q_proj`, `mlp.up_proj`): the vision tower has layers of
-    the same names and gets no adapters. Elsewhere a layer is meant by its full name only.
+    the same names, and gets no adapters: it runs without a graph, so they would never learn.
 
     Raises:
-        ValueError: a target means no linear layer, or one outside the language model.
+        ValueError: a target means no linear layer of the decoder.
     """
     inside = linear_layers_of_decoder(model)
     if targets is None:

@@ -14,10 +14,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, Literal, NamedTuple, get_args
+from typing import Final, Literal, NamedTuple, cast, get_args
 
 Fit = Literal["pad", "crop", "stretch"]
 """How one tile shows a whole image: on a square of the mean colour, cut at the long side, or distorted."""
+Kind = Literal["pad", "crop", "anyres", "dynamic"]
+"""The part of an aspect ratio before its numbers."""
 PatchMerge = Literal["flat", "spatial", "spatial_unpad"]
 """Features tile by tile; row by row over all tiles; the same without padding and with a newline after each row."""
 Role = Literal["image", "single", "frame", "last_frame"]
@@ -61,7 +63,7 @@ class Tiling(NamedTuple):
 class Resolution:
     """How images become tiles and tiles become features; read it with `read_resolution`."""
 
-    kind: Literal["pad", "crop", "anyres", "dynamic"]
+    kind: Kind
     tile_size: int
     """Side of a tile, pixels."""
     tile_features: int
@@ -157,11 +159,11 @@ def read_resolution(
             "merge 'flat'"
         )
     return Resolution(
-        kind=name,  # type: ignore[arg-type]  # the pattern knows no other
+        kind=cast(Kind, name),  # the pattern knows no other
         tile_size=tile_size,
         tile_features=tile_features,
         tile_grid=tile_grid,
-        merge=merge,  # type: ignore[arg-type]  # checked above
+        merge=cast(PatchMerge, merge),  # checked above
         pinpoints=_read_pinpoints(pinpoints, tile_size, bool(limits)) if name == "anyres" else (),
         min_tiles=limits[0] if name == "dynamic" else 1,
         max_tiles=limits[-1] if limits else None,

@@ -97,7 +97,7 @@ def _config(
         name=name,
         run_dir=str(folder / name),
         stage="finetune",
-        data=DataConfig(shards=tuple(shards), sources={}, template="plain", max_length=512),
+        data=DataConfig(shards=tuple(shards), template="plain", max_length=512),
         model=_write_model(folder / "models" / shape.replace(" ", ""), shape),
         training=TrainingConfig(
             global_batch_size=batch_size,

@@ -217,7 +217,7 @@ def _write_mds(folder: Path, shards: list[str]) -> None:
 def _streaming(folder: Path, transform: Transform) -> Iterator[int]:
     from streaming import StreamingDataset
 
-    class Encoded(StreamingDataset):  # type: ignore[misc]
+    class Encoded(StreamingDataset):  # type: ignore[misc]  # installed for this comparison only, so untyped here
         """Samples of the folder, encoded."""
 
         def __getitem__(self, at: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import pyarrow as pa
@@ -47,7 +48,7 @@ def measure_packing() -> dict[str, Any]:
 
 def _planning_s(sizes: list[TextSize], ranks: int) -> float:
     plan = plan_of(sizes[: _SAMPLES_PER_RANK * ranks * _REPEATS], 576, _SAMPLES_PER_RANK * ranks, _BUDGET)
-    return statistics.median(_seconds(lambda step=step: plan.split(step, ranks)) for step in range(_REPEATS))  # type: ignore[misc]
+    return statistics.median(_seconds(partial(plan.split, step, ranks)) for step in range(_REPEATS))
 
 
 def _transport(sizes: list[TextSize]) -> dict[str, Any]:

@@ -121,7 +121,7 @@ class Scenario:
             name=self.name,
             run_dir=run_dir,
             stage=self.stage,
-            data=DataConfig(shards=("random",), sources={}, max_length=int(self.text_scale * MAX_LENGTH)),
+            data=DataConfig(shards=("random",), max_length=int(self.text_scale * MAX_LENGTH)),
             model=ModelConfig(language_model="random", attention=settings.attention),
             training=TrainingConfig(
                 global_batch_size=self.global_batch_size,

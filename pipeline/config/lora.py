@@ -19,7 +19,7 @@ class LoraConfig(Section):
     dropout: Annotated[float, Fixed, Field(ge=0, lt=1)] = 0.05
     """Share of each adapter's input that is dropped while training."""
     targets: Annotated[tuple[str, ...] | None, Fixed, Field(min_length=1)] = None
-    """Linear layers by the end of their name (`q_proj`), in the decoder; elsewhere by full name. null: all of it."""
+    """Linear layers by the end of their name (`q_proj`), in the decoder. null: all of them."""
     quantize_base: Annotated[Literal["nf4", "int8"] | None, Fixed] = None
     """Keep the language model's frozen weights in 4 or 8 bits (QLoRA); needs bitsandbytes."""
 

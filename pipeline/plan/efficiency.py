@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.plan.plan import Plan
+from pipeline.plan.quality import pooled, quality_of_loads
 
 _MAX_STEPS = 64
 """Steps looked at, evenly spread: a few thousand samples say the share to better than a percent."""
@@ -54,6 +55,6 @@ def measure_packing(plan: Plan, num_ranks: int, max_steps: int = _MAX_STEPS) -> 
         tokens_per_step=tokens / len(steps),
         most_tokens=max(int(load.max()) for load in loads),
         fill=tokens / (sum(load.size for load in loads) * plan.micro_batch_tokens),
-        balance=tokens / (num_ranks * sum(int(load.max(axis=0).sum()) for load in loads)),
+        balance=pooled([quality_of_loads(load.tolist()) for load in loads]).efficiency,
         padding_avoided=1 - tokens / padded,
     )

@@ -33,11 +33,15 @@ def quality_of(ranks: Sequence[RankBatches], num_tokens: Sequence[int]) -> Packi
         ranks: what `pack_step` returned for `num_tokens`.
         num_tokens: fused length of each sample of the step, in tokens.
     """
-    loads = [[sum(num_tokens[idx] for idx in batch) for batch in batches] for batches in ranks]
+    return quality_of_loads([[sum(num_tokens[idx] for idx in batch) for batch in batches] for batches in ranks])
+
+
+def quality_of_loads(loads: Sequence[Sequence[int]]) -> PackingQuality:
+    """Judge one step by the tokens in each rank's micro-batches."""
     totals = [sum(of_rank) for of_rank in loads]
     useful = sum(totals)
-    occupied = len(ranks) * sum(max(layer) for layer in zip(*loads, strict=True))
-    return PackingQuality(useful, occupied, max(totals) * len(ranks) / max(1, useful) - 1)
+    occupied = len(loads) * sum(max(layer) for layer in zip(*loads, strict=True))
+    return PackingQuality(useful, occupied, max(totals) * len(loads) / max(1, useful) - 1)
 
 
 def pooled(steps: Sequence[PackingQuality]) -> PackingQuality:
