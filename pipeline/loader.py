@@ -146,27 +146,27 @@ def _build(source: BatchSource, plan: RankPlan, ids: list[int]) -> RankStep:
 
 def _encode_once(source: BatchSource) -> Callable[[int], EncodeImage]:
     """Return what encodes the images of a sample, with a memory: equal files in equal roles give the same object."""
-    known: dict[bytes, EncodedImage] = {}
+    known: dict[tuple[bytes, Role], EncodedImage] = {}
 
     def images_of(sample_id: int) -> EncodeImage:
         def encode_image(data: bytes, role: Role) -> EncodedImage:
-            key = image_key(data, role)
-            if key not in known:
-                known[key] = _encode_image(source, sample_id, key, data, role)
-            return known[key]
+            if (data, role) not in known:
+                known[data, role] = _encode_image(source, sample_id, data, role)
+            return known[data, role]
 
         return encode_image
 
     return images_of
 
 
-def _encode_image(source: BatchSource, sample_id: int, key: bytes, data: bytes, role: Role) -> EncodedImage:
+def _encode_image(source: BatchSource, sample_id: int, data: bytes, role: Role) -> EncodedImage:
     """Decode an image, or read its features; an image without them is only tolerated if it cannot be decoded."""
     if source.features is None:
         return source.encoder.encode_image(data, role)
     shard = source.index.shards[source.index.samples["shard"][sample_id].as_py()]
     try:
-        view, features = source.features.read(shard, source.index.samples["key"][sample_id].as_py(), key)
+        key = source.index.samples["key"][sample_id].as_py()
+        view, features = source.features.read(shard, key, image_key(data, role))
     except FeatureCacheError:
         source.encoder.encode_image(data, role)  # a defective image is rejected with its own reason, as ever
         raise

@@ -1,8 +1,9 @@
 """The Ray Data stream: executes the plan on any number of machines, in order, and decides nothing.
 
-Each row stands for one (step, rank). A map task builds rank-steps and hands each on as one block, blocks keep their
-order, and the number of rows is a multiple of the ranks W: under these conditions `streaming_split(equal=True)` deals
-the rows out round-robin. Ray does not promise that, so every rank verifies what it receives (`pipeline.loader.verify`).
+Each row stands for one (step, rank). A map task builds a few consecutive ones and hands each on as one block, blocks
+keep their order, and the number of rows is a multiple of the ranks W: under these conditions
+`streaming_split(equal=True)` deals the rows out round-robin. Ray does not promise that, so every rank verifies what it
+receives (`pipeline.loader.verify`).
 
 torch is imported where it is used: Ray loads this module in half a dozen helper processes that never use it, each of
 which would spend seconds on that at every start.
@@ -11,71 +12,46 @@ which would spend seconds on that at every start.
 from __future__ import annotations
 
 import dataclasses
-import functools
-import os
-import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import ray
-from ray.data import DataContext, DataIterator, Dataset, ExecutionOptions
+from ray.data import ActorPoolStrategy, DataContext, DataIterator, Dataset, ExecutionOptions
 from ray.train import DataConfig
 
 from pipeline.crashes.marks import WorkMarks
+from pipeline.stream_tasks import ROWS_PER_TASK, StreamTasks, read_task_numbers, task_numbers
 
 if TYPE_CHECKING:
     from pipeline.loader import BatchSource, RankStep
 
-_ROWS_PER_TASK = 8  # fewer tasks cost less scheduling; more rows delay the first step and a retry
+# Ray Data looks for finished tasks ten times a second: without a task waiting at each worker, workers idle meanwhile.
+_TASKS_IN_FLIGHT = 3
 _MAX_RETRIES = 2  # a map task that keeps killing its worker must end the run, not repeat for ever
 _NO_PROGRESS_TIMEOUT_S = 300
 
 
-@dataclass(frozen=True)
 class RankStepBuilder:
-    """Map function of the stream: row numbers in, rank-steps out, one per block."""
+    """Map function of the stream, alive in each data worker: task numbers in, rank-steps out, one per block."""
 
-    source: ray.ObjectRef[BatchSource]
-    start_step: int
-    num_ranks: int
-    refused: Mapping[int, str]
-    marks: WorkMarks
+    def __init__(self, tasks: StreamTasks) -> None:
+        import pipeline.loader  # noqa: F401  # seconds of imports, before the first task instead of in it
 
-    def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
-        """Build the rank-steps of `rows` (column `id`, int64), yielding each as soon as it is ready."""
-        _import_loader()
+        source: BatchSource = ray.get(tasks.source)
+        self._source = dataclasses.replace(source, refused=tasks.refused, marks=tasks.marks)
+        self._tasks = tasks
+
+    def __call__(self, numbers: pa.Table) -> Iterator[pa.Table]:
+        """Build the rank-steps of tasks, yielding each as soon as it is ready."""
         from pipeline.loader import build_rank_step
         from pipeline.transport import to_row
 
-        source = dataclasses.replace(_fetch(self.source), refused=self.refused, marks=self.marks)
-        for row in rows["id"].to_pylist():
-            step, rank = divmod(row, self.num_ranks)
-            plan = source.plan.split(self.start_step + step, self.num_ranks)[rank]
-            yield to_row(build_rank_step(source, plan))
-
-
-@functools.lru_cache(maxsize=1)
-def _import_loader() -> None:
-    """Import what building needs; ends this process if that fails, so that Ray runs the task again in another one.
-
-    Ray cancels tasks by an exception at any point, also in the middle of `import torch`, and hands the process to the
-    next task. A half imported torch cannot be imported again: every task on that process would fail from then on.
-    """
-    try:
-        import pipeline.loader  # noqa: F401
-    except Exception:
-        traceback.print_exc()
-        os._exit(1)
-
-
-@functools.lru_cache(maxsize=1)
-def _fetch(reference: ray.ObjectRef[BatchSource]) -> BatchSource:
-    """Get the source once per process: unpickling a tokenizer costs more than a rank-step."""
-    source: BatchSource = ray.get(reference)
-    return source
+        for number in task_numbers(numbers):
+            for step, rank in self._tasks.places(number):
+                plan = self._source.plan.split(step, self._tasks.num_ranks)[rank]
+                yield to_row(build_rank_step(self._source, plan))
 
 
 def build_dataset(
@@ -95,24 +71,28 @@ def build_dataset(
         start_step: first optimizer step, taken from the checkpoint that the weights come from.
         end_step: optimizer steps of the run.
         num_ranks: number of training workers W.
-        data_workers: most map tasks at a time.
-        refused: samples that no task may decode.
-        marks: where tasks mark what they work on.
+        data_workers: most processes that build rank-steps.
+        refused: samples that no process may decode.
+        marks: where they mark what they work on.
     """
     _configure(DataContext.get_current())
-    num_rows = (end_step - start_step) * num_ranks
-    rows = ray.data.range(num_rows, override_num_blocks=max(1, -(-num_rows // _ROWS_PER_TASK)))
-    builder = RankStepBuilder(source, start_step, num_ranks, refused, marks)
+    tasks = StreamTasks(source, start_step, end_step, num_ranks, refused, marks)
     with warnings.catch_warnings():
-        # max_retries has no named parameter yet in Ray 2.60, whose warning asks for named parameters only
+        # max_task_retries has no named parameter in Ray 2.60, whose warning asks for named parameters only
         warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
-        return rows.map_batches(
-            builder,
+        return read_task_numbers(tasks.num_tasks).map_batches(
+            RankStepBuilder,
+            fn_constructor_args=(tasks,),
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=1,
-            concurrency=data_workers,
-            max_retries=_MAX_RETRIES,
+            compute=ActorPoolStrategy(
+                min_size=1,  # a cluster with fewer free CPUs than asked for still trains
+                max_size=data_workers,
+                initial_size=data_workers,
+                max_tasks_in_flight_per_actor=_TASKS_IN_FLIGHT,
+            ),
+            max_task_retries=_MAX_RETRIES,
         )
 
 
@@ -179,8 +159,11 @@ def _configure(context: DataContext) -> None:
     context.execution_options.preserve_order = True
     context.target_max_block_size = 1  # bytes: every yielded table becomes a block of its own
     context.target_min_block_size = 1
-    # A task that runs ahead of its turn may finish all its rows; the default of two would leave workers idle.
-    context._max_num_blocks_in_streaming_gen_buffer = 2 * _ROWS_PER_TASK
+    # A task that runs ahead of its turn may finish all its rows; the default of two would make workers wait.
+    context._max_num_blocks_in_streaming_gen_buffer = 2 * ROWS_PER_TASK
+    context.autoscaling_config.actor_pool_util_downscaling_threshold = (
+        0.0  # a worker that waits costs less than a start
+    )
     context.execution_no_progress_timeout_s = _NO_PROGRESS_TIMEOUT_S
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -1,7 +1,7 @@
 """Rank-steps on their way between processes: one row of an Arrow table, whose columns are the tensors' own memory.
 
 A rank-step with pictures is ten megabytes and more, and every copy of it costs as much as decoding a few of them.
-Writing copies nothing; reading copies once, out of shared memory. No pickle.
+Neither writing nor reading copies anything. No pickle.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 from pipeline.loader import RankStep, Rejected
 
@@ -34,7 +35,7 @@ def to_row(rank_step: RankStep) -> pa.Table:
 
 
 def from_row(row: pa.Table) -> RankStep:
-    """Read what `to_row` wrote; the tensors own their memory, so the row may be freed."""
+    """Read what `to_row` wrote; the tensors keep the row's memory, and must not be written to."""
     facts: dict[str, Any] = json.loads(row[_FACTS][0].as_py())
     tensors: dict[str, Any] = {
         name: _tensor(row[name][0].as_buffer(), getattr(torch, dtype), shape)
@@ -52,6 +53,5 @@ def _column(tensor: Tensor) -> pa.Array:
 
 
 def _tensor(content: pa.Buffer, dtype: torch.dtype, shape: list[int]) -> Tensor:
-    tensor = torch.empty(shape, dtype=dtype)
-    tensor.reshape(-1).view(torch.uint8).numpy()[:] = np.frombuffer(content, np.uint8)
-    return tensor
+    content_bytes = pa.Array.from_buffers(pa.uint8(), content.size, [None, content])
+    return from_dlpack(content_bytes).view(dtype).view(shape)

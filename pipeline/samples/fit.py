@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -169,12 +170,16 @@ def _pad_columns(image: Tensor, left: int, columns: int, spec: ImageSpec) -> Ten
 def _canvas(size: tuple[int, int], start: int, end: int, channels: int, spec: ImageSpec) -> Tensor:
     """Return `[1, C, *size]` of the background colour; rows `start` to `end` are left to be written."""
     canvas = torch.empty(1, *size, channels, dtype=torch.uint8)
-    # one finished row copied down: filling pixel by pixel would cost more than the resize
-    colour = (*spec.background, 0)[:channels]
-    row = torch.tensor(colour, dtype=torch.uint8).repeat(size[1]).view(size[1], channels)
+    row = _background_row(spec.background, size[1], channels)
     canvas[:, :start] = row
     canvas[:, end:] = row
     return canvas.permute(0, 3, 1, 2)
+
+
+@lru_cache(maxsize=64)  # rows of a few thousand pixels, for the widths that a data set has
+def _background_row(background: tuple[int, int, int], width: int, channels: int) -> Tensor:
+    """Return `[W, C]` of one colour: copied down, it fills a canvas faster than pixel by pixel."""
+    return torch.tensor((*background, 0)[:channels], dtype=torch.uint8).repeat(width).view(width, channels)
 
 
 def _resize_short_edge(image: Tensor, edge: int) -> Tensor:

@@ -88,9 +88,16 @@ def prepare(
             )
         )
         sample_idx += batch_size
-    pixels = rank_step.pixels.to(device, non_blocking=True)
-    features = None if rank_step.features is None else rank_step.features.to(device, non_blocking=True)
+    pixels = _copy_to(device, rank_step.pixels)
+    features = None if rank_step.features is None else _copy_to(device, rank_step.features)
     return PreparedStep(rank_step.step, tuple(micro_batches), pixels, counts, tally, rank_step.rejected, features)
+
+
+def _copy_to(device: torch.device, large: Tensor) -> Tensor:
+    """Copy a large tensor to the device, to a GPU from page-locked memory: from other memory the copy would block."""
+    if device.type == "cuda" and not large.is_pinned():
+        large = large.pin_memory()
+    return large.to(device, non_blocking=True)
 
 
 class _Tiles(NamedTuple):

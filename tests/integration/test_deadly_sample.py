@@ -13,6 +13,7 @@ from pipeline.crashes.refused import REFUSED_FILE
 from pipeline.prepare import prepare_source
 from pipeline.samples.read import read_sample
 from pipeline.training.launch import run_training
+from pipeline.training.restarts import RESTARTS_FILE
 from tests.integration.conftest import WriteConfig
 from tests.integration.runs import assert_same_run, run
 
@@ -53,12 +54,33 @@ def test_sample_that_kills_its_data_worker_is_found_and_left_out_also_on_resume(
     config = str(write_config("run"))
     output = run("jobs", "pretrain", "-c", config, *HEADERS, "cluster.data_workers=1", PYTHONPATH=python_path)
     assert f"sample {sample_id} ends the process that decodes it: ended by signal SIGSEGV" in output
-    refused = [json.loads(line) for line in (tmp_path / "run" / REFUSED_FILE).read_text().splitlines()]
+    assert_refused(tmp_path / "run", sample_id)
+    assert_trains_like_a_run_that_was_told(write_config, tmp_path)
+
+
+@pytest.mark.ray
+@pytest.mark.chaos
+def test_sample_that_kills_ray_data_workers_is_found_and_left_out(
+    write_config: WriteConfig, tmp_path: Path, deadly: tuple[int, str]
+) -> None:
+    sample_id, python_path = deadly
+    on_ray = ["cluster.launcher=ray", "cluster.data_workers=2"]
+    run("jobs", "pretrain", "-c", str(write_config("run")), *HEADERS, *on_ray, PYTHONPATH=python_path)
+    assert_refused(tmp_path / "run", sample_id)
+    starts = [json.loads(line) for line in (tmp_path / "run" / RESTARTS_FILE).read_text().splitlines()]
+    assert len(starts) == 2  # one to meet it, one without it
+    assert_trains_like_a_run_that_was_told(write_config, tmp_path)
+
+
+def assert_refused(run_dir: Path, sample_id: int) -> None:
+    refused = [json.loads(line) for line in (run_dir / REFUSED_FILE).read_text().splitlines()]
     assert [(entry["sample_id"], entry["reason"]) for entry in refused] == [(sample_id, "decoder_crash")]
-    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["metrics"]
+    last = json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])["metrics"]
     assert last["data/quarantined/decoder_crash"] == last["data/samples_quarantined"] >= 1
 
-    # where the decoder works, a run that holds the same verdict must train the same
+
+def assert_trains_like_a_run_that_was_told(write_config: WriteConfig, tmp_path: Path) -> None:
+    """Where the decoder works, a run that holds the same verdict must train the same."""
     verdict = tmp_path / "told" / REFUSED_FILE
     verdict.parent.mkdir(parents=True)
     verdict.write_bytes((tmp_path / "run" / REFUSED_FILE).read_bytes())
