@@ -14,7 +14,7 @@ SOURCES := model pipeline jobs tests
 
 .PHONY: help
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: $(VENV)/runtime.stamp ## Train a small LLaVA on generated scenes, show what it learnt (minutes on 2 cores)
@@ -48,6 +48,10 @@ bench: $(VENV)/runtime.stamp ## Time training against transformers on this machi
 	   $(BIN)/python -m jobs.benchmark gpu --size full --out $(or $(OUT),runs/benchmark)/results.json; \
 	 else \
 	   $(BIN)/python -m jobs.benchmark cpu --out $(or $(OUT),runs/benchmark); fi
+
+.PHONY: bench-data
+bench-data: $(VENV)/dev.stamp ## Time the data side against other loaders; OUT=file for the results
+	@OMP_NUM_THREADS=1 $(BIN)/python -m jobs.data_benchmark --out $(or $(OUT),runs/benchmark/data.json)
 
 .PHONY: chaos
 chaos: $(VENV)/dev.stamp ## Kill processes, nodes and servers by the hundred; PART=kills runs one part, SEED=n repeats one

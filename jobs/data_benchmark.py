@@ -50,7 +50,7 @@ def _measurements(folder: Path, quick: bool) -> dict[str, Callable[[], dict[str,
 
     def loaders() -> dict[str, Any]:
         join_cluster(ClusterConfig(data_workers=2))
-        return measure_loaders(folder / "loaders", 768 if quick else 2048, 1 if quick else 5)
+        return measure_loaders(folder / "loaders", 768 if quick else 4096, 1 if quick else 5)
 
     return {
         "images": lambda: measure_image_path(2 if quick else 20),

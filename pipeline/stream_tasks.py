@@ -62,7 +62,7 @@ class StreamTasks:
 def read_task_numbers(num_tasks: int) -> Dataset:
     """Return the numbers of all tasks, each a block of its own; `task_numbers` reads a block."""
     num_reads = -(-num_tasks // _TASKS_PER_READ)
-    return ray.data.read_datasource(_TaskNumbers(num_tasks), num_cpus=0, override_num_blocks=num_reads)
+    return ray.data.read_datasource(TaskNumbers(num_tasks), num_cpus=0, override_num_blocks=num_reads)
 
 
 def task_numbers(block: pa.Table) -> list[int]:
@@ -71,8 +71,8 @@ def task_numbers(block: pa.Table) -> list[int]:
     return numbers
 
 
-class _TaskNumbers(Datasource):  # type: ignore[misc]  # Ray publishes no types
-    """Counts to `num_tasks`."""
+class TaskNumbers(Datasource):  # type: ignore[misc]  # Ray publishes no types
+    """Ray Data source of the numbers of all tasks, each in a block of its own."""
 
     def __init__(self, num_tasks: int) -> None:
         super().__init__()
