@@ -38,7 +38,7 @@ class ClusterConfig(Section):
     cpus_per_worker: Annotated[float, Free, Field(gt=0)] = 1
     """CPUs reserved for each training worker."""
     data_workers: Annotated[int, Free, Field(ge=0)] = 2
-    """Parallel preprocessing tasks; 0 preprocesses in the training process (launcher `local` only)."""
+    """Preprocessing processes, under Ray of one CPU each; 0 preprocesses in the training process (`local` only)."""
     prefetch_steps: Annotated[int, Free, Field(ge=1)] = 2
     """Optimizer steps of data prepared ahead of each worker."""
     torch_threads: Annotated[int | None, Free, Field(ge=1)] = None
