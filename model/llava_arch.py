@@ -72,8 +72,8 @@ class LlavaMetaForCausalLM(_LanguageModel, metaclass=ABCMeta):
         """Compute tower features, before the projector; without a graph while the tower is frozen.
 
         Args:
-            pixels: [U, 3, H, W], uint8 as decoded (normalised here, on the tower's device, in float32) or already
-                normalised floats.
+            pixels: uint8 [U, H, W, 3] as decoded (normalised here, on the tower's device, in float32), or already
+                normalised floats [U, 3, H, W].
             micro_batch_size: tiles per tower call; None for all at once.
 
         Returns:

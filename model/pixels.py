@@ -1,4 +1,4 @@
-"""Pixels on their way into a tower: uint8 as decoded becomes normalised floats on the tower's device.
+"""Pixels on their way into a tower: uint8 [H, W, 3] as decoded becomes normalised floats [3, H, W] on its device.
 
 Resizing and cropping are done before, on the data side.
 """
@@ -41,7 +41,21 @@ def pixel_stats_of(config: Any) -> PixelStats:
 
 
 def normalize_pixels(pixels: Tensor, stats: PixelStats, dtype: torch.dtype) -> Tensor:
-    """Turn uint8 pixels [..., 3, H, W] into normalised values of `dtype`, computed in float32 on the pixels' device."""
-    mean = torch.tensor(stats.mean, device=pixels.device)[:, None, None]
-    std = torch.tensor(stats.std, device=pixels.device)[:, None, None]
-    return ((pixels.float() - 255.0 * mean) / (255.0 * std)).to(dtype)
+    """Turn pixels as they are decoded into the tower's input, computed in float32 on the pixels' device.
+
+    Args:
+        pixels: uint8 [..., H, W, 3].
+        stats: normalisation of the tower.
+        dtype: of the result.
+
+    Returns:
+        [..., 3, H, W]; in memory the channels stay last, so that nothing is moved.
+
+    Raises:
+        ValueError: the last dimension is not that of the colours.
+    """
+    if pixels.shape[-1] != 3:
+        raise ValueError(f"uint8 pixels must be [..., H, W, 3], found {list(pixels.shape)}; floats are [..., 3, H, W]")
+    mean = torch.tensor(stats.mean, device=pixels.device)
+    std = torch.tensor(stats.std, device=pixels.device)
+    return ((pixels.float() - 255.0 * mean) / (255.0 * std)).to(dtype).movedim(-1, -3)

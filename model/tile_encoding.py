@@ -19,8 +19,8 @@ def encode_tiles(
 
     Args:
         tower: loaded.
-        pixels: [U, 3, H, W], uint8 as decoded (normalised here, on the tower's device, in float32) or already
-            normalised floats.
+        pixels: uint8 [U, H, W, 3] as decoded (normalised here, on the tower's device, in float32), or already
+            normalised floats [U, 3, H, W].
         stats: normalisation of uint8 pixels; floats need none.
         micro_batch_size: tiles per tower call; None for all at once.
 

@@ -63,7 +63,7 @@ class RankStep(NamedTuple):
     views: Tensor
     """Height, width (pixels, before cutting) and index into ROLES of each distinct image, int32 `[I, 3]`."""
     pixels: Tensor
-    """uint8 `[U, 3, H, W]`, tiles of all distinct images in order; none where `features` take their place."""
+    """uint8 `[U, H, W, 3]`, tiles of all distinct images in order; none where `features` take their place."""
     rejected: tuple[Rejected, ...]
     features: Tensor | None = None
     """Tower features of the tiles `[U, P, V]`, read from a cache; None without one, or without an image."""
@@ -121,7 +121,7 @@ def _build(source: BatchSource, plan: RankPlan, ids: list[int]) -> RankStep:
     distinct = list({id(image): image for image in shown}.values())
     number = {id(image): idx for idx, image in enumerate(distinct)}
     size = source.encoder.image_spec.size
-    no_text, no_pixels = np.zeros(0, np.int64), np.zeros((0, 3, size, size), np.uint8)
+    no_text, no_pixels = np.zeros(0, np.int64), np.zeros((0, size, size, 3), np.uint8)
     features = [image.features for image in distinct if image.features is not None]
     return RankStep(
         step=plan.step,
@@ -171,7 +171,7 @@ def _encode_image(source: BatchSource, sample_id: int, data: bytes, role: Role) 
         source.encoder.encode_image(data, role)  # a defective image is rejected with its own reason, as ever
         raise
     size = source.encoder.image_spec.size
-    return EncodedImage(view, np.zeros((0, 3, size, size), np.uint8), features)
+    return EncodedImage(view, np.zeros((0, size, size, 3), np.uint8), features)
 
 
 class PlanMismatchError(RuntimeError):

@@ -183,6 +183,6 @@ def _pad(samples: list[tuple[Tensor, Tensor, Tensor]], device: torch.device) -> 
     mask = stack([torch.ones_like(ids) for ids, _, _ in samples], 0)
     labels = stack([labels for _, labels, _ in samples], IGNORE_INDEX)
     pixels = torch.cat([pixels for _, _, pixels in samples])
-    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
-    normalised = (pixels.to(device) / 255.0 - mean) / std if len(pixels) else None
+    mean, std = (torch.tensor(values, device=device) for values in (IMAGE_MEAN, IMAGE_STD))
+    normalised = ((pixels.to(device) / 255.0 - mean) / std).movedim(-1, 1).contiguous() if len(pixels) else None
     return PaddedBatch(ids.to(device), mask.to(device), labels.to(device), normalised)

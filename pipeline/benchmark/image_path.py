@@ -82,7 +82,7 @@ class _HuggingFace:
 
     def grey_levels(self, data: bytes) -> Pixels:
         """Return its result with the normalisation undone."""
-        values = self(data).numpy() * np.array(_STD)[:, None, None] + np.array(_MEAN)[:, None, None]
+        values = self(data).movedim(0, -1).numpy() * np.array(_STD) + np.array(_MEAN)
         levels: Pixels = np.rint(values * 255).astype(np.uint8)
         return levels
 

@@ -146,23 +146,25 @@ def plan_of(sizes: Sequence[TextSize], features_per_image: int, global_batch_siz
     )
 
 
-def build_rank_step(plan: Plan, step: int, sizes: Sequence[TextSize], shape: str) -> RankStep:
-    """Build one step of a single rank with random ids and pixels for the model of a named size.
+def build_rank_step(
+    plan: Plan, step: int, sizes: Sequence[TextSize], shape: str, rank: int = 0, num_ranks: int = 1
+) -> RankStep:
+    """Build one rank's part of a step with random ids and pixels for the model of a named size.
 
     A sample is drawn from its own seed, so that it is the same however the plan cuts the step.
     """
     vocab_size, side = LANGUAGE_MODELS[shape]["vocab_size"], image_size(shape)
-    entry = plan.split(step, 1)[0]
+    entry = plan.split(step, num_ranks)[rank]
     ids = [sample_id for batch in entry.micro_batches for sample_id in batch]
-    texts, images = [], [np.zeros((0, 3, side, side), dtype=np.uint8)]
+    texts, images = [], [np.zeros((0, side, side, 3), dtype=np.uint8)]
     for sample_id in ids:
         rng = np.random.default_rng((step, sample_id))
         texts.append(random_text(sizes[sample_id], vocab_size, rng))
-        images.append(rng.integers(0, 256, (sizes[sample_id].num_images, 3, side, side), dtype=np.uint8))
+        images.append(rng.integers(0, 256, (sizes[sample_id].num_images, side, side, 3), dtype=np.uint8))
     pixels = torch.from_numpy(np.concatenate(images))
     return RankStep(
         step=step,
-        rank=0,
+        rank=rank,
         checksum=entry.checksum,
         sample_ids=torch.tensor(ids),
         batch_sizes=torch.tensor([len(batch) for batch in entry.micro_batches], dtype=torch.int32),

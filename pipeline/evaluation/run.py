@@ -105,13 +105,13 @@ def _encode(encoder: SampleEncoder, entry: EvaluationSample, blank: bool) -> Enc
     encoded = encoder.encode(entry.sample)
     if not blank:
         return encoded
-    color = np.array(encoder.image_spec.background, np.uint8)[:, None, None]
+    color = np.array(encoder.image_spec.background, np.uint8)
     blanked = (image._replace(pixels=np.broadcast_to(color, image.pixels.shape).copy()) for image in encoded.images)
     return encoded._replace(images=tuple(blanked))
 
 
 def _tiles(images: Sequence[EncodedImage]) -> list[Tensor]:
-    """Return the tiles of each image, uint8 [U, 3, P, P]."""
+    """Return the tiles of each image, uint8 [U, P, P, 3]."""
     return [torch.from_numpy(image.pixels) for image in images]
 
 

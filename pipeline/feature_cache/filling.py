@@ -128,7 +128,7 @@ def _distinct_images(index: ShardIndex, number: int, encoder: SampleEncoder) -> 
 
 
 def _tower_call(config: ExperimentConfig, lone: LoneTower) -> Callable[[Pixels], Tensor]:
-    """Return what turns uint8 tiles `[U, 3, H, W]` into features `[U, P, V]` on the CPU, as training computes them."""
+    """Return what turns uint8 tiles `[U, H, W, 3]` into features `[U, P, V]` on the CPU, as training computes them."""
     device = pick_device(config.cluster.use_gpu, local_rank=0)
     lone.tower.to(device)
 

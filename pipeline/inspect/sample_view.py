@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import DataError, Reason, advice
@@ -99,7 +98,7 @@ def view_sample(data: Inspected, sample_id: int) -> SampleView:
 def _usable(data: Inspected, sample_id: int, sample: Sample) -> SampleView:
     encoded = data.encoder.encode(sample)
     text = encoded.text
-    pictures = [np.ascontiguousarray(image.pixels.transpose(0, 2, 3, 1)) for image in encoded.images]
+    pictures = [image.pixels for image in encoded.images]
     return _blank(data, sample_id)._replace(
         kind=sample.kind,
         thumbnail=to_data_uri(pictures[0][0], _THUMBNAIL_PX) if pictures else "",

@@ -34,7 +34,7 @@ class EncodedImage(NamedTuple):
 
     view: ImageView
     pixels: Pixels
-    """uint8 `[U, 3, P, P]`; no tiles when their features are known."""
+    """uint8 `[U, P, P, 3]`; no tiles when their features are known."""
     features: Tensor | None = None
     """What the vision tower makes of the tiles, read from a cache; None leaves that to the model."""
 

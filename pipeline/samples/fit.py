@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from model.resolution import Fit, Tiling
-from pipeline.samples.image import Pixels, stored_pixels
+from pipeline.samples.image import Pixels
 
 _BICUBIC = 3
 _LARGE_REDUCTION = 8
@@ -90,9 +90,9 @@ def fit_image(rgb: Pixels, spec: ImageSpec, fit: Fit = "pad") -> Pixels:
             side; `stretch` distorts it.
 
     Returns:
-        uint8 `[3, P, P]`.
+        uint8 `[P, P, 3]`.
     """
-    return np.ascontiguousarray(_fit_square(_as_tensor(rgb), spec, fit).numpy())
+    return _as_pixels(_fit_square(_as_tensor(rgb), spec, fit))
 
 
 def fit_tiles(rgb: Pixels, spec: ImageSpec, tiling: Tiling) -> Pixels:
@@ -104,44 +104,48 @@ def fit_tiles(rgb: Pixels, spec: ImageSpec, tiling: Tiling) -> Pixels:
         tiling: as `Resolution.tiling` chose it for this size. Where it is larger than the image, tiles are black.
 
     Returns:
-        uint8 `[U, 3, P, P]`.
+        uint8 `[U, P, P, 3]`.
     """
     image, side = _as_tensor(rgb), spec.size
     parts = []
     if tiling.rows:
         height, width = tiling.rows * side, tiling.columns * side
-        resized = _resize(image, *tiling.content)
-        top, left = (height - resized.shape[-2]) // 2, (width - resized.shape[-1]) // 2
-        canvas = torch.zeros(3, height, width, dtype=torch.uint8)
-        canvas[:, top : top + resized.shape[-2], left : left + resized.shape[-1]] = resized[0, :3]
-        tiles = canvas.view(3, tiling.rows, side, tiling.columns, side).permute(1, 3, 0, 2, 4)
-        parts.append(tiles.flatten(0, 1))
+        resized = _as_pixels(_resize(image, *tiling.content)[0])
+        top, left = (height - resized.shape[0]) // 2, (width - resized.shape[1]) // 2
+        canvas = np.zeros((height, width, 3), np.uint8)
+        canvas[top : top + resized.shape[0], left : left + resized.shape[1]] = resized
+        tiles = canvas.reshape(tiling.rows, side, tiling.columns, side, 3).swapaxes(1, 2)
+        parts.append(np.ascontiguousarray(tiles).reshape(-1, side, side, 3))
     if tiling.overview is not None:
-        parts.insert(len(parts) if tiling.overview_last else 0, _fit_square(image, spec, tiling.overview)[None])
-    return np.ascontiguousarray(torch.cat(parts).numpy())
+        overview = _as_pixels(_fit_square(image, spec, tiling.overview))[None]
+        parts.insert(len(parts) if tiling.overview_last else 0, overview)
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _as_tensor(rgb: Pixels) -> Tensor:
-    """Return `[1, C, H, W]`, channels-last in memory, which is the layout torch's fast uint8 kernel wants.
-
-    C is 3, or 4 where four bytes are stored per pixel; what is in the fourth channel never reaches a result.
-    """
+    """Return `[1, 3, H, W]`, channels-last in memory, which is the layout torch's fast uint8 kernel wants."""
     # a batch of one by `view`: the strides of `unsqueeze` look planar to the kernel, which is half as fast then
-    pixels = torch.from_numpy(stored_pixels(rgb))
+    pixels = torch.from_numpy(np.ascontiguousarray(rgb))
     return pixels.view(1, *pixels.shape).permute(0, 3, 1, 2)
 
 
+def _as_pixels(image: Tensor) -> Pixels:
+    """Return `[3, H, W]` as `[H, W, 3]`: what the kernel leaves in memory, so only a cut of it is copied."""
+    pixels: Pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+    return pixels
+
+
 def _fit_square(image: Tensor, spec: ImageSpec, fit: Fit) -> Tensor:
-    """Resize `[1, C, H, W]` to `[3, P, P]`."""
+    """Resize `[1, 3, H, W]` to `[3, P, P]`."""
     if fit == "stretch":
-        return _resize(image, spec.size, spec.size)[0, :3]
+        return _resize(image, spec.size, spec.size)[0]
     resized = _pad_and_resize(image, spec) if fit == "pad" else _resize_short_edge(image, spec.edge)
     top, left = ((side - spec.size) // 2 for side in resized.shape[-2:])
-    return resized[0, :3, top : top + spec.size, left : left + spec.size]
+    return resized[0, :, top : top + spec.size, left : left + spec.size]
 
 
 def _pad_and_resize(image: Tensor, spec: ImageSpec) -> Tensor:
-    """Expand to a square of the background colour, then resize; `[1, C, H, W]` to `[1, C, E, E]`.
+    """Expand to a square of the background colour, then resize; `[1, 3, H, W]` to `[1, 3, E, E]`.
 
     Resampling is separable, columns first: rows are squeezed before the square is completed, so that a 40000 x 400
     image never exists as 40000 x 40000 pixels. Same values as resizing the whole square. A very tall image is squeezed
@@ -152,7 +156,7 @@ def _pad_and_resize(image: Tensor, spec: ImageSpec) -> Tensor:
     left, top = (side - width) // 2, (side - height) // 2
     if height > width and height > _LARGE_REDUCTION * edge:
         return _resize(_pad_columns(_resize(image, edge, width), left, side, spec), edge, edge)
-    canvas = _canvas((side, edge), top, top + height, image.shape[1], spec)
+    canvas = _canvas((side, edge), top, top + height, spec)
     _resize_into(_pad_columns(image, left, side, spec), canvas[:, :, top : top + height])
     return _resize(canvas, edge, edge)
 
@@ -162,24 +166,24 @@ def _pad_columns(image: Tensor, left: int, columns: int, spec: ImageSpec) -> Ten
     height, width = image.shape[-2:]
     if width == columns:
         return image
-    padded = _canvas((height, columns), 0, 0, image.shape[1], spec)
+    padded = _canvas((height, columns), 0, 0, spec)
     padded[..., left : left + width] = image
     return padded
 
 
-def _canvas(size: tuple[int, int], start: int, end: int, channels: int, spec: ImageSpec) -> Tensor:
-    """Return `[1, C, *size]` of the background colour; rows `start` to `end` are left to be written."""
-    canvas = torch.empty(1, *size, channels, dtype=torch.uint8)
-    row = _background_row(spec.background, size[1], channels)
+def _canvas(size: tuple[int, int], start: int, end: int, spec: ImageSpec) -> Tensor:
+    """Return `[1, 3, *size]` of the background colour; rows `start` to `end` are left to be written."""
+    canvas = torch.empty(1, *size, 3, dtype=torch.uint8)
+    row = _background_row(spec.background, size[1])
     canvas[:, :start] = row
     canvas[:, end:] = row
     return canvas.permute(0, 3, 1, 2)
 
 
 @lru_cache(maxsize=64)  # rows of a few thousand pixels, for the widths that a data set has
-def _background_row(background: tuple[int, int, int], width: int, channels: int) -> Tensor:
-    """Return `[W, C]` of one colour: copied down, it fills a canvas faster than pixel by pixel."""
-    return torch.tensor((*background, 0)[:channels], dtype=torch.uint8).repeat(width).view(width, channels)
+def _background_row(background: tuple[int, int, int], width: int) -> Tensor:
+    """Return `[W, 3]` of one colour: copied down, it fills a canvas faster than pixel by pixel."""
+    return torch.tensor(background, dtype=torch.uint8).repeat(width).view(width, 3)
 
 
 def _resize_short_edge(image: Tensor, edge: int) -> Tensor:

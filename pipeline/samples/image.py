@@ -73,7 +73,7 @@ def decode_image(data: bytes, limits: ImageLimits = ImageLimits()) -> Pixels:
     shows its first frame, the EXIF orientation is applied.
 
     Returns:
-        uint8 `[H, W, 3]`, not always contiguous: see `stored_pixels`.
+        uint8 `[H, W, 3]`.
 
     Raises:
         DataError: not one of the formats, broken or cut, or a size outside the limits.
@@ -91,24 +91,6 @@ def decode_image(data: bytes, limits: ImageLimits = ImageLimits()) -> Pixels:
             except Exception as error:  # decoders raise OSError, ValueError, SyntaxError, struct.error, IndexError ...
                 raise _broken(error, data) from None
     return _orient(pixels, orientation)
-
-
-def stored_pixels(rgb: Pixels) -> Pixels:
-    """Return pixels in contiguous memory, without a copy where four bytes are stored for each.
-
-    Returns:
-        uint8 `[H, W, 3]`, or `[H, W, 4]` with a last channel of no meaning; resampling is faster on the latter.
-    """
-    base = rgb.base
-    if (
-        isinstance(base, np.ndarray)
-        and base.shape == (*rgb.shape[:2], 4)
-        and base.flags.c_contiguous
-        and base.strides == rgb.strides
-        and base.__array_interface__["data"] == rgb.__array_interface__["data"]
-    ):
-        return base
-    return np.ascontiguousarray(rgb)
 
 
 def _open(data: bytes, limits: ImageLimits) -> PillowImage.Image:
@@ -143,8 +125,7 @@ def _decode_plain_jpeg(data: bytes, image: PillowImage.Image) -> Pixels | None:
     if simplejpeg is None or image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L"):
         return None
     try:
-        # a fourth byte per pixel costs nothing here and saves the resampling from spreading three to four
-        pixels: Pixels = simplejpeg.decode_jpeg(data, colorspace="RGBX")[..., :3]
+        pixels: Pixels = simplejpeg.decode_jpeg(data, colorspace="RGB")
     except ValueError:
         return None
     # a file may contain a second header; what the limits were checked on is what must come out

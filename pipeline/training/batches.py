@@ -40,7 +40,7 @@ class PreparedStep(NamedTuple):
     step: int
     micro_batches: tuple[MicroBatch, ...]
     pixels: Tensor
-    """uint8 `[U, 3, H, W]` on the device, every distinct tile of the rank-step once; none if features are known."""
+    """uint8 `[U, H, W, 3]` on the device, every distinct tile of the rank-step once; none if features are known."""
     counts: StepCounts
     """What this rank contributes."""
     tally: SourceTally

@@ -302,15 +302,14 @@ def test_position_ids_with_images_refuse(llava: LlavaLlamaForCausalLM) -> None:
 
 
 def test_encode_vision_without_tiles_gives_no_features(llava: LlavaLlamaForCausalLM) -> None:
-    pixels = torch.zeros(0, 3, IMAGE_SIDE, IMAGE_SIDE, dtype=torch.uint8)
+    pixels = torch.zeros(0, IMAGE_SIDE, IMAGE_SIDE, 3, dtype=torch.uint8)
     assert llava.encode_vision(pixels, micro_batch_size=2).shape == (0, P, VISION_WIDTH)
 
 
 def test_encode_vision_normalises_bytes_and_cuts_into_parts(llava: LlavaLlamaForCausalLM) -> None:
-    pixels = torch.randint(0, 256, (5, 3, IMAGE_SIDE, IMAGE_SIDE), dtype=torch.uint8)
-    mean = torch.tensor(llava.config.mm_image_mean)[:, None, None]
-    std = torch.tensor(llava.config.mm_image_std)[:, None, None]
-    whole = llava.encode_vision((pixels / 255 - mean) / std)
+    pixels = torch.randint(0, 256, (5, IMAGE_SIDE, IMAGE_SIDE, 3), dtype=torch.uint8)
+    mean, std = torch.tensor(llava.config.mm_image_mean), torch.tensor(llava.config.mm_image_std)
+    whole = llava.encode_vision(((pixels / 255 - mean) / std).movedim(-1, 1))
     parts = llava.encode_vision(pixels, micro_batch_size=2)
     assert parts.shape == (5, P, VISION_WIDTH)
     assert not parts.requires_grad

@@ -15,16 +15,21 @@ def test_normalize_equals_clip_image_processor(tower_path: str) -> None:
     wanted = CLIPImageProcessor.from_pretrained(tower_path)(pixels, return_tensors="pt")["pixel_values"][0]
     stats = read_pixel_stats(tower_path)
     assert stats is not None
-    got = normalize_pixels(torch.from_numpy(pixels).permute(2, 0, 1), stats, torch.float32)
+    got = normalize_pixels(torch.from_numpy(pixels), stats, torch.float32)
     assert torch.allclose(got, wanted, atol=1e-6)
 
 
 def test_normalize_rounds_only_at_the_end() -> None:
     stats = PixelStats((0.5, 0.25, 0.0), (0.5, 0.5, 1.0))
-    pixels = torch.tensor([0, 51, 255], dtype=torch.uint8)[:, None, None]
+    pixels = torch.tensor([[[0, 51, 255]]], dtype=torch.uint8)
     got = normalize_pixels(pixels, stats, torch.bfloat16)
     assert got.dtype == torch.bfloat16
     assert torch.equal(got.flatten(), torch.tensor([-1.0, -0.1, 1.0]).to(torch.bfloat16))
+
+
+def test_normalize_of_pixels_with_channels_first_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"must be \[\.\.\., H, W, 3\], found \[3, 7, 5\]"):
+        normalize_pixels(torch.zeros(3, 7, 5, dtype=torch.uint8), PixelStats((0, 0, 0), (1, 1, 1)), torch.float32)
 
 
 def test_read_without_preprocessor_config_gives_none(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def test_save_and_load_round_trip_without_the_tower_folder(llama_path: str, towe
     loaded = load_llava(tmp_path / "saved")
     assert_same_weights(model, loaded)
     assert torch.equal(logits(model), logits(loaded))
-    pixels = torch.randint(0, 256, (1, 3, 21, 21), dtype=torch.uint8)
+    pixels = torch.randint(0, 256, (1, 21, 21, 3), dtype=torch.uint8)
     assert torch.equal(model.encode_vision(pixels), loaded.encode_vision(pixels))
     assert not any(p.requires_grad for p in loaded.get_vision_tower().parameters())  # type: ignore[union-attr]
 

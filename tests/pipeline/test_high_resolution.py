@@ -124,7 +124,7 @@ def test_packed_step_equals_padded_forward_of_each_sample(aspect_ratio: str, mod
     assert (len(rank_step.views), len(rank_step.image_ids)) == (4, 5)  # the first and the last are one file
     step = prepare(rank_step, encoder.resolution, CPU)
     tower: Any = model.get_vision_tower()
-    pixels = step.pixels.float() / 255
+    pixels = step.pixels.movedim(-1, 1).float() / 255
     parameters = [model.get_model().image_newline, model.get_model().mm_projector[0].weight]
 
     features = tower(pixels).detach()
@@ -142,7 +142,8 @@ def test_packed_step_equals_padded_forward_of_each_sample(aspect_ratio: str, mod
             + model(
                 torch.from_numpy(encoded.input_ids)[None],
                 labels=torch.from_numpy(encoded.labels)[None],
-                images=[torch.from_numpy(image.pixels).float() / 255 for image in encoded.images] or None,
+                images=[torch.from_numpy(image.pixels).movedim(-1, 1).float() / 255 for image in encoded.images]
+                or None,
                 image_sizes=[image.view for image in encoded.images] or None,
                 num_items_in_batch=1,
             ).loss

@@ -14,7 +14,7 @@ def test_samples_are_encoded_by_the_real_encoder() -> None:
     spec = ImageSpec(size=28, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     caption = SampleEncoder(tokenizer, "plain", spec, resolution, 2048).encode(caption_sample(3, encode_jpeg(3)))
     (image,) = caption.images
-    assert image.pixels.shape == (1, 3, 28, 28)
+    assert image.pixels.shape == (1, 28, 28, 3)
     assert image.pixels.std() > 10
     talk = SampleEncoder(tokenizer, "v1", spec, resolution, 2048).encode(conversation_sample(5))
     assert talk.images == ()

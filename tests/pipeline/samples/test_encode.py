@@ -50,7 +50,7 @@ def index(tmp_path: Path) -> ShardIndex:
 def test_encode_gives_ids_labels_and_pixels(index: ShardIndex) -> None:
     sample = read_sample(index, 2)
     encoded = make_encoder().encode(sample)
-    assert [image.pixels.shape for image in encoded.images] == [(1, 3, 11, 11)] * 3
+    assert [image.pixels.shape for image in encoded.images] == [(1, 11, 11, 3)] * 3
     for data, image in zip(sample.images, encoded.images, strict=True):
         assert image.pixels.dtype == np.uint8
         assert (image.pixels[0] == fit_image(decode_image(data), SPEC)).all()

@@ -14,7 +14,7 @@ from PIL import Image, ImageFile, ImageOps
 
 from pipeline.errors import DataError, Reason
 from pipeline.samples import image as image_module
-from pipeline.samples.image import ImageHeader, ImageLimits, Pixels, decode_image, probe_image, stored_pixels
+from pipeline.samples.image import ImageHeader, ImageLimits, Pixels, decode_image, probe_image
 from tests.pipeline.samples.pictures import encoded, picture, png16, png_header, smooth_rgb
 
 
@@ -228,13 +228,3 @@ def test_decode_of_damaged_bytes_gives_pixels_or_a_data_error(data: st.DataObjec
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     pixels = pixels_or_reason(bytes(content), ImageLimits(max_pixels=10_000))
     assert pixels.startswith("image_") if isinstance(pixels, str) else pixels.ndim == 3
-
-
-def test_stored_pixels_of_jpeg_have_four_bytes_and_of_anything_else_a_copy_at_most() -> None:
-    rgb = decode_image(picture(11, 13, "JPEG"))
-    stored = stored_pixels(rgb)
-    assert (stored.shape, stored.flags.c_contiguous) == ((11, 13, 4), True)
-    assert (stored[..., :3] == rgb).all()
-    for other in (rgb[::-1], rgb[:, 3:], stored[..., 1:], decode_image(picture(11, 13))):
-        assert stored_pixels(other).flags.c_contiguous
-        assert (stored_pixels(other) == other).all()

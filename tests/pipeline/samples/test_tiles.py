@@ -62,7 +62,7 @@ def test_anyres_tiles_are_within_one_grey_level_of_transformers(kind: Any, heigh
     )
     for rgb, grey_levels in ((smooth_rgb(height, width), 1), (noise(height, width), 5)):
         (wanted,) = processor(Image.fromarray(rgb))["pixel_values"]
-        assert_close(tiles("anyres", rgb), np.asarray(wanted), grey_levels)
+        assert_close(tiles("anyres", rgb), np.moveaxis(np.asarray(wanted), 1, -1), grey_levels)
 
 
 def test_one_of_several_images_is_padded_as_transformers_does() -> None:
@@ -70,7 +70,7 @@ def test_one_of_several_images_is_padded_as_transformers_does() -> None:
         size={"height": TILE, "width": TILE}, do_rescale=False, do_normalize=False, image_mean=list(SPEC.mean)
     )
     image = Image.fromarray(smooth_rgb(61, 37))
-    wanted = np.asarray(processor([[image, image]])["pixel_values"][0])
+    wanted = np.moveaxis(np.asarray(processor([[image, image]])["pixel_values"][0]), 1, -1)
     assert_close(tiles("anyres_max_4", smooth_rgb(61, 37), "single"), wanted)
 
 
@@ -88,4 +88,4 @@ def test_dynamic_tiles_are_the_stretched_image_cut_up(height: int, width: int) -
     ]
     if len(parts) > 1:
         parts.append(np.asarray(image.resize((TILE, TILE), Image.Resampling.BICUBIC)))
-    assert_close(cut, np.stack(parts).transpose(0, 3, 1, 2))
+    assert_close(cut, np.stack(parts))
