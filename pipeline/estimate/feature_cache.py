@@ -8,6 +8,9 @@ from pipeline.estimate.work import PlannedWork
 
 READ_BYTES_PER_S: Final = 1e9
 """Assumed rate at which the data workers of one rank read features from local or parallel storage."""
+FILL_TILES_PER_S: Final = 300.0
+"""Assumed rate at which the one process that fills a cache reads, decodes and resizes; a core that does nothing else
+manages 700 to 900 photographs of 640 x 480 per second."""
 _WORTH_SHARE: Final = 0.05
 """Least share of a run's work that must be left after filling: less is lost in what an estimate does not know."""
 
@@ -20,7 +23,7 @@ class CacheEstimate(NamedTuple):
     saved: float
     """Share of the tower in the work of an epoch without a cache, 0 to 1."""
     net_saved: float
-    """Share of the run's work that is left after filling the cache once; negative when filling costs more."""
+    """Share of the run that is left after filling the cache once; negative when filling costs more."""
     read_bytes_per_step: float
     """Of one rank."""
     read_time_s: float
@@ -64,10 +67,16 @@ def estimate_cache(
     saved = work.tower_flops / flops
     compute_time_s = None if step_time_s is None else step_time_s * (flops - work.tower_flops) / work.flops_per_step
     read_bytes = work.counts.tiles * tile_bytes / num_ranks
+    num_tiles = work.counts.tiles / work.counts.samples * num_samples
+    filling = saved  # in epochs: the tower's share of one, where nothing is known of times
+    if step_time_s is not None:
+        epoch_time_s = step_time_s * flops / work.flops_per_step * num_samples / work.counts.samples
+        # one process fills what all ranks would compute
+        filling = max(saved * num_ranks, num_tiles / FILL_TILES_PER_S / epoch_time_s)
     return CacheEstimate(
-        disk_bytes=round(work.counts.tiles / work.counts.samples * num_samples * tile_bytes),
+        disk_bytes=round(num_tiles * tile_bytes),
         saved=saved,
-        net_saved=saved * (1 - 1 / epochs),  # filling is the tower's share of one epoch
+        net_saved=saved - filling / epochs,
         read_bytes_per_step=read_bytes,
         read_time_s=read_bytes / READ_BYTES_PER_S,
         compute_time_s=compute_time_s,
