@@ -47,9 +47,9 @@ def from_row(row: pa.Table) -> RankStep:
 
 def _column(tensor: Tensor) -> pa.Array:
     """Return the tensor's bytes as the only value of an Arrow array, without copying them."""
-    content = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
-    offsets = pa.py_buffer(np.array([0, len(content)], np.int64))
-    return pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, pa.py_buffer(content)])
+    content = pa.py_buffer(tensor.contiguous().numpy())
+    offsets = pa.py_buffer(np.array([0, content.size], np.int64))
+    return pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, content])
 
 
 def _tensor(content: pa.Buffer, dtype: torch.dtype, shape: list[int]) -> Tensor:

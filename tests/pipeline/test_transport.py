@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pyarrow as pa
 import torch
 
@@ -42,6 +43,13 @@ def test_row_returns_what_it_was_given_with_and_without_images() -> None:
     for num_tiles in (0, 2):
         sent = rank_step(num_tiles)
         assert_same(from_row(to_row(sent)), sent)
+
+
+def test_row_of_a_rank_without_samples_returns_what_it_was_given() -> None:
+    no_ids = torch.from_numpy(np.zeros(0, np.int32))  # as the loader makes them: torch keeps numpy's stride of nothing
+    assert no_ids.stride() == (0,)
+    sent = rank_step(0)._replace(input_ids=no_ids, labels=no_ids)
+    assert_same(from_row(to_row(sent)), sent)
 
 
 def test_row_survives_being_joined_and_sliced_like_blocks_are() -> None:
