@@ -3,12 +3,15 @@
 bfloat16 has 8 significant bits, so rounding to nearest drops every update below 1/512 of a weight (at the published
 2e-5 that is most of them) and freezes the second moment. Rounding up with the probability of the remainder keeps both
 exact on average: Zamirai et al., "Revisiting BFloat16 Training", 2021.
+
+The noise follows from the seed and the step alone, so that replicas stay equal whatever else each rank has drawn.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -25,7 +28,7 @@ class StochasticAdamW(torch.optim.AdamW):
     def __init__(
         self, params: Iterable[dict[str, Any]], *, lr: float, betas: tuple[float, float], eps: float, compiled: bool
     ) -> None:
-        """Check the parameters' type.
+        """Check the parameters' type; the seed of the noise is the one that torch was last given, equal on all ranks.
 
         Args:
             params: parameter groups as for `torch.optim.AdamW`.
@@ -43,12 +46,21 @@ class StochasticAdamW(torch.optim.AdamW):
                 if parameter.dtype != torch.bfloat16:
                     raise ValueError(f"StochasticAdamW is for bfloat16 parameters, found {parameter.dtype}; use AdamW")
         self._update = _compiled_update() if compiled else _update
+        self._seed = torch.initial_seed()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient."""
         if closure is not None:
             raise ValueError("StochasticAdamW takes no closure")
+        learning = [
+            parameter for group in self.param_groups for parameter in group["params"] if parameter.grad is not None
+        ]
+        if learning:
+            with _seeded(self._seed + int(self._state_of(learning[0])["step"]), learning[0].device):
+                self._update_all()
+
+    def _update_all(self) -> None:
         for group in self.param_groups:
             scalars: dict[int, Tensor] = {}  # by step: one copy to the device, not one per parameter
             for parameter in group["params"]:
@@ -77,6 +89,16 @@ def round_stochastically(values: Tensor) -> Tensor:
     bits = values.view(torch.int32)
     noise = torch.randint_like(bits, 1 << 16)  # of the 16 bits that bfloat16 lacks; a carry rounds away from zero
     return ((bits + noise) & -(1 << 16)).view(torch.float32).to(torch.bfloat16)
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Draw from a seed, and leave the generator of `device` as it was."""
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+        generator = torch.cuda.default_generators[device.index] if on_gpu else torch.default_generator
+        generator.manual_seed(seed % (1 << 63))
+        yield
 
 
 def _scalars(group: dict[str, Any], step: int) -> Tensor:

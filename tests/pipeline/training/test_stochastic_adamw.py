@@ -56,6 +56,31 @@ def test_step_follows_float32_adamw_within_bfloat16_rounding() -> None:
     )
 
 
+def test_step_of_replicas_is_equal_whatever_each_has_drawn_and_draws_nothing_from_others() -> None:
+    torch.manual_seed(5)
+    start, gradients = torch.randn(1009).bfloat16(), [torch.randn(1009).bfloat16() for _ in range(3)]
+    replicas = [torch.nn.Parameter(start.clone()) for _ in range(2)]
+    for replica, drawn in zip(replicas, (0, 7), strict=True):
+        torch.manual_seed(6)
+        optimizer = build(replica, lr=1e-3)
+        for gradient in gradients:
+            torch.rand(drawn)  # dropout, or a rank that joined later
+            before = torch.get_rng_state()
+            replica.grad = gradient
+            optimizer.step()
+            assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(*replicas)
+    torch.manual_seed(8)
+    other = torch.nn.Parameter(start.clone())
+    other.grad = gradients[0]
+    build(other, lr=1e-3).step()
+    first = torch.nn.Parameter(start.clone())
+    torch.manual_seed(6)
+    first.grad = gradients[0]
+    build(first, lr=1e-3).step()
+    assert not torch.equal(other, first)
+
+
 def test_float32_parameter_is_refused() -> None:
     with pytest.raises(ValueError, match=r"found torch\.float32; use AdamW"):
         build(torch.nn.Parameter(torch.ones(3)), lr=0.1)
