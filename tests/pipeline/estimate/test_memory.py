@@ -38,22 +38,37 @@ def make_config(stage: str, **training: Any) -> ExperimentConfig:
     )  # fmt: skip
 
 
+FULL: Any = {"gradient_checkpointing": True}
+SELECTIVE: Any = {"gradient_checkpointing": "selective"}
+COMPILED: Any = {"compile": True}
+NARROW: Any = {"master_dtype": "bfloat16"}
+
+
 @pytest.mark.parametrize(
-    ("shape", "stage", "tokens", "training", "measured_gib"),
+    ("shape", "stage", "ranks", "tokens", "training", "measured_gib"),
     [
-        ("7b", "pretrain", 32768, {"compile": True}, 87.6),
-        ("7b", "pretrain", 32768, {}, 116.8),
-        ("7b", "finetune", 16384, {"compile": True, "master_dtype": "bfloat16"}, 109.8),
-        ("7b", "finetune", 16384, {"gradient_checkpointing": "selective", "master_dtype": "bfloat16"}, 97.2),
-        ("7b", "finetune", 16384, {"compile": True, "gradient_checkpointing": True, "master_dtype": "bfloat16"}, 57.0),
-        ("1.5b", "finetune", 40960, {"compile": True}, 103.5),
-        ("1.5b", "finetune", 16384, {}, 78.2),
+        ("7b", "pretrain", 1, 25440, COMPILED, 87.6),
+        ("7b", "pretrain", 1, 19022, COMPILED, 68.8),
+        ("7b", "pretrain", 1, 25440, {}, 116.8),
+        ("7b", "finetune", 1, 14443, COMPILED | NARROW, 109.8),
+        ("7b", "finetune", 1, 14443, SELECTIVE | NARROW, 97.2),
+        ("7b", "finetune", 1, 14443, COMPILED | FULL | NARROW, 57.0),
+        ("7b", "finetune", 1, 5781, COMPILED | NARROW, 75.0),
+        ("7b", "finetune", 2, 5719, COMPILED | NARROW, 50.5),
+        ("7b", "finetune", 2, 11403, COMPILED | NARROW, 73.1),
+        ("1.5b", "finetune", 1, 38006, COMPILED, 103.5),
+        ("1.5b", "finetune", 1, 22807, COMPILED, 74.1),
+        ("1.5b", "finetune", 2, 22804, COMPILED, 60.2),
+        ("1.5b", "finetune", 1, 16191, {}, 78.2),
     ],
 )
 def test_estimate_meets_measured_peaks(
-    shape: str, stage: str, tokens: int, training: dict[str, Any], measured_gib: float
+    shape: str, stage: str, ranks: int, tokens: int, training: dict[str, Any], measured_gib: float
 ) -> None:
-    estimate = estimate_memory(skeleton(shape, stage), make_config(stage, **training), 1, tokens)
+    """Tokens are those of the longest row in the measured steps, which is not the budget."""
+    sharding = {"sharding": "fsdp"} if ranks > 1 else {}
+    config = make_config(stage, micro_batch_tokens=tokens, **training, **sharding)
+    estimate = estimate_memory(skeleton(shape, stage), config, ranks, tokens)
     allocated = estimate.total - estimate.runtime  # measured was what torch allocated
     assert allocated / GIB == pytest.approx(measured_gib, rel=0.05)
 
