@@ -34,6 +34,7 @@ from pipeline.benchmark.ours import time_ours
 from pipeline.benchmark.overhead import measure_overhead, measure_packing
 from pipeline.benchmark.report import render
 from pipeline.benchmark.scenarios import CPU_SCENARIOS, SCENARIOS, Scenario
+from pipeline.benchmark.several_gpus import RANK_PARTS, describe_gpus, measurements
 from pipeline.benchmark.shapes import flop_model
 from pipeline.benchmark.side_by_side import compare
 from pipeline.training.session import TrainingSession
@@ -111,6 +112,26 @@ def gpu(
         for one in SCENARIOS[size]:
             if not scenario or any(text in one.name for text in scenario):
                 run_scenario(one.quick if quick else one, device, results)
+    if results.num_failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def gpus(
+    out: Annotated[Path, typer.Option(help="JSON file for the results.")],
+    size: Annotated[str, typer.Option(help="`full`: on two GPUs; `tiny`: a try on CPUs.")] = "full",
+    part: Annotated[list[str] | None, typer.Option(help=f"{', '.join(RANK_PARTS)}; all by default.")] = None,
+    scenario: Annotated[list[str] | None, typer.Option(help="Only scaling cases whose name contains this.")] = None,
+) -> None:
+    """Compare two ranks with one: results, resumed runs, rate of exchange, weak scaling; time a feature cache."""
+    parts = part or list(RANK_PARTS)
+    if size not in SCENARIOS or not set(parts) <= set(RANK_PARTS):
+        raise typer.BadParameter(f"expected size {' or '.join(SCENARIOS)} and parts out of {', '.join(RANK_PARTS)}")
+    results = Results(out)
+    results.add("machine", value={**describe_machine(torch.device("cpu")), **describe_gpus()})
+    with tempfile.TemporaryDirectory() as folder:
+        for keys, measure in measurements(size, parts, Path(folder), scenario or []):
+            results.attempt(*keys, measure=measure)
     if results.num_failed:
         raise typer.Exit(1)
 

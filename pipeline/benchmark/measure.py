@@ -25,11 +25,17 @@ class Timing:
     """Positions that went through the decoder in each step, padding included."""
     losses: tuple[float, ...]
     memory_peak_bytes: int | None
+    """Of the rank with the highest."""
+    num_devices: int = 1
+    """Ranks that computed the steps together."""
 
     def report(self, flops: FlopModel, device_name: str) -> dict[str, Any]:
-        """Return the figures: medians over steps of rates per second, MFU, useful share of tokens, memory."""
+        """Return the figures: medians over steps of rates per second, MFU, useful share of tokens, memory.
+
+        Rates are those of all devices together; FLOP/s and MFU are per device.
+        """
         per_step = list(zip(self.samples, self.step_times_s, strict=True))
-        rates = [flops.step(counts_of(samples)) / time_s for samples, time_s in per_step]
+        rates = [flops.step(counts_of(samples)) / time_s / self.num_devices for samples, time_s in per_step]
         peak = peak_of(device_name)
         useful = sum(sample.num_tokens for samples in self.samples for sample in samples)
         return {

@@ -1,4 +1,4 @@
-"""Our side: the step of the training loop itself, on random models and planned random samples."""
+"""Our side: the step of the training loop itself, on random models and planned random samples, on one or more ranks."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pipeline.benchmark.measure import Timing, time_steps
 from pipeline.benchmark.scenarios import OurSettings, Scenario
 from pipeline.benchmark.shapes import build_model, resolution
 from pipeline.benchmark.workloads import SampleSize, TextSize, build_rank_step
+from pipeline.config import ExperimentConfig
 from pipeline.plan.plan import Plan
 from pipeline.training.batches import prepare_ahead
 from pipeline.training.checkpoint import CheckpointStore
@@ -20,27 +21,47 @@ from pipeline.training.metrics import Ledger
 from pipeline.training.notices import SignalNotices
 from pipeline.training.optim import build_optimizer
 from pipeline.training.session import TrainingSession
+from pipeline.training.sharding import shard_model
 from pipeline.training.snapshot import Snapshots
-from pipeline.training.stage import set_up_stage
+from pipeline.training.stage import DTYPES, load_dtype, set_up_stage
 from pipeline.training.trend import LossTrend
+
+Inspect = Callable[[TrainingSession, Callable[[], float]], None]
+"""Called on every rank after the measured steps, with the session and one more step to run, for profiling."""
 
 
 def build_session(
     scenario: Scenario, settings: OurSettings, sizes: list[TextSize], device: torch.device, run_dir: Path
 ) -> TrainingSession:
-    """Build what a training run of the scenario holds, with random weights."""
-    config = scenario.config(settings, str(run_dir))
+    """Build what a training run of the scenario in one process holds, with random weights."""
+    return open_session(scenario, scenario.config(settings, str(run_dir)), sizes, Workers(0, 1, device))
+
+
+def open_session(
+    scenario: Scenario, config: ExperimentConfig, sizes: list[TextSize], workers: Workers
+) -> TrainingSession:
+    """Build what one rank of a training run holds, with random weights that are the same on all ranks.
+
+    Args:
+        scenario: gives model and plan.
+        config: says how it is trained, sharding included.
+        sizes: the samples.
+        workers: this rank among the others.
+    """
+    training, device, run_dir = config.training, workers.device, Path(config.run_dir)
     torch.manual_seed(0)
-    in_float32 = scenario.stage == "finetune" and scenario.master_dtype == "float32"
-    built = build_model(scenario.shape, device, torch.float32 if in_float32 else torch.bfloat16, settings.attention)
-    model = set_up_stage(built, config, device)
+    model = set_up_stage(
+        build_model(scenario.shape, device, load_dtype(config), config.model.attention), config, device
+    )
+    if training.sharding == "fsdp" and workers.world_size > 1:
+        shard_model(model, workers, DTYPES[training.precision], cpu_offload=training.cpu_offload)
     return TrainingSession(
         config=config,
-        plan=scenario.plan(sizes, settings.micro_batch_tokens),
+        plan=scenario.plan(sizes, training.micro_batch_tokens),
         describe_sample=lambda sample_id: {"sample_id": sample_id},
-        workers=Workers(0, 1, device),
+        workers=workers,
         model=model,
-        optimizer=build_optimizer(model, config.training),
+        optimizer=build_optimizer(model, training),
         snapshots=Snapshots(CheckpointStore(run_dir / "checkpoints", 1), attempt=0),
         log=None,
         ledger=Ledger(),
@@ -56,22 +77,31 @@ def time_ours(
     settings: OurSettings,
     device: torch.device,
     run_dir: Path,
-    inspect: Callable[[TrainingSession, Callable[[], float]], None] | None = None,
+    inspect: Inspect | None = None,
+) -> Timing:
+    """Time our step in one process; see `time_session`."""
+    sizes = scenario.sizes()
+    return time_session(scenario, build_session(scenario, settings, sizes, device, run_dir), sizes, inspect)
+
+
+def time_session(
+    scenario: Scenario, session: TrainingSession, sizes: list[TextSize], inspect: Inspect | None = None
 ) -> Timing:
     """Time our step. Samples are drawn before; copies to the device run ahead of the steps, as in training.
 
     Args:
         scenario: what is trained.
-        settings: how.
-        device: where.
-        run_dir: a folder that may be written to.
-        inspect: called after the measured steps with the session and one more step to run, for profiling.
+        session: this rank's; all ranks call this.
+        sizes: the samples that the session was built with.
+        inspect: runs one more step.
+
+    Returns:
+        The same on all ranks: times and memory of the slowest and the fullest one.
     """
-    sizes = scenario.sizes()
-    session = build_session(scenario, settings, sizes, device, run_dir)
-    plan = session.plan
-    drawn = [build_rank_step(plan, step, sizes, scenario.shape) for step in range(plan.total_steps)]
-    prepared = prepare_ahead(iter([*drawn, drawn[-1]]), resolution(scenario.shape), device)
+    plan, workers = session.plan, session.workers
+    ranks, total = (workers.rank, workers.world_size), plan.total_steps
+    drawn = [build_rank_step(plan, step, sizes, scenario.shape, *ranks) for step in range(total)]
+    prepared = prepare_ahead(iter([*drawn, drawn[-1]]), resolution(scenario.shape), workers.device)
     computed_tokens: list[int] = []
 
     def one_step() -> float:
@@ -79,14 +109,15 @@ def time_ours(
         computed_tokens.append(sum(sum(batch.packed.seqlens) for batch in step.micro_batches))
         return run_step(session, step).loss
 
-    times, losses, peak = time_steps([one_step] * plan.total_steps, scenario.num_warmup_steps, device)
-    counted = range(scenario.num_warmup_steps, plan.total_steps)
+    times, losses, peak = time_steps([one_step] * total, scenario.num_warmup_steps, workers.device)
+    counted = range(scenario.num_warmup_steps, total)
     timing = Timing(
-        step_times_s=times,
+        step_times_s=tuple(workers.max(times)),
         samples=tuple(samples_of(plan, step, sizes, scenario.features_per_image) for step in counted),
-        computed_tokens=tuple(computed_tokens[step] for step in counted),
+        computed_tokens=tuple(map(int, workers.sum([computed_tokens[step] for step in counted]))),
         losses=losses,
-        memory_peak_bytes=peak,
+        memory_peak_bytes=None if peak is None else int(workers.max([peak])[0]),
+        num_devices=workers.world_size,
     )
     if inspect is not None:
         inspect(session, one_step)

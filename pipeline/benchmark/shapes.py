@@ -147,12 +147,17 @@ def llava_config(name: str) -> LlavaConfig:
     return LlavaConfig.from_dict(values)
 
 
-def flop_model(name: str, stage: Literal["pretrain", "finetune"]) -> FlopModel:
-    """Return the FLOPs of a named size in a stage."""
+def skeleton(name: str, stage: Literal["pretrain", "finetune"]) -> LlavaLlamaForCausalLM:
+    """Return our model of a named size without values, with what the stage trains requiring gradients."""
     with torch.device("meta"):
         model = LlavaLlamaForCausalLM(llava_config(name))
     set_trainable(model, stage)
-    return FlopModel.of(model)
+    return model
+
+
+def flop_model(name: str, stage: Literal["pretrain", "finetune"]) -> FlopModel:
+    """Return the FLOPs of a named size in a stage."""
+    return FlopModel.of(skeleton(name, stage))
 
 
 def build_model(
