@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import statistics
-import struct
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -24,6 +23,7 @@ from torch.utils.data import DataLoader
 from model.resolution import Resolution
 from pipeline.benchmark.data_rate import encode_jpeg, train_tokenizer
 from pipeline.benchmark.shapes import IMAGE_MEAN, IMAGE_STD
+from pipeline.benchmark.written_inputs import numbered_jpeg
 from pipeline.crashes.marks import WorkMarks
 from pipeline.loader import BatchSource, iterate_locally, verify
 from pipeline.plan.epochs import EpochOrder
@@ -112,15 +112,14 @@ def measure_loaders(folder: Path, num_samples: int, num_rounds: int) -> dict[str
 
 
 def write_caption_shards(folder: Path, num_samples: int) -> list[str]:
-    """Write captioned JPEGs; a comment makes each file another one, so that none is decoded for two."""
+    """Write captioned JPEGs, each another file, so that none is decoded for two."""
     pictures = [encode_jpeg(seed) for seed in range(_PICTURES)]
-
-    def commented(number: int) -> bytes:
-        picture = pictures[number % _PICTURES]
-        return picture[:2] + b"\xff\xfe" + struct.pack(">HI", 6, number) + picture[2:]
-
     samples: Iterator[Mapping[str, str | bytes]] = (
-        {"__key__": f"{number:06d}", "jpg": commented(number), "txt": f"caption number {number} of many"}
+        {
+            "__key__": f"{number:06d}",
+            "jpg": numbered_jpeg(pictures[number % _PICTURES], number),
+            "txt": f"caption number {number} of many",
+        }
         for number in range(num_samples)
     )
     return write_shards(samples, folder / "shards" / "train-%05d.tar", max_samples=_SHARD_SAMPLES)

@@ -20,7 +20,6 @@ from pipeline.shards.writer import write_shards
 
 _TOKENIZER: Final = Path(pipeline.demo.__file__).parent / "weights" / "language_model"
 _CAPTION: Final = "a red circle is left of a blue square and above a small green triangle"
-_NUM_PICTURES: Final = 32
 
 
 def write_model(
@@ -59,17 +58,19 @@ def named_model(folder: Path) -> ModelConfig:
     return ModelConfig(language_model=str(folder / "language_model"), vision_tower=str(folder / "tower"))
 
 
-def write_photographs(folder: Path, num_samples: int) -> list[str]:
-    """Write captioned 640 x 480 JPEGs; a comment makes each file another one, so that none is encoded for two."""
+def write_photographs(
+    folder: Path, num_samples: int, *, num_pictures: int = 32, width: int = 640, height: int = 480, per_shard: int = 256
+) -> list[str]:
+    """Write captioned JPEGs, each another file, so that none is decoded or encoded for two; returns the shards."""
     folder.mkdir(parents=True)
-    pictures = [encode_jpeg(seed) for seed in range(min(num_samples, _NUM_PICTURES))]
-
-    def commented(number: int) -> bytes:
-        comment = b"\xff\xfe" + struct.pack(">HI", 6, number)
-        picture = pictures[number % len(pictures)]
-        return picture[:2] + comment + picture[2:]
-
+    pictures = [encode_jpeg(seed, width, height) for seed in range(min(num_samples, num_pictures))]
     samples: Iterator[dict[str, str | bytes]] = (
-        {"__key__": f"{n:06d}", "jpg": commented(n), "txt": _CAPTION} for n in range(num_samples)
+        {"__key__": f"{n:06d}", "jpg": numbered_jpeg(pictures[n % len(pictures)], n), "txt": _CAPTION}
+        for n in range(num_samples)
     )
-    return write_shards(samples, folder / "photographs-%06d.tar", max_samples=256)
+    return write_shards(samples, folder / "photographs-%06d.tar", max_samples=per_shard)
+
+
+def numbered_jpeg(picture: bytes, number: int) -> bytes:
+    """Return another file of the same pixels: with a number in a comment."""
+    return picture[:2] + b"\xff\xfe" + struct.pack(">HI", 6, number) + picture[2:]
