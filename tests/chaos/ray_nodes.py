@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import time
@@ -29,6 +30,7 @@ _NODES = 3
 _CPUS_PER_NODE = 3
 _STORE_BYTES = 100 << 20
 _REMOVALS_PER_RUN = 5
+_GROUP_TIMEOUT_S = 180.0
 _SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -129,14 +131,15 @@ def change_nodes(
             run.extra_environment = {"RAY_ADDRESS": cluster.address, **_SETTINGS}
             with started(run):
                 for _ in range(min(_REMOVALS_PER_RUN, num_removals - removed)):
-                    workers = _newest_group_size(run)
+                    workers = _newest_group(run).size
                     if not wait_until(run, run.num_steps_reported() + rng.randint(3, 5) * max(1, workers)):
                         break
                     time.sleep(rng.uniform(0.0, 1.0))
+                    group = _newest_group(run)
                     if cluster.remove_training_node(rng):
                         removed += 1
-                        if elastic:  # long enough for the run to go on with fewer workers first
-                            wait_until(run, run.num_steps_reported() + 3)
+                        if elastic:  # so that the run goes on with fewer workers first
+                            _wait_for_another_group(run, group)
                         cluster.add()
                         added += 1
                 result = run.wait()
@@ -160,9 +163,26 @@ def _sizes(records: list[Record]) -> list[int]:
     return list({record.group: record.world_size for record in records}.values())
 
 
-def _newest_group_size(run: RayRun) -> int:
-    lines = run.witness.read_text().splitlines() if run.witness.exists() else []
-    return int(lines[-1].split('"world_size": ')[1].split(",")[0]) if lines else 1
+class _Group(NamedTuple):
+    """The workers of one start."""
+
+    name: str
+    size: int
+
+
+def _newest_group(run: RayRun) -> _Group:
+    """Return the group that reported last; one without a name before any has."""
+    lines = run.witness.read_bytes().split(b"\n")[:-1] if run.witness.exists() else []
+    if not lines:
+        return _Group("", 1)
+    last = json.loads(lines[-1])
+    return _Group(last["group"], last["world_size"])
+
+
+def _wait_for_another_group(run: RayRun, group: _Group) -> None:
+    deadline = time.monotonic() + _GROUP_TIMEOUT_S
+    while run.is_alive() and _newest_group(run).name == group.name and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def _hosts_training(node: Any) -> bool:
