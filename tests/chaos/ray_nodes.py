@@ -27,7 +27,7 @@ from tests.chaos.ray_runs import TITLES, RayRun, started, wait_until
 from tests.chaos.world import NUM_EPOCHS, NUM_SAMPLES, World
 
 _NODES = 3
-_CPUS_PER_NODE = 3
+_CPUS_PER_NODE = 4
 _STORE_BYTES = 100 << 20
 _REMOVALS_PER_RUN = 5
 _GROUP_TIMEOUT_S = 180.0
@@ -37,8 +37,9 @@ _SETTINGS = {
     "CHAOS_STEP_DELAY_S": "1.0",  # a model large enough that nodes can leave while it trains
 }
 _FIXED = ("cluster.num_workers=2", "cluster.cpus_per_worker=1")
-# One worker fits on a node, beside its data tasks, so that the number of workers follows the number of nodes.
-_ELASTIC = ("cluster.num_workers=[1,3]", "cluster.cpus_per_worker=2", "cluster.resize_interval_s=2")
+# One worker fits on a node, beside a data worker, so that the number of workers follows the number of nodes. Ray Train
+# counts the CPUs of all nodes together: those of two nodes must not add up to a third worker that fits on neither.
+_ELASTIC = ("cluster.num_workers=[1,3]", "cluster.cpus_per_worker=3", "cluster.resize_interval_s=2")
 
 
 class NodeChanges(NamedTuple):
