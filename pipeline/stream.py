@@ -161,9 +161,8 @@ def _configure(context: DataContext) -> None:
     context.target_min_block_size = 1
     # A task that runs ahead of its turn may finish all its rows; the default of two would make workers wait.
     context._max_num_blocks_in_streaming_gen_buffer = 2 * ROWS_PER_TASK
-    context.autoscaling_config.actor_pool_util_downscaling_threshold = (
-        0.0  # a worker that waits costs less than a start
-    )
+    # A worker that waits costs less than one that has to be started again.
+    context.autoscaling_config.actor_pool_util_downscaling_threshold = 0.0
     context.execution_no_progress_timeout_s = _NO_PROGRESS_TIMEOUT_S
     context.enable_progress_bars = False
     context.print_on_execution_start = False
