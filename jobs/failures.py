@@ -1,8 +1,8 @@
 """What the shell is told about a failure: an exit code that scripts can rely on, and whether a traceback helps.
 
 0 done, 1 defect of the program, 2 config or usage, 3 too many bad samples, 4 corrupt data or account, 5 numbers not
-finite or no memory, 6 storage or network, 7 run already active, 8 workers fail again and again, 130 interrupted,
-143 stopped after a checkpoint.
+finite or no memory, 6 storage, network or cluster, 7 run already active, 8 workers fail again and again,
+130 interrupted, 143 stopped after a checkpoint.
 """
 
 from typing import NamedTuple
@@ -18,6 +18,7 @@ EXIT_CODES = {
     "pipeline.training.loop.NonFiniteError": 5,
     "torch.OutOfMemoryError": 5,
     "pipeline.training.restarts.CrashLoopError": 8,
+    "pipeline.training.ray_launch.ClusterCapacityError": 6,
     "jobs.ray_job.JobActiveError": 7,
     "pipeline.training.lease.RunHeldError": 7,
     "pipeline.training.lease.LeaseLostError": 7,

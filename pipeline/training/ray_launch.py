@@ -9,23 +9,26 @@ from __future__ import annotations
 import logging
 import math
 import os
+import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
 import ray.exceptions
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 
 from pipeline.config import ClusterConfig, ConfigError, ExperimentConfig
 from pipeline.stream import PlanIngest, iterate_stream
 from pipeline.training.lease import next_attempt
 from pipeline.training.ray_notices import RayNotices, forward_sigterm
 from pipeline.training.ray_start import RunStart, StreamBuilder, run_data
+from pipeline.training.resume import find_position
 
 if TYPE_CHECKING:
     from pipeline.loader import BatchSource, RankStep
@@ -34,14 +37,24 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _GROUP_TIMEOUT_S = 600
-_CONTROLLER_FAILURES = 3
+_CONTROLLERS_IN_VAIN = 7  # with the tries of each and a minute for each try, half an hour without machines
+_STARTS_PER_CONTROLLER = 4
+_ELASTIC_START_TIMEOUT_S = 25  # Ray looks every 20 s which nodes are left; waiting longer for one that is gone is vain
 _WORKER_GROUP_FAILURES = 1000
 _MAP_RETRIES = 2
+_CONTROLLER_LOST = (ray.exceptions.ActorDiedError, WorkerGroupStartupTimeoutError, WorkerGroupStartupFailedError)
 _LOCAL_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the end of a run is noticed by polling: 2 s by default
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody preempts the machine in front of you
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's coming default, which it would otherwise announce as a warning
 }
+
+
+_Result = TypeVar("_Result")
+
+
+class ClusterCapacityError(RuntimeError):
+    """The cluster has no room for the workers of the run; the message says what it has."""
 
 
 def connect(cluster: ClusterConfig) -> None:
@@ -84,6 +97,10 @@ def describe_nodes(cluster: ClusterConfig) -> list[tuple[str, float, float, floa
         ConnectionError: it does not answer.
     """
     connect(cluster)
+    return _live_nodes()
+
+
+def _live_nodes() -> list[tuple[str, float, float, float]]:
     free = ray._private.state.available_resources_per_node()
     return [
         (
@@ -116,18 +133,61 @@ def run_on_ray(config: ExperimentConfig, source: BatchSource, attempt: int) -> W
     """Train with Ray Train until the run is finished.
 
     Raises:
-        ray.train.v2.api.exceptions.TrainingFailedError: the workers or their controller could not be started.
+        ClusterCapacityError: the cluster had no room for the workers, again and again.
+        ray.exceptions.ActorDiedError: the controller died again and again without a new checkpoint.
+        ray.train.TrainingFailedError: Ray Train failed otherwise.
         CrashLoopError: the workers failed more often than cluster.max_failures without a new checkpoint.
         StopRequestedError: SIGTERM came; a checkpoint was written.
     """
     with forward_sigterm() as stop:
-        for num_lost in range(1, _CONTROLLER_FAILURES + 1):
-            try:
-                return _fit(config, source, attempt, stop)
-            except ray.exceptions.ActorDiedError as error:  # Ray Train restarts its workers, not its controller
-                logger.warning("Ray Train's controller died (%d of %d): %s", num_lost, _CONTROLLER_FAILURES, error)
-                attempt = next_attempt(Path(config.run_dir))  # its workers end with it, but not at once
-        return _fit(config, source, attempt, stop)
+        return replace_controllers(config, attempt, lambda attempt: _fit(config, source, attempt, stop))
+
+
+def replace_controllers(config: ExperimentConfig, attempt: int, fit: Callable[[int], _Result]) -> _Result:
+    """Call `fit` with the attempt number, and again while its controller ends before the run does.
+
+    Ray Train restarts workers, not their controller; and a controller adds up over its whole life how often workers
+    could not be started, where only failures without training in between mean something. A new one starts from zero.
+
+    Raises:
+        ClusterCapacityError: the cluster had no room for the workers, again and again.
+        Exception: what `fit` raised, when it was something else, or for the last time.
+    """
+    in_vain, step, since = 0, _saved_step(config), time.monotonic()
+    while True:
+        try:
+            return fit(attempt)
+        except (ray.exceptions.ActorDiedError, ray.train.ControllerError) as error:
+            cause = error.controller_failure if isinstance(error, ray.train.ControllerError) else error
+            if not isinstance(cause, _CONTROLLER_LOST):
+                raise
+            in_vain += 1
+            if (saved := _saved_step(config)) != step:
+                in_vain, step, since = 0, saved, time.monotonic()
+            if in_vain > _CONTROLLERS_IN_VAIN:
+                if isinstance(cause, WorkerGroupStartupTimeoutError):
+                    raise ClusterCapacityError(_describe_capacity(config, step, time.monotonic() - since)) from error
+                raise
+            logger.warning("Ray Train's controller ended at step %d, another one takes over: %s", step, cause)
+            attempt = next_attempt(Path(config.run_dir))  # its workers end with it, but not at once
+
+
+def _saved_step(config: ExperimentConfig) -> int:
+    position = find_position(config)
+    return position.step if position else 0
+
+
+def _describe_capacity(config: ExperimentConfig, step: int, waited_s: float) -> str:
+    cluster = config.cluster
+    nodes = "; ".join(
+        f"{name} {free:g} of {cpus:g} CPUs free, {gpus:g} GPUs" for name, free, cpus, gpus in _live_nodes()
+    )
+    return (
+        f"the Ray cluster had no room for {cluster.min_workers} workers of {cluster.cpus_per_worker:g} CPUs"
+        f"{' and a GPU' if cluster.use_gpu else ''} for {waited_s / 60:.0f} minutes; its nodes: {nodes or 'none'}. "
+        f"Training stands at step {step}. Add nodes, stop what else runs there, or lower cluster.num_workers or "
+        "cluster.cpus_per_worker; the same command continues"
+    )
 
 
 def _fit(config: ExperimentConfig, source: BatchSource, attempt: int, stop: Any) -> WorkerResult:
@@ -136,6 +196,8 @@ def _fit(config: ExperimentConfig, source: BatchSource, attempt: int, stop: Any)
     from pipeline.training.distributed import backends
     from pipeline.training.worker import WorkerResult
 
+    if config.cluster.min_workers < config.cluster.max_workers:
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_ELASTIC_START_TIMEOUT_S))
     source_ref = ray.put(source)
     data = run_data(config, source.plan.data_fingerprint, source_ref)
     trainer = TorchTrainer(
@@ -159,7 +221,7 @@ def _fit(config: ExperimentConfig, source: BatchSource, attempt: int, stop: Any)
             failure_config=FailureConfig(
                 # restarts without progress are counted by `RunStart`; a long run may meet any number of others
                 max_failures=_WORKER_GROUP_FAILURES,
-                controller_failure_limit=_CONTROLLER_FAILURES,
+                controller_failure_limit=_STARTS_PER_CONTROLLER - 1,
             ),
         ),
     )
