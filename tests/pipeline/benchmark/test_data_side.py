@@ -10,12 +10,8 @@ from pipeline.benchmark.image_path import measure_image_path
 
 def test_image_path_is_at_most_one_grey_level_from_the_reference() -> None:
     measured = measure_image_path(num_rounds=1)
-    assert measured["most grey levels apart"] <= 1
-    assert set(measured["images/s"]) == {
-        "ours",
-        "transformers.CLIPImageProcessor",
-        "libjpeg-turbo decode alone",
-    }
+    assert max(measured["most grey levels apart"].values()) <= 1
+    assert measured["images/s"].keys() >= {"ours", "CLIPImageProcessorPil", "libjpeg-turbo decode alone"}
 
 
 def test_validation_reads_nothing_again(tmp_path: Path) -> None:
