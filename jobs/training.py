@@ -28,7 +28,11 @@ def run_stage(
     from pipeline.training.launch import run_training  # loads torch, which a wrong config need not wait for
     from pipeline.training.speed import verdict
 
-    result = run_training(config, console)
+    try:
+        result = run_training(config, console)
+    except KeyboardInterrupt:
+        console.print(f"{config.name}: interrupted; the same command resumes the run from its last checkpoint")
+        raise
     console.print(f"{config.name}: finished after {result.steps} steps; result: [bold]{result.output}[/]")
     if limit := verdict(result.metrics, config.cluster.data_workers):
         console.print(f"{config.name}: {limit}")

@@ -225,7 +225,15 @@ def _fit(config: ExperimentConfig, source: BatchSource, attempt: int, stop: Any)
             ),
         ),
     )
-    result = trainer.fit()
+    controllers: list[Any] = []
+    # In the place of Ray's own handler of Ctrl-C, which ends the process without a word, with code 0 or 1.
+    trainer._register_sigint_handler = controllers.append
+    try:
+        result = trainer.fit()
+    except KeyboardInterrupt:
+        for controller in controllers:
+            ray.kill(controller)  # its workers end with it
+        raise
     if isinstance(result.return_value, Exception):
         raise result.return_value
     assert isinstance(result.return_value, WorkerResult)

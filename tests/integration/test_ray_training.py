@@ -12,7 +12,10 @@ import psutil
 import pytest
 
 from pipeline.config import ConfigError, load_config
+from pipeline.training import ray_notices
 from pipeline.training.launch import run_training
+from pipeline.training.loop import StopRequestedError
+from pipeline.training.ray_notices import forward_sigterm
 from tests.integration.conftest import WriteConfig
 from tests.integration.runs import assert_same_run, losses, run, start, wait_for_steps
 
@@ -75,6 +78,30 @@ def test_driver_terminated_finishes_the_step_saves_and_exits_143(write_config: W
     assert process.returncode == 143, output
     done = len(losses(tmp_path / "stopped"))
     assert [path.name for path in (tmp_path / "stopped" / "checkpoints").iterdir()] == [f"step-{done:08d}"]
+
+
+@pytest.mark.ray
+@pytest.mark.chaos
+def test_driver_interrupted_by_the_keyboard_exits_130_and_says_how_to_go_on(
+    write_config: WriteConfig, tmp_path: Path
+) -> None:
+    long = ["training.num_epochs=99", "training.max_steps=null"]
+    process = start("jobs", "pretrain", "--config", str(write_config("stopped")), *ON_RAY, *long)
+    wait_for_steps(tmp_path / "stopped", 1, process)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate()
+    assert process.returncode == 130, output
+    assert "interrupted; the same command resumes the run" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_driver_terminated_while_no_worker_trains_ends_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_notices, "_NO_WORKERS_TIMEOUT_S", 1.0)
+    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    with pytest.raises(StopRequestedError, match="while no worker was training"), forward_sigterm():
+        time.sleep(60)  # as a driver does whose cluster has no room for workers
 
 
 @pytest.mark.ray
