@@ -50,8 +50,15 @@ bench: $(VENV)/runtime.stamp ## Time training against transformers on this machi
 	   $(BIN)/python -m jobs.benchmark cpu --out $(or $(OUT),runs/benchmark); fi
 
 .PHONY: bench-data
-bench-data: $(VENV)/dev.stamp ## Time the data side against other loaders; OUT=file for the results
-	@OMP_NUM_THREADS=1 $(BIN)/python -m jobs.data_benchmark --out $(or $(OUT),runs/benchmark/data.json)
+bench-data: $(VENV)/dev.stamp $(VENV)/llava/stamp ## Time the data side against other loaders; OUT=file for the results
+	@OMP_NUM_THREADS=1 $(BIN)/python -m jobs.data_benchmark --other-transformers $(VENV)/llava \
+	   --out $(or $(OUT),runs/benchmark/data.json)
+
+# the transformers that LLaVA pins, beside ours, for its image processor
+$(VENV)/llava/stamp: $(VENV)/dev.stamp
+	@$(BIN)/pip install --quiet --no-deps --target $(VENV)/llava \
+	   transformers==4.37.2 tokenizers==0.15.2 huggingface-hub==0.36.0
+	@touch $@
 
 .PHONY: chaos
 chaos: $(VENV)/dev.stamp ## Kill processes, nodes and servers by the hundred; PART=kills runs one part, SEED=n repeats one

@@ -26,6 +26,9 @@ def main(
     out: Annotated[Path, typer.Option(help="JSON file for the results.")],
     part: Annotated[list[str] | None, typer.Option(help=f"{', '.join(PARTS)}; all by default.")] = None,
     quick: Annotated[bool, typer.Option(help="Small sizes: a try of a minute.")] = False,
+    other_transformers: Annotated[
+        Path | None, typer.Option(help="Folder with another version, whose image processor takes part.")
+    ] = None,
 ) -> None:
     """Measure the data side on this machine."""
     parts = part or list(PARTS)
@@ -33,7 +36,7 @@ def main(
         raise typer.BadParameter(f"expected parts out of {', '.join(PARTS)}")
     results: dict[str, Any] = {"machine": describe_machine()}
     with tempfile.TemporaryDirectory() as folder:
-        for name, measure in _measurements(Path(folder), quick).items():
+        for name, measure in _measurements(Path(folder), quick, other_transformers).items():
             if name in parts:
                 results[name] = measure()
                 results["machine"]["load_after"] = os.getloadavg()[0]
@@ -42,7 +45,9 @@ def main(
                 print(f"{name}: {json.dumps(results[name])}", flush=True)
 
 
-def _measurements(folder: Path, quick: bool) -> dict[str, Callable[[], dict[str, Any]]]:
+def _measurements(
+    folder: Path, quick: bool, other_transformers: Path | None
+) -> dict[str, Callable[[], dict[str, Any]]]:
     from pipeline.benchmark.data_scale import measure_memory, measure_planning, measure_validation
     from pipeline.benchmark.image_path import measure_image_path
     from pipeline.benchmark.loaders import measure_loaders
@@ -53,7 +58,7 @@ def _measurements(folder: Path, quick: bool) -> dict[str, Callable[[], dict[str,
         return measure_loaders(folder / "loaders", 768 if quick else 4096, 1 if quick else 5)
 
     return {
-        "images": lambda: measure_image_path(2 if quick else 20),
+        "images": lambda: measure_image_path(2 if quick else 20, other_transformers),
         "planning": lambda: measure_planning(1_000_000 if quick else 100_000_000),
         "validation": lambda: measure_validation(folder / "validation", 50 if quick else 1000),
         "memory": lambda: measure_memory(folder / "memory", 256 if quick else 20_000, 64 if quick else 1000),
