@@ -97,6 +97,13 @@ def build_dataset(
 
 
 @dataclasses.dataclass(frozen=True)
+class NoStream:
+    """What a worker gets in the place of its share when the start is an error."""
+
+    origin: Exception
+
+
+@dataclasses.dataclass(frozen=True)
 class StreamStart:
     """What Ray Train carries in the place of a dataset until it knows how many workers there are."""
 
@@ -105,7 +112,7 @@ class StreamStart:
     refused: Mapping[int, str]
     """Samples that must not be decoded."""
     origin: Any
-    """What the step was taken from; handed to the workers with their data."""
+    """What the step was taken from, or the error that ends the run; handed to the workers with their data."""
 
 
 class PlanIngest(DataConfig):  # type: ignore[misc]  # Ray Train publishes no types
@@ -121,14 +128,17 @@ class PlanIngest(DataConfig):  # type: ignore[misc]  # Ray Train publishes no ty
 
     def configure(
         self, datasets: dict[str, StreamStart], world_size: int, *args: Any, **kwargs: Any
-    ) -> list[dict[str, DataIterator]]:
+    ) -> list[dict[str, DataIterator | NoStream]]:
         """Return each worker's share of the stream; `origin` of the start travels along as an attribute."""
+        errors = {name: start.origin for name, start in datasets.items() if isinstance(start.origin, Exception)}
+        if errors:  # building the stream may be what fails at every start
+            return [{name: NoStream(error) for name, error in errors.items()} for _ in range(world_size)]
         streams = {name: self._build(start, world_size) for name, start in datasets.items()}
         shares: list[dict[str, DataIterator]] = super().configure(streams, world_size, *args, **kwargs)
         for share in shares:
             for name, iterator in share.items():
                 iterator.origin = datasets[name].origin
-        return shares
+        return [{**share} for share in shares]
 
 
 def iterate_stream(
@@ -146,11 +156,12 @@ def iterate_stream(
     batches = shard.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=prefetch_steps)
     rows = (batch.slice(idx, 1) for batch in batches for idx in range(batch.num_rows))
     step = start_step
-    for step, row in enumerate(rows, start=start_step):
+    for row in rows:
         yield verify(from_row(row), source.plan.split(step, num_ranks)[rank])
-    if step + 1 != source.plan.total_steps:
+        step += 1
+    if step != source.plan.total_steps:
         raise RuntimeError(
-            f"rank {rank}: the data stream ended after step {step}, the run has {source.plan.total_steps} steps; "
+            f"rank {rank}: the data stream ended before step {step}, the run has {source.plan.total_steps} steps; "
             "start the run again, it resumes from its checkpoint"
         )
 

@@ -86,10 +86,12 @@ class ExperimentConfig(Section):
         }
         index_dir = self.data.index_dir and str(Path(self.data.index_dir).absolute())
         feature_cache = self.data.feature_cache and str(Path(self.data.feature_cache).absolute())
+        checkpoints = self.checkpoint.folder and absolute((self.checkpoint.folder,))[0]
         parts = self.model
         return self.model_copy(
             update={
                 "run_dir": str(Path(self.run_dir).absolute()),
+                "checkpoint": self.checkpoint.model_copy(update={"folder": checkpoints}),
                 "data": self.data.model_copy(
                     update={
                         "shards": absolute(self.data.shards),

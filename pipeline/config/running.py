@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.section import Fixed, Free, Section
 
@@ -22,6 +22,13 @@ class CheckpointConfig(Section):
     """With `training.sharding: fsdp`: every rank writes its own shards, or rank 0 gathers and writes all."""
     folder: Annotated[str | None, Fixed] = None
     """Where checkpoints lie: a shared folder or an s3:// or gs:// prefix of this run's own; null: the run folder."""
+
+    @field_validator("folder")
+    @classmethod
+    def _check_folder(cls, value: str | None) -> str | None:
+        if value is not None and "://" in value and not value.startswith(("s3://", "gs://")):
+            raise ValueError(f"{value}: expected a folder, or a URL that begins with s3:// or gs://")
+        return value
 
 
 class ClusterConfig(Section):
@@ -53,6 +60,12 @@ class ClusterConfig(Section):
         if not 1 <= least <= most:
             raise ValueError("expected a number of at least 1, or [least, most] with 1 <= least <= most")
         return value
+
+    @model_validator(mode="after")
+    def _check_data_workers(self) -> Self:
+        if self.launcher == "ray" and self.data_workers == 0:
+            raise ValueError("data_workers is 0, which only launcher=local can do; set at least 1")
+        return self
 
     @property
     def min_workers(self) -> int:

@@ -106,6 +106,7 @@ class CheckpointStore:
         keep_last: int,
         may_commit: Callable[[], None] = lambda: None,
         keep_best: int = 0,
+        start_step: int | None = None,
     ) -> None:
         """Use a folder or an object store.
 
@@ -114,10 +115,15 @@ class CheckpointStore:
             keep_last: newest checkpoints kept.
             may_commit: called right before a checkpoint becomes visible; raises to prevent it.
             keep_best: checkpoints with the lowest score kept besides.
+            start_step: where the run continued. Checkpoints of later steps are there because they are damaged:
+                retention neither counts nor removes them.
         """
         self.storage = open_storage(folder) if isinstance(folder, str | Path) else folder
         self._keep_last, self._keep_best, self._may_commit = keep_last, keep_best, may_commit
         self._hurried = threading.Event()
+        self._damaged: set[str] = set()
+        if start_step is not None:
+            self._damaged = {one.name for one in self.storage.generations() if one.step > start_step}
 
     def save(
         self,
@@ -217,11 +223,13 @@ class CheckpointStore:
         reached("checkpoint.manifest_written")
         self._may_commit()  # writing may have taken minutes
         name = self.storage.commit(place, manifest.step)
+        self._damaged.discard(name)
         reached("checkpoint.committed")
         return name
 
     def _prune(self) -> None:
-        scores = {name: manifest.score for name, manifest in readable_manifests(self.storage).items()}
+        manifests = readable_manifests(self.storage)
+        scores = {name: manifest.score for name, manifest in manifests.items() if name not in self._damaged}
         for name in superseded(scores, self._keep_last, self._keep_best):
             self.storage.remove(name)
         reached("checkpoint.pruned")

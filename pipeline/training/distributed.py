@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 _GROUP_TIMEOUT = timedelta(minutes=10)
+_PATIENCE = timedelta(days=7)
 _BUCKET_NUMEL = 1 << 24  # elements per all-reduce: large enough to fill a link, small enough to stay cheap in memory
 
 
@@ -26,6 +27,8 @@ class Workers:
     rank: int
     world_size: int
     device: torch.device
+    patient_group: dist.ProcessGroup | None = None
+    """Group of all ranks whose members wait for days."""
 
     @property
     def is_first(self) -> bool:
@@ -53,6 +56,11 @@ class Workers:
         values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value)
         return values
+
+    def wait_patiently(self) -> None:
+        """Wait for all ranks, for hours if need be: one may have to read a whole data set first."""
+        if self.world_size > 1:
+            dist.barrier(self.patient_group)
 
     def barrier(self) -> None:
         """Wait for all ranks."""
@@ -102,7 +110,8 @@ def join_torchrun(use_gpu: bool) -> Workers:
     device = pick_device(use_gpu, local_rank=int(os.environ.get("LOCAL_RANK", "0")))
     if world_size > 1 and not dist.is_initialized():
         dist.init_process_group(backends(use_gpu), timeout=_GROUP_TIMEOUT)
-    return Workers(rank, world_size, device)
+    patient_group = dist.new_group(backend="gloo", timeout=_PATIENCE) if world_size > 1 else None
+    return Workers(rank, world_size, device, patient_group)
 
 
 def pick_device(use_gpu: bool, local_rank: int) -> torch.device:

@@ -28,7 +28,7 @@ from pipeline.training.notices import SignalNotices, sigterm_as_request
 from pipeline.training.profiling import PROFILE_FOLDER
 from pipeline.training.progress import ProgressReporter
 from pipeline.training.restarts import record_start
-from pipeline.training.resume import find_position
+from pipeline.training.resume import find_position, run_storage
 from pipeline.training.worker import WorkerResult, run_worker
 
 if TYPE_CHECKING:
@@ -75,11 +75,13 @@ def run_training(config: ExperimentConfig, console: Console | None = None) -> Tr
 def adopt_run_dir(config: ExperimentConfig) -> None:
     """Create the run folder, or check that the run in it may continue with this config.
 
+    A run that has left nothing but its config, because something in that was wrong, may begin with another one.
+
     Raises:
         ConfigError: a field that must not change on resume differs.
     """
     saved = Path(config.run_dir) / "config.yaml"
-    if saved.is_file():
+    if saved.is_file() and _has_begun(config):
         check_resumable(load_config(saved), config)
     saved.parent.mkdir(parents=True, exist_ok=True)
     temporary = saved.with_suffix(".tmp")
@@ -87,15 +89,20 @@ def adopt_run_dir(config: ExperimentConfig) -> None:
     temporary.replace(saved)
 
 
+def _has_begun(config: ExperimentConfig) -> bool:
+    traces = (Path(config.run_dir) / name for name in ("metrics.jsonl", "mlflow.json"))
+    return any(path.exists() for path in traces) or bool(run_storage(config).generations())
+
+
 def _run_locally(config: ExperimentConfig, workers: Workers, console: Console) -> TrainingResult:
     if not workers.is_first:
-        workers.barrier()  # rank 0 has built the index by then
+        workers.wait_patiently()  # rank 0 builds the index meanwhile
         source = with_cached_features(config, prepare_source(config, console=Console(quiet=True)))
         return _describe(config, _train_rank(config, source, workers, attempt=0), None)
     with hold_run(Path(config.run_dir)) as attempt:
         adopt_run_dir(config)
         source = with_cached_features(config, prepare_source(config, console=console))
-        workers.barrier()
+        workers.wait_patiently()
         return _supervise(config, source, console, lambda: _train_rank(config, source, workers, attempt))
 
 

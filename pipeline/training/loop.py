@@ -31,7 +31,7 @@ from pipeline.training.speed import SpeedMeter
 
 
 class NonFiniteError(RuntimeError):
-    """Loss or gradient became NaN or infinite; the weights of the step before are kept."""
+    """Loss or gradient became NaN or infinite; the weights of the step before are in a checkpoint."""
 
 
 class StopRequestedError(RuntimeError):
@@ -60,7 +60,11 @@ def train(session: TrainingSession, steps: Iterator[PreparedStep]) -> dict[str, 
     for prepared in steps:
         wait_s = time.perf_counter() - started
         profiler.before(prepared.step)
-        outcome = run_step(session, prepared)
+        try:
+            outcome = run_step(session, prepared)
+        except NonFiniteError:
+            session.snapshots.keep(session, prepared.step)
+            raise
         profiler.after(prepared.step, is_last=prepared.step + 1 == session.plan.total_steps)
         book(session, prepared, outcome)
         observe_loss(session, prepared.step, outcome.loss)
@@ -122,8 +126,8 @@ def run_step(session: TrainingSession, prepared: PreparedStep) -> StepOutcome:
         record_step(session, NONFINITE_FILE, prepared.step, {"loss": loss, "grad_norm": grad_norm})
         raise NonFiniteError(
             f"step {prepared.step}: loss {loss}, gradient norm {grad_norm}; nothing was updated. Samples of the step: "
-            f"{ids}. Lower training.learning_rate, or look at these samples: {NONFINITE_FILE} in the run folder names "
-            "their shards and keys"
+            f"{ids}; {NONFINITE_FILE} in the run folder names their shards and keys. The weights before the step are "
+            "in the newest checkpoint. Look at these samples, or lower training.learning_rate in another run_dir"
         )
     factor = learning_rate_factor(prepared.step, session.plan.total_steps, session.config.training)
     learning_rate = set_learning_rate(session.optimizer, factor)

@@ -257,6 +257,7 @@ class _TrainFunction:
         from pipeline.training.distributed import Workers
         from pipeline.training.loop import NonFiniteError, StopRequestedError
         from pipeline.training.metrics import LedgerError
+        from pipeline.training.snapshot import CheckpointWriteError
         from pipeline.training.worker import run_worker
 
         context = ray.train.get_context()
@@ -286,7 +287,9 @@ class _TrainFunction:
                 attempt=self.attempt,
                 notices=RayNotices(self.stop),
             )
-        except (ConfigError, NonFiniteError, RejectedBudgetError, LedgerError, StopRequestedError) as error:
+        except (
+            ConfigError, NonFiniteError, RejectedBudgetError, LedgerError, CheckpointWriteError, StopRequestedError
+        ) as error:  # fmt: skip
             # Raised on every rank alike, and again after every restart: a value, so that Ray does not retry it.
             return error
 

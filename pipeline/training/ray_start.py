@@ -17,6 +17,7 @@ from pipeline.config import ExperimentConfig
 from pipeline.crashes.marks import WorkMarks
 from pipeline.crashes.search import RunData, refused_samples
 from pipeline.stream import StreamStart, build_dataset
+from pipeline.training.manifest import CheckpointError
 from pipeline.training.restarts import CrashLoopError, record_start
 from pipeline.training.resume import find_position
 
@@ -36,7 +37,10 @@ class RunStart:
 
     def __call__(self) -> StreamStart:
         """Return the start; an error that another start would meet again takes the place of its origin."""
-        position = find_position(self.config)
+        try:
+            position = find_position(self.config)
+        except (CheckpointError, OSError) as error:
+            return StreamStart(0, {}, error)
         done = 0 if position is None else position.step
         # With nothing left to train the workers never open the stream; one step keeps Ray's split well-formed.
         start = StreamStart(min(done, self.total_steps - 1), {}, position)

@@ -31,8 +31,8 @@ class Snapshots:
     The error of a write surfaces on every rank at the next snapshot, or in `finish`.
     """
 
-    def __init__(self, store: CheckpointStore, attempt: int) -> None:
-        self._store, self._attempt = store, attempt
+    def __init__(self, store: CheckpointStore, attempt: int, start_step: int = 0) -> None:
+        self._store, self._attempt, self._newest_step = store, attempt, start_step
         self._copies, self._writer = HostCopies(), BackgroundWriter()
         self.stall_s = 0.0
         """Seconds that training waited for the last snapshot."""
@@ -71,7 +71,19 @@ class Snapshots:
             )
             reached("checkpoint.snapshot_taken")
             self._writer.start(partial(self._store.write, job))
+        self._newest_step = next_step
         self.stall_s = time.perf_counter() - started
+
+    def keep(self, session: TrainingSession, next_step: int) -> None:
+        """Save what is newer than the last snapshot, and wait until it is durable; for a run that is about to end.
+
+        Raises:
+            LedgerError: samples planned and samples accounted for differ.
+            CheckpointWriteError: it could not be written.
+        """
+        if next_step > self._newest_step:
+            self.save(session, next_step)
+        self.finish(session)
 
     def finish(self, session: TrainingSession) -> None:
         """Wait until the last snapshot is durable; all ranks take part.

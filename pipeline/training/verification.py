@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import BinaryIO, NamedTuple
 
 from pipeline.training.checkpoint_storage import CheckpointStorage, Generation
@@ -14,6 +12,8 @@ from pipeline.training.manifest import MANIFEST_NAME, CheckpointError, FileProof
 
 _CHUNK_BYTES = 8 << 20
 _THREADS = 8  # hashing releases the interpreter's lock; a disk or an object store serves several readers faster
+
+_NOT_A_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 logger = logging.getLogger(__name__)
 
@@ -31,14 +31,15 @@ def read_manifest(storage: CheckpointStorage, generation: Generation) -> Manifes
     """Read a generation's manifest, without looking at the files it speaks of.
 
     Raises:
-        CheckpointError: it is missing, unreadable, or that of another step.
+        CheckpointError: it is missing, damaged, or that of another step.
+        OSError: the storage failed.
     """
     where = f"{storage.location}/{generation.name}"
     try:
         with storage.open(generation.name, MANIFEST_NAME) as file:
             manifest = decode_manifest(file.read(), where)
-    except OSError as error:
-        raise CheckpointError(f"checkpoint {where}: manifest missing or unreadable ({error})") from error
+    except _NOT_A_FILE as error:
+        raise CheckpointError(f"checkpoint {where}: manifest missing ({error})") from error
     if manifest.step != generation.step:
         raise CheckpointError(f"checkpoint {where}: the manifest is that of step {manifest.step}")
     return manifest
@@ -49,6 +50,7 @@ def verify(storage: CheckpointStorage, generation: Generation) -> Manifest:
 
     Raises:
         CheckpointError: a byte differs or is missing; names the file.
+        OSError: the storage failed, which says nothing about the checkpoint.
     """
     manifest = read_manifest(storage, generation)
 
@@ -58,8 +60,8 @@ def verify(storage: CheckpointStorage, generation: Generation) -> Manifest:
         try:
             with storage.open(generation.name, name) as file:
                 found = measure(file)
-        except OSError as error:
-            raise CheckpointError(f"{where} is missing or unreadable ({error})") from error
+        except _NOT_A_FILE as error:
+            raise CheckpointError(f"{where} is missing ({error})") from error
         check_proof(found, proof, where)
 
     with ThreadPoolExecutor(_THREADS) as threads:
@@ -89,14 +91,27 @@ def check_proof(found: FileProof, expected: FileProof, where: str) -> None:
 
 
 def newest_verified(storage: CheckpointStorage) -> Position | None:
-    """Return the newest checkpoint whose every byte verifies; None when there is none.
+    """Return the newest checkpoint whose every byte verifies; None when there is not a single one.
 
     Defective ones are skipped with a warning that names them, never read and never removed.
+
+    Raises:
+        CheckpointError: there are checkpoints, and not one of them verifies; the run must not begin again by itself.
+        OSError: the storage failed.
     """
-    for generation in reversed(storage.generations()):
-        with _reported():
+    generations = storage.generations()
+    for generation in reversed(generations):
+        try:
             verify(storage, generation)
+        except CheckpointError as error:
+            logger.warning("%s; looking at the checkpoint before it", error)
+        else:
             return Position(generation.name, generation.step)
+    if generations:
+        raise CheckpointError(
+            f"none of the {len(generations)} checkpoints in {storage.location} is sound, each is named above. Bring "
+            "one back from a copy; or, to train from the beginning, remove them or choose another run_dir"
+        )
     return None
 
 
@@ -109,11 +124,3 @@ def readable_manifests(storage: CheckpointStorage) -> dict[str, Manifest]:
         except CheckpointError:
             continue  # reported when a run looks for a place to continue
     return manifests
-
-
-@contextmanager
-def _reported() -> Iterator[None]:
-    try:
-        yield
-    except CheckpointError as error:
-        logger.warning("%s; falling back to the checkpoint before it", error)

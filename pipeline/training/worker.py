@@ -98,7 +98,13 @@ def _train(session: TrainingSession, source: BatchSource, open_stream: OpenStrea
     stream, device = open_stream(session.current_step), session.workers.device
     steps = prepare_ahead(stream, source.encoder.resolution, device, source.plan.sources)
     try:
-        return train(session, steps)
+        metrics = train(session, steps)
+        if session.current_step != session.plan.total_steps:
+            raise RuntimeError(
+                f"rank {session.workers.rank}: the steps ended before step {session.current_step} of "
+                f"{session.plan.total_steps}; start the run again, it resumes from its checkpoint"
+            )
+        return metrics
     finally:
         session.snapshots.abandon(_LAST_WRITE_S)
 
@@ -122,16 +128,15 @@ def _set_up(
         shard_model(model, workers, DTYPES[config.training.precision], cpu_offload=config.training.cpu_offload)
     optimizer = build_optimizer(model, config.training)
     run_dir = Path(config.run_dir)
-    store = _open_store(config, workers, attempt)
-    start_step, ledger, trend = 0, Ledger(), LossTrend()
+    start_step, ledger, trend = position.step if position else 0, Ledger(), LossTrend()
+    store = _open_store(config, workers, attempt, start_step)
     if position is not None:
         checkpoint = store.open(position)
         announced = checkpoint.state["config"]["data"]["mix_changes"]
         check_past_changes([MixChange(**change) for change in announced], config.data.mix_changes, checkpoint.step)
-        check_same_plan(checkpoint, source)
+        check_same_plan(checkpoint, source, config)
         restore(model, optimizer, checkpoint)
         _restore_random_state(checkpoint, workers, config.seed)
-        start_step = checkpoint.step
         ledger, trend = Ledger(**checkpoint.state["ledger"]), LossTrend(**checkpoint.state["trend"])
     return TrainingSession(
         config=config,
@@ -140,7 +145,7 @@ def _set_up(
         workers=workers,
         model=model,
         optimizer=optimizer,
-        snapshots=Snapshots(store, attempt),
+        snapshots=Snapshots(store, attempt, start_step),
         log=MetricsLog(run_dir / "metrics.jsonl") if workers.is_first else None,
         ledger=ledger,
         trend=trend,
@@ -151,15 +156,15 @@ def _set_up(
     )
 
 
-def _open_store(config: ExperimentConfig, workers: Workers, attempt: int) -> CheckpointStore:
+def _open_store(config: ExperimentConfig, workers: Workers, attempt: int, start_step: int) -> CheckpointStore:
     storage, policy = run_storage(config), config.checkpoint
     if workers.is_first:
         storage.sweep()
     may_commit = partial(check_lease, Path(config.run_dir), attempt)
-    return CheckpointStore(storage, policy.keep_last, may_commit, policy.keep_best)
+    return CheckpointStore(storage, policy.keep_last, may_commit, policy.keep_best, start_step)
 
 
-def check_same_plan(checkpoint: Checkpoint, source: BatchSource) -> None:
+def check_same_plan(checkpoint: Checkpoint, source: BatchSource, config: ExperimentConfig) -> None:
     """Refuse to continue on other data than the checkpoint was trained on.
 
     Raises:
@@ -167,10 +172,12 @@ def check_same_plan(checkpoint: Checkpoint, source: BatchSource) -> None:
     """
     before, now = checkpoint.state["plan_fingerprint"], source.plan.fingerprint_before(checkpoint.step)
     if before != now:
+        then, today = checkpoint.state["config"]["data"], config.model_dump(mode="json")["data"]
+        changed = [f"data.{name}: {then[name]} before, {today[name]} now" for name in then if then[name] != today[name]]
         raise ConfigError(
             f"checkpoint {checkpoint.folder} was trained on plan {before[:12]}, the data now give plan {now[:12]}: "
-            "shards, tokenizer, template or batch size changed since. Restore them to resume, or choose another "
-            "run_dir to start a new run"
+            f"shards, tokenizer, template or batch size changed since ({'; '.join(changed) or 'not by the config'}). "
+            "Restore them to resume, or choose another run_dir to start a new run"
         )
 
 

@@ -18,6 +18,7 @@ from pipeline.prepare import prepare_source
 from pipeline.training.checkpoint import CheckpointStore
 from pipeline.training.launch import run_training
 from pipeline.training.loop import NonFiniteError
+from pipeline.training.manifest import CheckpointError
 from tests.integration.conftest import WriteConfig
 from tests.integration.runs import assert_same_run, losses, run, start, wait_for_steps, weights
 
@@ -143,14 +144,35 @@ def test_loss_that_is_not_finite_stops_before_the_update_and_names_the_samples(
     write_config: WriteConfig, tmp_path: Path
 ) -> None:
     config = load_config(
-        write_config("run", "finetune"), ["training.learning_rate=1.0e+30", "checkpoint.every_steps=1"]
+        write_config("run", "finetune"), ["training.learning_rate=1.0e+30", "checkpoint.every_steps=1000"]
     )
     with pytest.raises(NonFiniteError, match=r"step \d: loss (nan|inf).* nothing was updated. Samples of the step: \["):
         run_training(config)
     checkpoint = CheckpointStore(tmp_path / "run" / "checkpoints", keep_last=2).latest()
     assert checkpoint is not None
-    assert checkpoint.step == len(losses(tmp_path / "run"))
+    assert checkpoint.step == len(losses(tmp_path / "run")) > 0  # the last good weights, though no checkpoint was due
     assert all(bool(tensor.isfinite().all()) for tensor in checkpoint.tensors("model").values())
+
+
+def test_run_that_failed_before_it_began_may_begin_with_another_config(write_config: WriteConfig) -> None:
+    path = write_config("run", "finetune")
+    with pytest.raises(ConfigError, match="pretrain_mm_mlp_adapter"):
+        run_training(load_config(path, ["model.pretrain_mm_mlp_adapter=/no/projector", "training.max_steps=1"]))
+    run_training(load_config(path, ["training.max_steps=1"]))
+    with pytest.raises(ConfigError, match="seed"):
+        run_training(load_config(path, ["training.max_steps=1", "seed=9"]))
+
+
+def test_run_without_a_sound_checkpoint_does_not_begin_again_by_itself(
+    write_config: WriteConfig, tmp_path: Path
+) -> None:
+    config = load_config(write_config("run"), ["training.max_steps=3", "checkpoint.keep_last=1"])
+    run_training(config)
+    (damaged,) = (tmp_path / "run" / "checkpoints").glob("*/model.safetensors")
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=r"none of the 1 checkpoints .* is sound"):
+        run_training(config)
+    assert damaged.exists()
 
 
 def test_finetune_from_a_llava_folder_takes_the_projector_that_is_named(

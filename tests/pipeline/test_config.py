@@ -65,6 +65,8 @@ def test_with_absolute_paths_leaves_urls_and_hub_ids_alone(
         ("data.max_length=67", "training.micro_batch_tokens (61) is smaller than data.max_length (67)"),
         ("seed", "override 'seed': expected section.key=value"),
         ("name.x=3", "override 'name.x=3': name is a value, not a section"),
+        ("cluster={launcher: ray, data_workers: 0}", "cluster: data_workers is 0, which only launcher=local can do"),
+        ("checkpoint.folder=ftp://host/x", "expected a folder, or a URL that begins with s3:// or gs://"),
         ("seed=[", "override 'seed=[': the value is not valid YAML"),
     ],
 )
@@ -72,6 +74,13 @@ def test_load_config_bad_override_says_where_and_what(config_path: Path, overrid
     with pytest.raises(ConfigError) as error:
         load_config(config_path, [override])
     assert message in str(error.value)
+
+
+def test_with_absolute_paths_reaches_the_checkpoints(config_path: Path) -> None:
+    config = load_config(config_path, ["checkpoint.folder=kept"]).with_absolute_paths()
+    assert config.checkpoint.folder == str(Path("kept").absolute())
+    config = load_config(config_path, ["checkpoint.folder=s3://bucket/kept"]).with_absolute_paths()
+    assert config.checkpoint.folder == "s3://bucket/kept"
 
 
 def test_load_config_missing_file_names_it(tmp_path: Path) -> None:

@@ -84,6 +84,33 @@ def test_latest_folder_without_manifest_is_never_read(tmp_path: Path) -> None:
     assert read_latest(store).step == 5
 
 
+def test_latest_storage_that_fails_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = CheckpointStore(tmp_path, keep_last=3)
+    save(store, 5)
+
+    def fail(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(store.storage, "open", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        store.latest()
+
+
+def test_damaged_checkpoints_ahead_of_the_run_take_no_place_from_sound_ones(tmp_path: Path) -> None:
+    before = CheckpointStore(tmp_path, keep_last=2)
+    for step in (4, 6):
+        save(before, step)
+    damaged = tmp_path / "step-00000006" / "model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    store = CheckpointStore(tmp_path, keep_last=1, start_step=read_latest(before).step)
+    save(store, 5)
+    assert read_latest(store).step == 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000005", "step-00000006"]
+    save(store, 6)
+    assert read_latest(store).step == 6
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000006"]
+
+
 def test_save_write_error_keeps_previous_checkpoint_and_leaves_no_trace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
