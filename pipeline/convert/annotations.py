@@ -1,7 +1,7 @@
 """Conversations in annotation files, images in a folder: LLaVA's JSON array, or one object per line.
 
-Both dialects (`conversations` and `messages`) are kept as they are; only `image` is rewritten, to the names that the
-images get in the shard. What the files were called before is kept beside it.
+Both dialects (`conversations` and `messages`) are kept as they are; only `image` (or `video`) is rewritten, to the
+names that the images get in the shard. What the files were called before is kept beside it.
 """
 
 from __future__ import annotations
@@ -14,17 +14,16 @@ from typing import BinaryIO, cast
 
 import pyarrow as pa
 
+from pipeline.convert.image_field import listed_names, with_stored_names
 from pipeline.convert.image_folder import image_extension, image_size_bytes, read_image_file
 from pipeline.convert.json_stream import iterate_array
 from pipeline.convert.repair import repair_turns
 from pipeline.convert.source import Entry, Members, entry_table, refused
 from pipeline.errors import DataError, Reason
-from pipeline.samples.schema import SchemaPolicy, has_turns, named_images
+from pipeline.samples.schema import SchemaPolicy, has_turns
 from pipeline.samples.strict_json import MAX_JSON_BYTES, JsonValue, parse_json
+from pipeline.samples.video import has_video
 from pipeline.shards.storage import open_shard
-
-ORIGINAL_NAMES = "source_images"
-"""Field of the written JSON that holds the names of the image files before packing."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class AnnotationSource:
             elements = iterate_array(file) if unit.endswith(".json") else _lines(file)
             for row, text in enumerate(elements):
                 try:
-                    sizes = [image_size_bytes(self.image_folder, name) for name in set(named_images(_parse(text)))]
+                    sizes = [image_size_bytes(self.image_folder, name) for name in set(listed_names(_parse(text)))]
                     entries.append(Entry(row, row, len(text) + sum(sizes)))
                 except DataError as error:
                     entries.append(refused(row, error))
@@ -66,7 +65,7 @@ class AnnotationSource:
                 yield error
 
     def _members(self, tree: dict[str, JsonValue]) -> Members:
-        names = named_images(tree)
+        names = listed_names(tree)
         members: Members = {}
         stored: dict[str, str] = {}
         for name in names:
@@ -74,10 +73,10 @@ class AnnotationSource:
                 data = read_image_file(self.image_folder, name)
                 stored[name] = f"{len(stored)}.{image_extension(data)}"
                 members[stored[name]] = data
-        tree = repair_turns(tree, self.policy, num_images=len(names))
+        # the place of a video is `<video>`: there is never a missing `<image>` to add
+        tree = repair_turns(tree, self.policy, num_images=0 if has_video(tree) else len(names))
         if names:
-            tree = {**tree, "image": [stored[name] for name in names], ORIGINAL_NAMES: list(names)}
-            tree.pop("images", None)
+            tree = with_stored_names(tree, names, [stored[name] for name in names])
         members["json"] = json.dumps(tree, ensure_ascii=False).encode()
         return members
 

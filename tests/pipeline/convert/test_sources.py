@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import webdataset
 from PIL import Image
 
 from pipeline.convert.formats import SourceOptions, open_source
@@ -27,6 +29,7 @@ from tests.pipeline.convert.datasets import (
     write_parquet,
 )
 from tests.pipeline.samples.pictures import encoded, picture
+from tests.pipeline.shards.archives import tar_bytes
 
 ROOMY = ShardLimits(1000, 10**9)
 
@@ -164,8 +167,73 @@ def test_img2dataset_folder_reports_failed_downloads_and_a_cut_tar(tmp_path: Pat
         answers(samples)
         == [f"caption of {s:05d}{i:04d}" for s, n in ((0, 4), (1, 4), (2, 2)) for i in range(n)][: len(samples)]
     )
-    assert result.reasons() == {"missing_image": 3, "shard_truncated": 2}
-    assert result.num_entries == result.num_samples + 5
+    # of the tar file that was cut, two samples that its table lists are gone
+    assert result.reasons() == {"missing_image": 3 + 2, "shard_truncated": 2}
+    assert result.num_entries == result.num_samples + 7
+
+
+def test_img2dataset_sample_that_only_the_table_knows_is_reported(tmp_path: Path) -> None:
+    folder = write_downloads(tmp_path / "laion", 1, 3)
+    table = {"key": ["000000000", "000000009", "000000001", None], "status": ["success"] * 3 + ["failed_to_resize"]}
+    pq.write_table(pa.table(table), folder / "00000.parquet")
+    result, samples = converted(tmp_path, folder)
+    assert answers(samples) == ["caption of 000000000", "caption of 000000001"]
+    assert [(entry.row, entry.detail) for entry in result.skipped] == [
+        (2, "img2dataset reports 'failed_to_resize'"),
+        (3, "img2dataset reports 'success', but the tar file holds no such sample"),
+    ]
+
+
+def test_unreadable_table_beside_a_tar_is_named(tmp_path: Path) -> None:
+    folder = write_downloads(tmp_path / "laion", 1, 3)
+    (folder / "00000.parquet").write_bytes(b"garbage")
+    with pytest.raises(ValueError, match=r"00000\.parquet: not readable"):
+        converted(tmp_path, folder)
+
+
+@pytest.mark.parametrize(
+    ("field", "place"), [("image", "<image> and <image>"), ("images", "<image> and <image>"), ("video", "<video>")]
+)
+def test_shards_cut_anew_keep_the_image_order_of_their_annotations(tmp_path: Path, field: str, place: str) -> None:
+    blue, red = picture(5, 7), picture(11, 13)
+    annotation = {field: ["a/k1.1.png", "k1.0.png"], "conversations": turns(place)}
+    files = [("k1.0.png", blue), ("k1.1.png", red), ("k1.json", json.dumps(annotation).encode())]
+    (tmp_path / "a.tar").write_bytes(tar_bytes(files))
+    result, (sample,) = converted(tmp_path, tmp_path / "a.tar")
+    assert sample.images == (red, blue)
+    # cut once more, the names before packing are still those of the start
+    (tree,) = [item["json"] for item in webdataset.WebDataset(list(result.shards), shardshuffle=False)]
+    found = json.loads(tree)
+    assert (found["video" if field == "video" else "image"], found["source_images"]) == (
+        ["1.png", "0.png"],
+        ["a/k1.1.png", "k1.0.png"],
+    )
+    _, (again,) = converted(tmp_path / "again", Path(result.shards[0]))
+    assert again.images == (red, blue)
+
+
+def test_shard_cut_anew_whose_annotation_names_another_image_is_skipped(tmp_path: Path) -> None:
+    annotation = {"image": ["k1.0.png", "k1.7.png"], "conversations": turns("<image> and <image>")}
+    files = [("k1.0.png", picture(5, 7)), ("k1.1.png", picture(5, 7)), ("k1.json", json.dumps(annotation).encode())]
+    (tmp_path / "a.tar").write_bytes(tar_bytes(files))
+    result, _ = converted(tmp_path, tmp_path / "a.tar")
+    assert skipped(result) == [(0, "missing_image")]
+
+
+def test_llava_video_as_frames_of_the_image_folder(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(picture(5, 7))
+    (tmp_path / "b.png").write_bytes(picture(11, 13))
+    records: list[dict[str, Any]] = [
+        {"video": ["b.png", "a.png", "b.png"], "conversations": turns("<video>\nWhat happens?")},
+        {"video": ["a.png"], "conversations": turns("<video>\nWhat happens?")},
+        {"video": "film.mp4", "conversations": turns("<video>\nWhat happens?")},
+    ]
+    options = SourceOptions(policy=SchemaPolicy(prepend_missing_placeholder=True))
+    result, samples = converted(tmp_path, write_llava(tmp_path, records), options=options)
+    assert [(sample.kind, len(sample.images)) for sample in samples] == [("video", 3), ("video", 1)]
+    assert [Image.open(io.BytesIO(data)).size for data in samples[0].images] == [(13, 11), (7, 5), (13, 11)]
+    assert skipped(result) == [(2, "json_invalid")]
+    assert "store its frames as images" in result.skipped[0].detail
 
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
