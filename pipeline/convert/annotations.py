@@ -18,7 +18,7 @@ from pipeline.convert.image_field import listed_names, with_stored_names
 from pipeline.convert.image_folder import image_extension, image_size_bytes, read_image_file
 from pipeline.convert.json_stream import iterate_array
 from pipeline.convert.repair import repair_turns
-from pipeline.convert.source import Entry, Members, entry_table, refused
+from pipeline.convert.source import Entry, Members, entry_table, refused, stored_bytes
 from pipeline.errors import DataError, Reason
 from pipeline.samples.schema import SchemaPolicy, has_turns
 from pipeline.samples.strict_json import MAX_JSON_BYTES, JsonValue, parse_json
@@ -49,8 +49,11 @@ class AnnotationSource:
             elements = iterate_array(file) if unit.endswith(".json") else _lines(file)
             for row, text in enumerate(elements):
                 try:
-                    sizes = [image_size_bytes(self.image_folder, name) for name in set(listed_names(_parse(text)))]
-                    entries.append(Entry(row, row, len(text) + sum(sizes)))
+                    names = listed_names(_parse(text))
+                    sizes = [image_size_bytes(self.image_folder, name) for name in set(names)]
+                    # written, it also holds each name's twin, such as `, "0.jpg"`
+                    sizes.append(len(text) + sum(len(name) + 12 for name in names))
+                    entries.append(Entry(row, row, sum(stored_bytes(size) for size in sizes)))
                 except DataError as error:
                     entries.append(refused(row, error))
                 texts.append(b"" if entries[-1].reason else text)

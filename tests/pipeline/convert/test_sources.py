@@ -152,6 +152,55 @@ def test_coco_with_first_caption_only_keeps_one_per_image(tmp_path: Path) -> Non
     assert answers(samples) == [f"caption 0 of {idx}" for idx in (101, 102, 103)]
 
 
+def test_coco_entries_of_wrong_types_are_skipped_one_by_one(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jpg").write_bytes(picture(13, 19, "JPEG"))
+    images: list[Any] = [
+        {"id": 1, "file_name": "a.jpg"},
+        {"id": "b", "file_name": "b.jpg"},
+        {"id": 3, "file_name": "\ud800.jpg"},
+        {"id": 4, "file_name": None},
+        {"id": 5, "file_name": "a.jpg"},
+        {"id": 5, "file_name": "b.jpg"},
+        {"id": [6], "file_name": "a.jpg"},
+    ]
+    captions: list[Any] = [(1, None), (1, "good"), (1, ["x"]), ([1], "x"), ("b", "other"), (3, "x"), (4, "x"), (5, "x")]
+    notes = [{"image_id": image_id, "caption": caption} for image_id, caption in captions]
+    path = tmp_path / "coco.json"
+    path.write_text(json.dumps({"images": images, "annotations": [*notes, "x"]}))
+    result, samples = converted(tmp_path, path)
+    assert answers(samples) == ["good", "other"]
+    assert skipped(result) == [
+        (0, "missing_annotation"),
+        (2, "json_invalid"),
+        (3, "json_invalid"),
+        (5, "text_invalid_unicode"),
+        (6, "json_invalid"),
+        (7, "json_invalid"),
+        (8, "json_invalid"),
+        (9, "json_invalid"),
+    ]
+    (sample,) = converted(tmp_path / "first", path, options=SourceOptions(str(tmp_path), first_caption_only=True))[1][
+        :1
+    ]
+    assert answers([sample]) == ["good"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"images": [', r"coco\.json: not JSON: .* at character 12"),
+        (b'{"images": "\xff"}', r"coco\.json: byte 12 is not UTF-8"),
+        (b'{"images": [], "annotations": {}}', r"coco\.json: no COCO captions"),
+        (b'{"images": ' + b"9" * 5000 + b"}", r"coco\.json: JSON that cannot be read"),
+    ],
+)
+def test_broken_coco_file_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "coco.json").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        converted(tmp_path, tmp_path / "coco.json", kind="coco")
+
+
 def test_other_json_object_is_refused_as_coco(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"images": []}')
     with pytest.raises(DataError, match="no COCO captions"):
@@ -279,6 +328,36 @@ def test_parquet_conversations_of_three_shapes(tmp_path: Path) -> None:
         "messages": (1, 2, "Two."),
         "json": (0, 2, "So."),
     }
+
+
+def test_parquet_turns_as_text_are_never_written_as_captions(tmp_path: Path) -> None:
+    indented = json.dumps(turns(answer="Indented."), indent=2)
+    rows = [
+        {"image": image(), "text": indented},
+        {"image": image(), "text": json.dumps({"messages": turns(answer="Whole.")}, indent=1)},
+        {"image": image(), "text": "{a ball} in braces"},
+        {"image": image(), "text": "[a ball]"},
+        {"image": image(), "text": '{"conversations": [broken'},
+    ]
+    result, samples = converted(tmp_path / "a", write_parquet(tmp_path / "a" / "a.parquet", rows))
+    assert answers(samples) == ["Indented.", "Whole.", "{a ball} in braces", "[a ball]"]
+    assert skipped(result) == [(4, "json_invalid")]
+    rows = [{"image": image(), "conversations": text} for text in (indented, "a ball", json.dumps("a ball"))]
+    result, samples = converted(tmp_path / "b", write_parquet(tmp_path / "b" / "b.parquet", rows))
+    assert answers(samples) == ["Indented."]
+    assert skipped(result) == [(1, "json_invalid"), (2, "json_invalid")]
+
+
+def test_parquet_pairs_that_are_none_are_skipped(tmp_path: Path) -> None:
+    pairs = [
+        [{"user": "q", "assistant": "a"}, {"foo": 1}],
+        [{"user": ["q"], "assistant": "a"}],
+        [{"user": "q", "assistant": "good"}],
+    ]
+    rows = [{"images": [image()], "texts": json.dumps(one)} for one in pairs]
+    result, samples = converted(tmp_path, write_parquet(tmp_path / "a.parquet", rows))
+    assert answers(samples) == ["good"]
+    assert skipped(result) == [(0, "json_invalid"), (1, "json_invalid")]
 
 
 def test_hugging_face_saved_dataset_is_read_in_the_order_it_names(tmp_path: Path) -> None:
