@@ -288,6 +288,13 @@ def test_llava_video_as_frames_of_the_image_folder(tmp_path: Path) -> None:
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
+def write_arrow(path: Path, rows: list[dict[str, Any]]) -> Path:
+    table = pa.Table.from_pylist(rows, schema=pa.schema([("image", IMAGE), ("text", pa.string())]))
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=2)
+    return path
+
+
 def image(height: int = 5) -> dict[str, Any]:
     return {"bytes": picture(height, 7), "path": None}
 
@@ -363,12 +370,9 @@ def test_parquet_pairs_that_are_none_are_skipped(tmp_path: Path) -> None:
 def test_hugging_face_saved_dataset_is_read_in_the_order_it_names(tmp_path: Path) -> None:
     folder = tmp_path / "saved"
     folder.mkdir()
-    schema = pa.schema([("image", IMAGE), ("caption", pa.string())])
     names = ["data-00000-of-00002.arrow", "data-00001-of-00002.arrow"]
     for number, name in enumerate(names):
-        rows = [{"image": image(), "caption": f"{number} {idx}"} for idx in range(3)]
-        with pa.OSFile(str(folder / name), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-            writer.write_table(pa.Table.from_pylist(rows, schema=schema), max_chunksize=2)
+        write_arrow(folder / name, [{"image": image(), "text": f"{number} {idx}"} for idx in range(3)])
     (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": name} for name in names]}))
     _, samples = converted(tmp_path, folder)
     assert answers(samples) == [f"{number} {idx}" for number in range(2) for idx in range(3)]
@@ -401,5 +405,62 @@ def test_folder_with_several_splits_or_formats_is_refused(tmp_path: Path) -> Non
 
 def test_file_that_is_no_parquet_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR1 not really")
-    with pytest.raises(ValueError, match="not a readable Parquet"):
+    with pytest.raises(ValueError, match=r"a\.parquet: not readable as Parquet"):
         converted(tmp_path, tmp_path / "a.parquet")
+
+
+def test_damaged_tables_are_named(tmp_path: Path) -> None:
+    rows = [{"image": image(5 + idx), "text": f"text {idx}"} for idx in range(9)]
+    damaged = write_parquet(tmp_path / "a.parquet", rows)
+    content = bytearray(damaged.read_bytes())
+    first = pq.read_metadata(damaged).row_group(1).column(0)
+    content[first.data_page_offset : first.data_page_offset + first.total_compressed_size] = b"\xff" * (
+        first.total_compressed_size
+    )
+    damaged.write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.parquet, row group 1: not readable"):
+        converted(tmp_path / "a", damaged)
+    whole = write_arrow(tmp_path / "b.arrow", rows)
+    whole.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    with pytest.raises(ValueError, match=r"b\.arrow: not readable"):
+        converted(tmp_path / "b", whole)
+
+
+def test_parquet_text_that_is_no_unicode_costs_only_its_row(tmp_path: Path) -> None:
+    text = pa.Array.from_buffers(pa.string(), 2, pa.array([b"good", b"\xff"], pa.binary()).buffers())
+    table = pa.table({"image": pa.array([image()] * 2, IMAGE), "text": text})
+    pq.write_table(table, tmp_path / "a.parquet")
+    result, samples = converted(tmp_path, tmp_path / "a.parquet")
+    assert answers(samples) == ["good"]
+    assert skipped(result) == [(1, "text_invalid_unicode")]
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+def test_rows_of_large_groups_are_all_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int | None) -> None:
+    monkeypatch.setattr("pipeline.convert.tables._BATCH_ROWS", 2)
+    rows = [{"image": image(), "text": f"text {idx}"} for idx in range(19)]
+    path = write_parquet(tmp_path / "a.parquet", rows, per_group=11)
+    result = convert(open_source([str(path)]), tmp_path / "out", limits=ShardLimits(3, 10**9), shuffle_seed=seed)
+    index = build_index(result.shards, tmp_path / "index")
+    found = [read_sample(index, idx) for idx in range(index.num_samples)]
+    assert all(int(sample.key.rpartition("-")[2]) == int(answers([sample])[0][5:]) for sample in found)
+    keys = [sample.key for sample in found]
+    assert sorted(keys) == [f"00000-{idx:09d}" for idx in range(19)]
+    assert (keys == sorted(keys)) is (seed is None)
+
+
+def test_shards_of_small_samples_stay_within_the_limit(tmp_path: Path) -> None:
+    lines = "".join(json.dumps({"conversations": turns(f"Why {idx}?")}) + "\n" for idx in range(97))
+    (tmp_path / "a.jsonl").write_text(lines)
+    images = write_llava(tmp_path, llava_records(tmp_path, 97))
+    coco = write_coco(tmp_path / "coco", 97)
+    tars = write_downloads(tmp_path / "tars", 1, 97)
+    table = write_parquet(tmp_path / "b.parquet", [{"image": image(), "text": f"text {idx}"} for idx in range(97)])
+    limit = 40_000
+    for number, path in enumerate((tmp_path / "a.jsonl", images, coco, tars, table)):
+        source = open_source([str(path)], options=SourceOptions(str(path.parent / "images") if number else None))
+        result = convert(source, tmp_path / f"out{number}", limits=ShardLimits(1000, limit))
+        sizes = [Path(shard).stat().st_size for shard in result.shards]
+        assert len(sizes) > 2
+        assert max(sizes) <= limit + 10_240  # an archive is filled up to whole records
+        assert min(sizes[:-1]) > limit // 2
