@@ -6,6 +6,7 @@ names that the images get in the shard. What the files were called before is kep
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 from collections.abc import Iterator
@@ -25,13 +26,17 @@ from pipeline.samples.strict_json import MAX_JSON_BYTES, JsonValue, parse_json
 from pipeline.samples.video import has_video
 from pipeline.shards.storage import open_shard
 
+_HEAD_BYTES = 2 * MAX_JSON_BYTES
+_NUM_TRIED = 17
+"""Lines at the start that are looked at to tell one object per line from an array."""
+
 
 @dataclass(frozen=True)
 class AnnotationSource:
     """Annotation files in the format of LLaVA or chat messages."""
 
     files: tuple[str, ...]
-    """`.json` holds an array, every other name one object per line."""
+    """An array each, or one object per line; see `holds_lines`."""
     image_folder: str
     policy: SchemaPolicy = field(default_factory=SchemaPolicy)
     """Repairs that are applied to what is written, so that the shards need none."""
@@ -45,18 +50,14 @@ class AnnotationSource:
         """List the objects of a file with the sizes of their images."""
         entries: list[Entry] = []
         texts: list[bytes] = []
+        lines = holds_lines(unit)
         with open_shard(unit) as file:
-            elements = iterate_array(file) if unit.endswith(".json") else _lines(file)
-            for row, text in enumerate(elements):
-                try:
-                    names = listed_names(_parse(text))
-                    sizes = [image_size_bytes(self.image_folder, name) for name in set(names)]
-                    # written, it also holds each name's twin, such as `, "0.jpg"`
-                    sizes.append(len(text) + sum(len(name) + 12 for name in names))
-                    entries.append(Entry(row, row, sum(stored_bytes(size) for size in sizes)))
-                except DataError as error:
-                    entries.append(refused(row, error))
-                texts.append(b"" if entries[-1].reason else text)
+            try:
+                for row, text in enumerate(_lines(file) if lines else iterate_array(file)):
+                    entries.append(self._entry(row, text))
+                    texts.append(b"" if entries[-1].reason else text)
+            except DataError as error:  # of the file: an element only costs itself
+                raise error.at(shard=unit) from None
         return entry_table(entries, {"text": pa.array(texts, pa.large_binary())})
 
     def read(self, unit: str, entries: pa.Table) -> Iterator[Members | DataError]:
@@ -66,6 +67,16 @@ class AnnotationSource:
                 yield self._members(_parse(text.as_py()))
             except DataError as error:
                 yield error
+
+    def _entry(self, row: int, text: bytes) -> Entry:
+        try:
+            names = listed_names(_parse(text))
+            sizes = [image_size_bytes(self.image_folder, name) for name in set(names)]
+        except DataError as error:
+            return refused(row, error)
+        # written, it also holds each name's twin, such as `, "0.jpg"`
+        sizes.append(len(text) + sum(len(name) + 12 for name in names))
+        return Entry(row, row, sum(stored_bytes(size) for size in sizes))
 
     def _members(self, tree: dict[str, JsonValue]) -> Members:
         names = listed_names(tree)
@@ -82,6 +93,22 @@ class AnnotationSource:
             tree = with_stored_names(tree, names, [stored[name] for name in names])
         members["json"] = json.dumps(tree, ensure_ascii=False).encode()
         return members
+
+
+def holds_lines(path: str) -> bool:
+    """Whether an annotation file holds one object per line: its ending says so, or one of its first lines is one."""
+    if path.endswith((".jsonl", ".ndjson")):
+        return True
+    with open_shard(path) as file:
+        head = file.read(_HEAD_BYTES).removeprefix(codecs.BOM_UTF8).lstrip()
+    return not head.startswith(b"[") and any(_is_annotation(line) for line in head.split(b"\n")[:_NUM_TRIED])
+
+
+def _is_annotation(line: bytes) -> bool:
+    try:
+        return bool(_parse(line))
+    except DataError:
+        return False
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -135,8 +136,27 @@ def test_repairs_are_written_into_the_shards(tmp_path: Path) -> None:
 def test_array_that_breaks_off_stops_the_conversion(tmp_path: Path) -> None:
     path = write_llava(tmp_path, llava_records(tmp_path, 3))
     path.write_text(path.read_text()[:-40])
-    with pytest.raises(DataError, match="element 2"):
+    with pytest.raises(DataError, match=r"annotations\.json: element 2 of the array: .* at byte \d+; fix the JSON"):
         converted(tmp_path, path)
+
+
+def test_elements_too_deep_or_with_too_long_numbers_cost_only_themselves(tmp_path: Path) -> None:
+    good = json.dumps({"conversations": turns("Why?")})
+    elements = [good, "[" * 20_000 + "]" * 20_000, good, '{"id": ' + "9" * 5000 + "}", good]
+    (tmp_path / "a.json").write_text(f"[{', '.join(elements)}]")
+    result, samples = converted(tmp_path, tmp_path / "a.json")
+    assert len(samples) == 3
+    assert skipped(result) == [(1, "json_too_deep"), (3, "json_invalid")]
+
+
+@pytest.mark.parametrize("kind", ["auto", "messages", "llava"])
+def test_lines_in_a_file_named_json_are_read_as_lines(tmp_path: Path, kind: str) -> None:
+    lines = ["{broken", json.dumps({"messages": [{"role": "user", "content": "Why?"}]}), "", "[]"]
+    lines += [json.dumps({"conversations": turns("Why?")})]
+    (tmp_path / "a.json").write_text("\ufeff" + "\n".join(lines))
+    result, samples = converted(tmp_path, tmp_path / "a.json", kind=kind)
+    assert answers(samples) == ["A ball."]
+    assert skipped(result) == [(0, "json_invalid"), (1, "no_assistant"), (2, "missing_annotation")]
 
 
 def test_coco_captions_are_one_sample_each(tmp_path: Path) -> None:
@@ -394,6 +414,7 @@ def test_folder_with_several_splits_or_formats_is_refused(tmp_path: Path) -> Non
         write_parquet(tmp_path / "d" / f"{split}-00000-of-00001.parquet", row)
     with pytest.raises(ValueError, match=r"several parts .test, train."):
         open_source([str(tmp_path / "d")])
+    assert len(open_source([str(tmp_path / "d" / "test-*.parquet")]).units()) == 1
     (tmp_path / "a.jsonl").write_text("{}")
     with pytest.raises(ValueError, match="several formats"):
         open_source([str(tmp_path / "a.jsonl"), str(tmp_path / "d" / "test-00000-of-00001.parquet")])
@@ -401,6 +422,44 @@ def test_folder_with_several_splits_or_formats_is_refused(tmp_path: Path) -> Non
     for path, message in ((tmp_path / "a.csv", "cannot tell"), (tmp_path / "none", "no such file")):
         with pytest.raises(ValueError, match=message):
             open_source([str(path)])
+
+
+@pytest.mark.parametrize(
+    ("names", "parts"),
+    [
+        (("train.parquet", "test.parquet", "validation.parquet"), "test, train, validation"),
+        (("foo-train.arrow", "foo-test.arrow"), "test, train"),
+        (("my_train_sft.parquet", "my_val2014.parquet"), "train, val"),
+        (("my-train-00000-of-00001.parquet", "my-dev-00000-of-00001.parquet"), "my-dev, my-train"),
+        (("a.parquet", "eval.parquet"), "eval, no split"),
+        (("train/0.parquet", "test/0.parquet"), "test/no split, train/no split"),
+        (("cc-train-000000.tar", "cc-valid-000000.tar"), "train, valid"),
+    ],
+)
+def test_folder_with_several_splits_names_them_and_how_to_give_one(
+    tmp_path: Path, names: tuple[str, ...], parts: str
+) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=re.escape(f"several parts ({parts}): pass one, as the paths")):
+        open_source([str(tmp_path)])
+    assert open_source([str(tmp_path / names[0])]).units() == [str(tmp_path / names[0])]
+
+
+def test_folder_of_one_split_is_read_without_caches(tmp_path: Path) -> None:
+    names = ["cache-0123456789abcdef.arrow", "constrained.parquet", "latest.parquet", "evaluator.parquet"]
+    for name in names:
+        (tmp_path / name).touch()
+    assert [Path(unit).name for unit in open_source([str(tmp_path)]).units()] == sorted(names[1:])
+
+
+def test_url_of_another_format_is_refused() -> None:
+    for url in ("file:///data/x.parquet", "s3://bucket/x.arrow?region=eu", "gs://bucket/x.jsonl"):
+        with pytest.raises(ValueError, match="only tar shards are read; copy the files"):
+            open_source([url])
+    with pytest.raises(ValueError, match="--format parquet: with URLs only tar shards"):
+        open_source(["s3://bucket/x"], "parquet")
 
 
 def test_file_that_is_no_parquet_is_refused(tmp_path: Path) -> None:
