@@ -167,4 +167,4 @@ def _caption(image_id: _Id, text: str, file: tuple[str, int] | DataError | None)
 
 
 def _kind(value: object) -> str:
-    return "missing" if value is None else f"of type {type(value).__name__}"
+    return "missing or null" if value is None else f"of type {type(value).__name__}"

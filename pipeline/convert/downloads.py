@@ -7,7 +7,7 @@ since, so that the report accounts for every URL of the original list.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +58,7 @@ class DownloadSource:
                     members.append([] if entries[-1].reason else _members(group))
             except ShardError as error:
                 entries.append(refused(len(entries), error))
-        for failure in _not_stored(unit, set(keys)):
+        for failure in _not_stored(unit, len(keys)):
             entries.append(refused(len(entries), failure))
         keys += [""] * (len(entries) - len(keys))
         members += [[] for _ in range(len(entries) - len(members))]
@@ -106,7 +106,7 @@ def _without_key(key: str, members: Members) -> Members:
     return {**members, "json": json.dumps(renamed, ensure_ascii=False).encode()}
 
 
-def _not_stored(unit: str, stored_keys: Set[str]) -> list[DataError]:
+def _not_stored(unit: str, num_stored: int) -> list[DataError]:
     """Return an error for each row of the table beside a tar file without sample in it: failed ones first, by status.
 
     Raises:
@@ -116,17 +116,11 @@ def _not_stored(unit: str, stored_keys: Set[str]) -> list[DataError]:
     if "://" in unit or not path.is_file():
         return []
     with name_unreadable(path, "fetch it again, or remove it if the report need not list failed downloads"):
-        names = pq.read_schema(path).names
-        if "status" not in names:  # some other table; the samples are in the tar file
+        if "status" not in pq.read_schema(path).names:  # some other table; the samples are in the tar file
             return []
-        table = pq.read_table(path, columns=[name for name in ("status", "key") if name in names])
-    statuses = [str(status) for status in table["status"].to_pylist()]
+        statuses = [str(status) for status in pq.read_table(path, columns=["status"])["status"].to_pylist()]
     failed = sorted(status for status in statuses if status != _STORED)
     errors = [DataError(Reason.MISSING_IMAGE, f"img2dataset reports {status[:40]!a}") for status in failed]
-    if "key" in names:
-        rows = zip(statuses, table["key"].to_pylist(), strict=True)
-        num_lost = sum(status == _STORED and str(key) not in stored_keys for status, key in rows)
-    else:
-        num_lost = max(0, statuses.count(_STORED) - len(stored_keys))
-    lost = DataError(Reason.MISSING_IMAGE, "img2dataset reports 'success', but the tar file holds no such sample")
+    num_lost = max(0, statuses.count(_STORED) - num_stored)
+    lost = DataError(Reason.MISSING_IMAGE, "img2dataset reports 'success', but the tar file holds fewer samples")
     return errors + [lost] * num_lost
