@@ -22,7 +22,8 @@ _MEGABYTE = 1_000_000
 SourceArgument = Annotated[
     list[str], typer.Argument(metavar="SOURCE...", help="LLaVA JSON, JSONL, Parquet, tar or COCO files, or a folder.")
 ]
-OutOption = Annotated[Path, typer.Option(help="Folder for the shards; the same command continues in it.")]
+# a string: a path would make `s3:/bucket` of a URL, and that a folder
+OutOption = Annotated[str, typer.Option(help="Local folder for the shards; the same command continues in it.")]
 FormatOption = Annotated[str, typer.Option("--format", help="llava, messages, parquet, img2dataset, coco, or auto.")]
 ImagesOption = Annotated[Path | None, typer.Option(help="Folder that relative image paths begin at.")]
 ColumnOption = Annotated[str | None, typer.Option(help="Column of a table; found by its usual names when not given.")]
@@ -56,6 +57,8 @@ def run(
         raise ConfigError(f"--check {check} --launcher {launcher}: expected decode or header, and local or ray")
     if not prefix or not prefix.replace("-", "").replace("_", "").isalnum():
         raise ConfigError(f"--prefix {prefix!r}: expected letters, digits, dashes and underscores")
+    if "://" in out:
+        raise ConfigError(f"--out {out}: expected a local folder; write the shards there, then copy them to the URL")
     from pipeline.convert.formats import SourceOptions, open_source
     from pipeline.convert.run import convert
     from pipeline.convert.shard_plan import ShardLimits
@@ -79,7 +82,7 @@ def run(
             open_source(
                 [os.path.abspath(path) if "://" not in path else path for path in source], source_format, options
             ),
-            out.absolute(),
+            Path(out).absolute(),
             limits=ShardLimits(max_samples, max_mb * _MEGABYTE),
             shuffle_seed=shuffle_seed,
             prefix=prefix,
@@ -90,7 +93,7 @@ def run(
     console.print(summary_table(result))
     if result.skipped:
         console.print(skipped_table(result))
-        console.print(f"{len(result.skipped)} skipped entries listed in {out / 'convert' / 'skipped.jsonl'}")
+        console.print(f"{len(result.skipped)} skipped entries listed in {Path(out) / 'convert' / 'skipped.jsonl'}")
     if not result.num_samples:
         raise ConfigError("nothing was written: every entry was skipped; see the reasons above")
     console.print(f"to train on them: data.shards=[{out}]", markup=False)

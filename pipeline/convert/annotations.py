@@ -1,11 +1,12 @@
 """Conversations in annotation files, images in a folder: LLaVA's JSON array, or one object per line.
 
-Both dialects (`conversations` and `messages`) are kept as they are; only `image` is rewritten, to the names that the
-images get in the shard. What the files were called before is kept beside it.
+Both dialects (`conversations` and `messages`) are kept as they are; only `image` (or `video`) is rewritten, to the
+names that the images get in the shard. What the files were called before is kept beside it.
 """
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 from collections.abc import Iterator
@@ -14,17 +15,20 @@ from typing import BinaryIO, cast
 
 import pyarrow as pa
 
+from pipeline.convert.image_field import listed_names, with_stored_names
 from pipeline.convert.image_folder import image_extension, image_size_bytes, read_image_file
 from pipeline.convert.json_stream import iterate_array
 from pipeline.convert.repair import repair_turns
-from pipeline.convert.source import Entry, Members, entry_table, refused
+from pipeline.convert.source import Entry, Members, entry_table, refused, stored_bytes
 from pipeline.errors import DataError, Reason
-from pipeline.samples.schema import SchemaPolicy, has_turns, named_images
+from pipeline.samples.schema import SchemaPolicy, has_turns
 from pipeline.samples.strict_json import MAX_JSON_BYTES, JsonValue, parse_json
+from pipeline.samples.video import has_video
 from pipeline.shards.storage import open_shard
 
-ORIGINAL_NAMES = "source_images"
-"""Field of the written JSON that holds the names of the image files before packing."""
+_HEAD_BYTES = 2 * MAX_JSON_BYTES
+_NUM_TRIED = 17
+"""Lines at the start that are looked at to tell one object per line from an array."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class AnnotationSource:
     """Annotation files in the format of LLaVA or chat messages."""
 
     files: tuple[str, ...]
-    """`.json` holds an array, every other name one object per line."""
+    """An array each, or one object per line; see `holds_lines`."""
     image_folder: str
     policy: SchemaPolicy = field(default_factory=SchemaPolicy)
     """Repairs that are applied to what is written, so that the shards need none."""
@@ -46,15 +50,14 @@ class AnnotationSource:
         """List the objects of a file with the sizes of their images."""
         entries: list[Entry] = []
         texts: list[bytes] = []
+        lines = holds_lines(unit)
         with open_shard(unit) as file:
-            elements = iterate_array(file) if unit.endswith(".json") else _lines(file)
-            for row, text in enumerate(elements):
-                try:
-                    sizes = [image_size_bytes(self.image_folder, name) for name in set(named_images(_parse(text)))]
-                    entries.append(Entry(row, row, len(text) + sum(sizes)))
-                except DataError as error:
-                    entries.append(refused(row, error))
-                texts.append(b"" if entries[-1].reason else text)
+            try:
+                for row, text in enumerate(_lines(file) if lines else iterate_array(file)):
+                    entries.append(self._entry(row, text))
+                    texts.append(b"" if entries[-1].reason else text)
+            except DataError as error:  # of the file: an element only costs itself
+                raise error.at(shard=unit) from None
         return entry_table(entries, {"text": pa.array(texts, pa.large_binary())})
 
     def read(self, unit: str, entries: pa.Table) -> Iterator[Members | DataError]:
@@ -65,8 +68,18 @@ class AnnotationSource:
             except DataError as error:
                 yield error
 
+    def _entry(self, row: int, text: bytes) -> Entry:
+        try:
+            names = listed_names(_parse(text))
+            sizes = [image_size_bytes(self.image_folder, name) for name in set(names)]
+        except DataError as error:
+            return refused(row, error)
+        # written, it also holds each name's twin, such as `, "0.jpg"`
+        sizes.append(len(text) + sum(len(name) + 12 for name in names))
+        return Entry(row, row, sum(stored_bytes(size) for size in sizes))
+
     def _members(self, tree: dict[str, JsonValue]) -> Members:
-        names = named_images(tree)
+        names = listed_names(tree)
         members: Members = {}
         stored: dict[str, str] = {}
         for name in names:
@@ -74,12 +87,28 @@ class AnnotationSource:
                 data = read_image_file(self.image_folder, name)
                 stored[name] = f"{len(stored)}.{image_extension(data)}"
                 members[stored[name]] = data
-        tree = repair_turns(tree, self.policy, num_images=len(names))
+        # the place of a video is `<video>`: there is never a missing `<image>` to add
+        tree = repair_turns(tree, self.policy, num_images=0 if has_video(tree) else len(names))
         if names:
-            tree = {**tree, "image": [stored[name] for name in names], ORIGINAL_NAMES: list(names)}
-            tree.pop("images", None)
+            tree = with_stored_names(tree, names, [stored[name] for name in names])
         members["json"] = json.dumps(tree, ensure_ascii=False).encode()
         return members
+
+
+def holds_lines(path: str) -> bool:
+    """Whether an annotation file holds one object per line: its ending says so, or one of its first lines is one."""
+    if path.endswith((".jsonl", ".ndjson")):
+        return True
+    with open_shard(path) as file:
+        head = file.read(_HEAD_BYTES).removeprefix(codecs.BOM_UTF8).lstrip()
+    return not head.startswith(b"[") and any(_is_annotation(line) for line in head.split(b"\n")[:_NUM_TRIED])
+
+
+def _is_annotation(line: bytes) -> bool:
+    try:
+        return bool(_parse(line))
+    except DataError:
+        return False
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:

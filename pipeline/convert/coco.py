@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from pipeline.convert.image_folder import image_extension, image_size_bytes, read_image_file
-from pipeline.convert.source import Entry, Members, entry_table, refused
+from pipeline.convert.source import Entry, Members, entry_table, refused, stored_bytes
 from pipeline.errors import DataError, Reason
 from pipeline.shards.storage import open_shard
+
+_Id = int | float | str
+
+
+class _Caption(NamedTuple):
+    image_id: _Id
+    name: str
+    """Of the image file."""
+    text: str
+    size_bytes: int
 
 
 @dataclass(frozen=True)
@@ -32,28 +41,20 @@ class CocoSource:
 
     def list_unit(self, unit: str) -> pa.Table:
         """List captions with the sizes of their images; an image without caption is an entry of its own."""
-        images, captions = _load(unit)
-        sizes = {image_id: _size(self.image_folder, name) for image_id, name in images.items()}
-        uncaptioned = dict(images)
-        seen: set[Any] = set()
         entries: list[Entry] = []
-        columns: dict[str, list[str]] = defaultdict(list)
-        for image_id, caption in captions:
-            uncaptioned.pop(image_id, None)
-            if self.first_caption_only and image_id in seen:
-                continue
-            seen.add(image_id)
-            row = len(entries)
-            size = sizes.get(image_id, DataError(Reason.MISSING_IMAGE, "a caption of an image that is not listed"))
-            failed = isinstance(size, DataError)
-            entries.append(refused(row, size) if isinstance(size, DataError) else Entry(row, row, size + len(caption)))
-            columns["name"].append("" if failed else images[image_id])
-            columns["caption"].append("" if failed else json.dumps(caption))
-            columns["image_id"].append("" if failed else json.dumps(image_id))
-        for _ in uncaptioned:
-            entries.append(refused(len(entries), DataError(Reason.MISSING_ANNOTATION, "an image without caption")))
-            for column in ("name", "caption", "image_id"):
-                columns[column].append("")
+        captions: list[_Caption] = []
+        for row, outcome in enumerate(self._captions(unit)):
+            if isinstance(outcome, DataError):
+                entries.append(refused(row, outcome))
+                captions.append(_Caption(0, "", "", 0))
+            else:
+                entries.append(Entry(row, row, outcome.size_bytes))
+                captions.append(outcome)
+        columns = {
+            "name": [one.name for one in captions],
+            "caption": [json.dumps(one.text) for one in captions],
+            "image_id": [json.dumps(one.image_id) for one in captions],
+        }
         return entry_table(entries, {name: pa.array(values, pa.large_string()) for name, values in columns.items()})
 
     def read(self, unit: str, entries: pa.Table) -> Iterator[Members | DataError]:
@@ -73,26 +74,97 @@ class CocoSource:
             except DataError as error:
                 yield error
 
+    def _captions(self, unit: str) -> Iterator[_Caption | DataError]:
+        """Yield the captions in the order of the file, then an error for each image that cannot be used."""
+        images, notes = _load(unit)
+        files: dict[_Id, tuple[str, int] | DataError] = {}
+        nameless: list[DataError] = []
+        for image in images:
+            try:
+                image_id = _id_of(image, "id")
+            except DataError as error:
+                nameless.append(error)
+            else:
+                files[image_id] = _repeated() if image_id in files else _file_of(image, self.image_folder)
+        uncaptioned = dict.fromkeys(files)
+        seen: set[_Id] = set()
+        for note in notes:
+            try:
+                image_id = _id_of(note, "image_id")
+                uncaptioned.pop(image_id, None)
+                if self.first_caption_only and image_id in seen:
+                    continue
+                text = _text_of(note)
+                seen.add(image_id)
+                yield _caption(image_id, text, files.get(image_id))
+            except DataError as error:
+                yield error
+        yield from [DataError(Reason.MISSING_ANNOTATION, "an image without caption")] * len(uncaptioned)
+        yield from nameless
 
-def _load(unit: str) -> tuple[dict[Any, str], list[tuple[Any, str]]]:
-    """Return file names by image id, and (image id, caption) in the order of the file."""
+
+def _load(unit: str) -> tuple[list[Any], list[Any]]:
+    """Return what stands in `images` and `annotations`."""
     with open_shard(unit) as file:
-        try:
-            tree = json.loads(file.read())
-            images = {image["id"]: str(image["file_name"]) for image in tree["images"]}
-            captions = [(note["image_id"], str(note["caption"])) for note in tree["annotations"]]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise DataError(
-                Reason.JSON_INVALID,
-                f"no COCO captions ({type(error).__name__}); expected `images` with id and file_name and `annotations` "
-                "with image_id and caption",
-                shard=unit,
-            ) from None
-    return images, captions
-
-
-def _size(folder: str, name: str) -> int | DataError:
+        content = file.read()
     try:
-        return image_size_bytes(folder, name)
+        tree = json.loads(content)
+    except json.JSONDecodeError as error:
+        raise DataError(Reason.JSON_INVALID, f"not JSON: {error.msg} at character {error.pos}", shard=unit) from None
+    except UnicodeDecodeError as error:
+        raise DataError(Reason.TEXT_INVALID_UNICODE, f"byte {error.start} is not UTF-8", shard=unit) from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(Reason.JSON_INVALID, f"JSON that cannot be read ({type(error).__name__})", shard=unit) from None
+    images, notes = (tree.get("images"), tree.get("annotations")) if isinstance(tree, dict) else (None, None)
+    if not isinstance(images, list) or not isinstance(notes, list):
+        raise DataError(
+            Reason.JSON_INVALID,
+            "no COCO captions; expected `images` with id and file_name and `annotations` with image_id and caption",
+            shard=unit,
+        )
+    return images, notes
+
+
+def _id_of(entry: Any, field: str) -> _Id:
+    value = entry.get(field) if isinstance(entry, dict) else None
+    if isinstance(value, int | float | str):
+        return value
+    raise DataError(Reason.JSON_INVALID, f"`{field}` is {_kind(value)}, expected a number or text")
+
+
+def _text_of(note: dict[str, Any]) -> str:
+    text = note.get("caption")
+    if isinstance(text, str):
+        return text
+    reason = Reason.MISSING_ANNOTATION if text is None else Reason.JSON_INVALID
+    raise DataError(reason, f"`caption` is {_kind(text)}, expected text")
+
+
+def _file_of(image: dict[str, Any], folder: str) -> tuple[str, int] | DataError:
+    """Return name and size in bytes of an image's file."""
+    name = image.get("file_name")
+    if not isinstance(name, str):
+        return DataError(Reason.JSON_INVALID, f"`file_name` is {_kind(name)}, expected text")
+    try:
+        return name, image_size_bytes(folder, name)
     except DataError as error:
         return error
+
+
+def _repeated() -> DataError:
+    return DataError(Reason.JSON_INVALID, "several entries of `images` have the id of this image")
+
+
+def _caption(image_id: _Id, text: str, file: tuple[str, int] | DataError | None) -> _Caption | DataError:
+    if file is None:
+        return DataError(Reason.MISSING_IMAGE, "a caption of an image that is not listed")
+    if isinstance(file, DataError):
+        return file
+    name, size = file
+    metadata = len(name) + 64
+    total = sum(stored_bytes(part) for part in (size, len(text.encode("utf-8", "surrogatepass")), metadata))
+    return _Caption(image_id, name, text, total)
+
+
+def _kind(value: object) -> str:
+    return "missing or null" if value is None else f"of type {type(value).__name__}"

@@ -34,7 +34,7 @@ def image_size_bytes(folder: str, name: str) -> int:
     """Return the size of an image file.
 
     Raises:
-        DataError: a URL, a path that leaves the folder, no such file, or one above the member limit.
+        DataError: a URL, a path that leaves the folder, no such file, no Unicode, or a file above the member limit.
     """
     path = _locate(folder, name)
     try:
@@ -66,6 +66,8 @@ def read_image_file(folder: str, name: str) -> bytes:
 def _locate(folder: str, name: str) -> str:
     if _REMOTE.match(name):
         raise DataError(Reason.REMOTE_IMAGE_FORBIDDEN, "an image is named by URL")
+    if any("\ud800" <= letter <= "\udfff" for letter in name):
+        raise DataError(Reason.TEXT_INVALID_UNICODE, "a lone surrogate in an image name")
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\x00" in name:
         raise DataError(Reason.MISSING_IMAGE, "an image path that leaves the image folder")

@@ -1,7 +1,7 @@
 """Elements of a large JSON array one by one: an annotation file of gigabytes never exists as Python objects.
 
 Elements are only cut apart here; each is judged on its own by the strict parser, so that one bad element does not cost
-the others.
+the others. Only where the syntax is broken the file is refused: nothing says where the next element begins.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from pipeline.errors import DataError, Reason
 _CHUNK_BYTES = 4 * 1024 * 1024
 _MAX_ELEMENT_CHARS = 16 * 1024 * 1024
 _SPACE = re.compile(r"[ \t\n\r]*")
+_SCALAR = re.compile(r"[^ \t\n\r,\]}]*")
+_MARKS = re.compile(r'"(?:[^"\\]++|\\.)*+("?)|[\[\]{}]', re.DOTALL)
+"""A string, with its closing quote if it is there, or a bracket."""
 
 
 def iterate_array(file: BinaryIO) -> Iterator[bytes]:
@@ -52,7 +55,7 @@ class _Text:
         self._file = file
         self._decode = codecs.getincrementaldecoder("utf-8-sig")()
         self._parse = json.JSONDecoder().raw_decode
-        self._text, self._at, self._ended = "", 0, False
+        self._text, self._at, self._ended, self._num_bytes = "", 0, False, 0
 
     def next_token(self) -> str:
         """Return the next character that is no space, without passing over it; empty at the end."""
@@ -74,16 +77,18 @@ class _Text:
         while True:
             try:
                 _, end = self._parse(self._text, self._at)
+                refused = ""
             except RecursionError:
-                raise _broken(number, "nested too deep to find its end") from None
-            except ValueError as error:
-                if self._ended or len(self._text) - self._at > _MAX_ELEMENT_CHARS:
-                    message = error.msg if isinstance(error, json.JSONDecodeError) else "a number with too many digits"
-                    raise _broken(number, message) from None
-            else:
-                if end < len(self._text) or self._ended:  # a number could go on in the next chunk
-                    start, self._at = self._at, end
-                    return self._text[start:end]
+                end, refused = _scan_value(self._text, self._at), "nested too deep, and the file ends in it"
+            except json.JSONDecodeError as error:
+                end, refused = len(self._text), self._place(error)
+            except ValueError:
+                end, refused = _scan_value(self._text, self._at), "a number with too many digits"
+            if end < len(self._text) or (self._ended and not refused):  # a number could go on in the next chunk
+                start, self._at = self._at, end
+                return self._text[start:end]
+            if refused and (self._ended or len(self._text) - self._at > _MAX_ELEMENT_CHARS):
+                raise _broken(number, refused)
             self._read_more()
 
     def _space_end(self) -> int:
@@ -91,16 +96,39 @@ class _Text:
         assert match is not None  # the pattern matches nothing as well
         return match.end()
 
+    def _place(self, error: json.JSONDecodeError) -> str:
+        """Return what is wrong, with the byte of the file at which the parser gave up."""
+        unread = len(self._text[error.pos :].encode("utf-8", "surrogatepass")) + len(self._decode.getstate()[0])
+        return f"{error.msg} at byte {self._num_bytes - unread}"
+
     def _read_more(self) -> None:
         # a window that doubles keeps the work of parsing a long element again linear in its length
         wanted = max(_CHUNK_BYTES, len(self._text) - self._at)
         chunk = self._file.read(wanted)
         self._ended = not chunk
+        self._num_bytes += len(chunk)
         try:
             self._text = self._text[self._at :] + self._decode.decode(chunk, final=self._ended)
-        except UnicodeDecodeError:
-            raise DataError(Reason.TEXT_INVALID_UNICODE, "the annotation file is not UTF-8") from None
+        except UnicodeDecodeError as error:
+            at = self._num_bytes - len(error.object) + error.start
+            raise DataError(Reason.TEXT_INVALID_UNICODE, f"the annotation file is not UTF-8 at byte {at}") from None
         self._at = 0
+
+
+def _scan_value(text: str, start: int) -> int:
+    """Return where the value at `start` ends, by brackets and strings alone; the end of the text if not before."""
+    if text[start] not in "[{":
+        scalar = _SCALAR.match(text, start)
+        assert scalar is not None  # the pattern matches nothing as well
+        return scalar.end()
+    depth = 0
+    for mark in _MARKS.finditer(text, start):
+        if mark[0][0] == '"' and not mark[1]:
+            break
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(mark[0], 0)
+        if depth == 0:
+            return mark.end()
+    return len(text)
 
 
 def _broken(number: int, what: str) -> DataError:

@@ -32,7 +32,7 @@ from pipeline.shards.index import Progress, RunMap, run_serially
 from pipeline.shards.scan import Checks
 from pipeline.shards.storage import stat_shard
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever the same source would give other bytes."""
 
 

@@ -21,7 +21,7 @@ class ShardLimits(NamedTuple):
 
     max_samples: int
     max_bytes: int
-    """Of content as listed; one entry that is larger gets a shard of its own."""
+    """Of members as listed, headers and padding included; one entry that is larger gets a shard of its own."""
 
 
 def order_entries(blocks: Ids, shuffle_seed: int | None) -> Ids:

@@ -16,6 +16,8 @@ from pipeline.errors import DataError
 Members = dict[str, bytes]
 """Content by extension, as `pipeline.samples.schema.parse_sample` takes it."""
 
+_TAR_BLOCK = 512
+
 ENTRY_FIELDS = [
     pa.field("row", pa.int64(), nullable=False),
     pa.field("block", pa.int64(), nullable=False),
@@ -26,7 +28,8 @@ ENTRY_FIELDS = [
 """Columns of every listing.
 
 `row`: position in the unit. `block`: entries of one block are read together, so a shuffle keeps them together.
-`size_bytes`: content as far as it is known before reading. `reason`: why there will be no sample, usually empty.
+`size_bytes`: of the members in a tar file, see `stored_bytes`, as far as it is known before reading. `reason`: why
+there will be no sample, usually empty.
 """
 
 
@@ -72,6 +75,11 @@ class Source(Protocol):
             OSError: storage failed.
         """
         ...
+
+
+def stored_bytes(size_bytes: int) -> int:
+    """Return what a file takes in a tar file: a header, and its content padded to whole blocks."""
+    return _TAR_BLOCK + size_bytes + -size_bytes % _TAR_BLOCK
 
 
 def entry_table(entries: Iterable[Entry], more: Mapping[str, pa.Array]) -> pa.Table:

@@ -7,6 +7,7 @@ either dialect (as structs or as JSON text), or a list of `{user, assistant}` pa
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ _IMAGE_NAMES = ("images", "image", "jpg", "jpeg", "png", "webp", "img")
 _TURN_NAMES = ("conversations", "messages", "texts", "conversation")
 _CAPTION_NAMES = ("caption", "text", "txt", "TEXT")
 _MAX_DEPTH = 32
+_JSON_TURNS = re.compile(r"[\s\ufeff]*(?:\[\s*\{|\{.*\"(?:conversations|messages)\"\s*:)", re.DOTALL)
 
 
 class Columns(NamedTuple):
@@ -66,14 +68,16 @@ def row_members(row: Mapping[str, Any], columns: Columns, policy: SchemaPolicy) 
     text = row[columns.text]
     if text is None:
         raise DataError(Reason.MISSING_ANNOTATION, f"column {columns.text[:40]!a} is empty")
-    turns = _turns(text, len(images))
+    turns = _turns(text, len(images), is_caption=isinstance(text, str) and not _holds_turns(columns.text, text))
     if turns is None:
         if len(images) == 1:
             return {image_extension(images[0]): images[0], "txt": _encode(text)}
         return {**_numbered(images), "txt": _encode(text)}
     numbered = _numbered(images)
     field = "conversations" if any("from" in turn or "value" in turn for turn in turns) else "messages"
-    tree: dict[str, JsonValue] = {} if columns.id is None else {"id": str(row[columns.id])}
+    tree: dict[str, JsonValue] = {}
+    if columns.id is not None and row[columns.id] is not None:
+        tree["id"] = str(row[columns.id])
     if numbered:
         tree["image"] = [*numbered]
     tree[field] = list(turns)
@@ -94,12 +98,19 @@ def _numbered(images: list[bytes]) -> Members:
     return {f"{idx}.{image_extension(data)}": data for idx, data in enumerate(images)}
 
 
-def _turns(text: Any, num_images: int) -> list[dict[str, JsonValue]] | None:
+def _holds_turns(column: str, text: str) -> bool:
+    """Whether text is JSON turns: in a column whose name says so always, else when it begins like them."""
+    return column in _TURN_NAMES or _JSON_TURNS.match(text) is not None
+
+
+def _turns(text: Any, num_images: int, *, is_caption: bool) -> list[dict[str, JsonValue]] | None:
     """Return the turns of a conversation, or None for a caption."""
+    if is_caption:
+        return None
     if isinstance(text, str):
-        if not text.lstrip().startswith(("[{", "[ {")):
-            return None
         text = parse_json(_encode(text))
+    if isinstance(text, dict):  # the annotation as a whole, of which a row needs the turns
+        text = text.get("conversations", text.get("messages"))
     if not isinstance(text, list) or not all(isinstance(turn, dict) for turn in text):
         raise DataError(Reason.JSON_INVALID, "text that is neither a caption nor a list of turns")
     if text and "user" in text[0] and "assistant" in text[0]:
@@ -112,10 +123,17 @@ def _pairs(pairs: list[dict[str, Any]], num_images: int) -> list[dict[str, Any]]
     turns: list[dict[str, Any]] = []
     for idx, pair in enumerate(pairs):
         shown = [{"type": "image"}] * num_images if idx == 0 else []
-        question = {"type": "text", "text": str(pair["user"] or "")}
+        question, answer = ({"type": "text", "text": _said(pair, speaker, idx)} for speaker in ("user", "assistant"))
         turns.append({"role": "user", "content": [*shown, question]})
-        turns.append({"role": "assistant", "content": [{"type": "text", "text": str(pair["assistant"] or "")}]})
+        turns.append({"role": "assistant", "content": [answer]})
     return turns
+
+
+def _said(pair: dict[str, Any], speaker: str, idx: int) -> str:
+    text = pair.get(speaker)
+    if speaker not in pair or not isinstance(text, str | None):
+        raise DataError(Reason.JSON_INVALID, f"pair {idx} has no text of the {speaker}")
+    return text or ""
 
 
 def _without_nulls(value: Any, depth: int) -> Any:

@@ -1,4 +1,4 @@
-"""Tables with image bytes: Parquet files and the Arrow files of Hugging Face datasets, read block by block."""
+"""Tables with image bytes: Parquet files and the Arrow files of Hugging Face datasets, read in blocks."""
 
 from __future__ import annotations
 
@@ -6,15 +6,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.convert.source import ENTRY_FIELDS, Members
+from pipeline.convert.readable import name_unreadable
+from pipeline.convert.source import ENTRY_FIELDS, Members, stored_bytes
 from pipeline.convert.table_rows import Columns, find_columns, row_members
-from pipeline.errors import DataError
+from pipeline.errors import DataError, Reason
 from pipeline.samples.schema import SchemaPolicy
 
-_ReadBlock = Callable[[int, list[str]], pa.Table]
+_ReadBatches = Callable[[int, list[str]], Iterator[pa.RecordBatch]]
+_BATCH_ROWS = 64
+"""A row group may hold gigabytes of images."""
+_ADVICE = "fetch or write the file again"
 
 
 @dataclass(frozen=True)
@@ -34,10 +39,11 @@ class TableSource:
     def list_unit(self, unit: str) -> pa.Table:
         """List rows; the size of a row is taken as its block's mean, so that no image is read for it."""
         with _open(unit) as table:
-            self._columns(table, unit)
+            columns = self._columns(table, unit)
             counts, sizes = table.rows_per_block, table.bytes_per_block
         num_rows = sum(counts)
-        means = [size // max(1, count) for count, size in zip(counts, sizes, strict=True)]
+        text_bytes = stored_bytes(1) if columns.image else 0  # its content is in the mean, its header is not
+        means = [stored_bytes(size // max(1, count)) + text_bytes for count, size in zip(counts, sizes, strict=True)]
         empty = pa.array([""] * num_rows, pa.string())
         values = [
             np.arange(num_rows),
@@ -49,19 +55,24 @@ class TableSource:
         return pa.table(values, schema=pa.schema(ENTRY_FIELDS))
 
     def read(self, unit: str, entries: pa.Table) -> Iterator[Members | DataError]:
-        """Yield the members of each row, with one block in memory at a time."""
+        """Yield the members of each row, with some rows of a block in memory at a time, shuffled with one block."""
         with _open(unit) as table:
             columns = self._columns(table, unit)
             starts = np.concatenate([[0], np.cumsum(table.rows_per_block)])
-            loaded, rows = -1, pa.table({})
-            for row, block in zip(entries["row"].to_pylist(), entries["block"].to_pylist(), strict=True):
-                if block != loaded:
-                    loaded, rows = block, table.read_block(block, columns.names())
-                values = {name: rows[name][row - int(starts[block])].as_py() for name in columns.names()}
-                try:
-                    yield row_members(values, columns, self.policy)
-                except DataError as error:
-                    yield error
+            blocks, places = entries["block"].to_numpy(), entries["row"].to_numpy()
+            for part in np.split(np.arange(blocks.size), np.flatnonzero(np.diff(blocks)) + 1):
+                block = int(blocks[part[0]])
+                with name_unreadable(unit, _ADVICE, where=f"row group {block}"):
+                    for values in _rows(table.read_batches(block, columns.names()), places[part] - starts[block]):
+                        yield self._members(values, columns)
+
+    def _members(self, values: dict[str, pa.Scalar], columns: Columns) -> Members | DataError:
+        try:
+            return row_members({name: value.as_py() for name, value in values.items()}, columns, self.policy)
+        except UnicodeDecodeError:
+            return DataError(Reason.TEXT_INVALID_UNICODE, "a column of text that is not UTF-8")
+        except DataError as error:
+            return error
 
     def _columns(self, table: _OpenTable, unit: str) -> Columns:
         return find_columns(table.schema, self.image_column, self.text_column, unit)
@@ -74,7 +85,8 @@ class _OpenTable:
     schema: pa.Schema
     rows_per_block: list[int]
     bytes_per_block: list[int]
-    read_block: _ReadBlock
+    read_batches: _ReadBatches
+    """Of one block and some columns, in order, few rows each where the format allows it."""
     close: Callable[[], None]
 
     def __enter__(self) -> _OpenTable:
@@ -84,11 +96,21 @@ class _OpenTable:
         self.close()
 
 
+def _rows(batches: Iterator[pa.RecordBatch], places: npt.NDArray[np.int64]) -> Iterator[dict[str, pa.Scalar]]:
+    """Yield the rows at places of a block; only when these do not ascend, the block is read as a whole."""
+    windows: Iterator[pa.RecordBatch | pa.Table] = batches
+    if (np.diff(places) < 0).any():
+        windows = iter([pa.Table.from_batches(list(batches))])
+    start, window = 0, next(windows)
+    for place in places.tolist():
+        while place >= start + window.num_rows:
+            start, window = start + window.num_rows, next(windows)
+        yield {name: window[name][place - start] for name in window.schema.names}
+
+
 def _open(path: str) -> _OpenTable:
-    try:
+    with name_unreadable(path, _ADVICE):
         return _open_arrow(path) if path.endswith(".arrow") else _open_parquet(path)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path}: not a readable Parquet or Arrow file ({error}); fetch or write it again") from error
 
 
 def _open_parquet(path: str) -> _OpenTable:
@@ -98,7 +120,7 @@ def _open_parquet(path: str) -> _OpenTable:
         file.schema_arrow,
         [group.num_rows for group in groups],
         [group.total_byte_size for group in groups],
-        lambda block, names: file.read_row_group(block, columns=names, use_threads=False),
+        lambda block, names: file.iter_batches(_BATCH_ROWS, row_groups=[block], columns=names, use_threads=False),
         file.close,
     )
 
@@ -112,6 +134,6 @@ def _open_arrow(path: str) -> _OpenTable:
         schema,
         [batch.num_rows for batch in batches],
         [batch.nbytes for batch in batches],
-        lambda block, names: pa.Table.from_batches([batches[block]]).select(names),
+        lambda block, names: iter([batches[block].select(names)]),
         mapped.close,
     )

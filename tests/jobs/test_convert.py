@@ -1,5 +1,7 @@
 from pathlib import Path
 
+import pytest
+
 from tests.jobs.conftest import RunCommand
 from tests.pipeline.convert.datasets import llava_records, turns, write_llava
 
@@ -29,3 +31,15 @@ def test_convert_with_wrong_option_or_source_ends_with_two(run_command: RunComma
     out = ["--out", str(tmp_path / "out")]
     for arguments in (["x.json", "--check", "none"], ["x.json", "--prefix", "a/b"], ["x.json"]):
         assert run_command("convert", *arguments, *out).exit_code == 2
+
+
+def test_convert_to_a_url_is_refused_and_makes_no_folder(
+    run_command: RunCommand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_llava(tmp_path, llava_records(tmp_path, 1))
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    ended = run_command("convert", str(path), "--out", "s3://bucket/x", "--images", "images", "--workers", "1")
+    assert ended.exit_code == 2
+    assert "s3://bucket/x: expected a local folder" in ended.messages
+    assert sorted(tmp_path.iterdir()) == before

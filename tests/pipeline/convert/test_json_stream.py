@@ -37,6 +37,17 @@ def test_iterate_array_keeps_what_only_the_strict_parser_judges() -> None:
     assert list(iterate_array(io.BytesIO(data))) == [b'{"a": NaN}', b'{"a": 1, "a": 2}', b'"\\ud800"']
 
 
+@pytest.mark.parametrize("chunk_bytes", [3, 4096, 10**6])
+def test_iterate_array_passes_over_what_the_parser_cannot_take(
+    monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
+) -> None:
+    monkeypatch.setattr(json_stream, "_CHUNK_BYTES", chunk_bytes)
+    deep = b'{"a]": "\\"}]{", "b": ' + b"[" * 20_000 + b'"]\\\\"' + b"]" * 20_000 + b"}"
+    elements = [b'{"a": 1}', deep, b"9" * 5000, b'{"n": ' + b"7" * 5000 + b"}", b'"last"']
+    data = b"[" + b" ,\n".join(elements) + b"]"
+    assert list(iterate_array(io.BytesIO(data))) == elements
+
+
 @pytest.mark.parametrize(
     ("data", "reason", "message"),
     [
@@ -45,10 +56,13 @@ def test_iterate_array_keeps_what_only_the_strict_parser_judges() -> None:
         (b"[1, 2", Reason.JSON_INVALID, "element 2"),
         (b"[1, 2,", Reason.JSON_INVALID, "ends inside"),
         (b"[1 2]", Reason.JSON_INVALID, "comma"),
-        (b"[1, oops]", Reason.JSON_INVALID, "element 1"),
+        (b"[1, oops]", Reason.JSON_INVALID, "element 1 of the array: Expecting value at byte 4"),
+        (b'\xef\xbb\xbf["\xc3\xa9", {"a": oops}]', Reason.JSON_INVALID, "at byte 16"),
         (b"[1] []", Reason.JSON_INVALID, "after the end"),
         (b"[" + b"[" * 100_000, Reason.JSON_INVALID, "too deep"),
-        (b'["\xff"]', Reason.TEXT_INVALID_UNICODE, "not UTF-8"),
+        (b"[" + b"9" * 5000, Reason.JSON_INVALID, "too many digits"),
+        (b'["\xff"]', Reason.TEXT_INVALID_UNICODE, "not UTF-8 at byte 2"),
+        (b'\xef\xbb\xbf["abcdefg\xff"]', Reason.TEXT_INVALID_UNICODE, "not UTF-8 at byte 12"),
     ],
 )
 def test_iterate_array_of_broken_file_says_where(data: bytes, reason: Reason, message: str) -> None:
