@@ -213,6 +213,10 @@ def _turn(turn: object, idx: int) -> Turn:
         raise DataError(Reason.JSON_INVALID, f"turn {idx} has no text: expected `value` or `content`")
     result = Turn(_ROLES[speaker], parts)
     has_image = len(parts) > sum(isinstance(part, str) for part in parts)
+    if has_image and result.role == "system":
+        raise DataError(
+            Reason.IMAGE_TOKEN_MISMATCH, f"turn {idx} is by the system and holds an image place; the user shows images"
+        )
     if not result.text.strip() and not (has_image and result.role == "user"):
         raise DataError(Reason.TURN_EMPTY, f"turn {idx} is empty")
     return result

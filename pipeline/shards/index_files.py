@@ -24,8 +24,8 @@ from pipeline.samples.schema import SchemaPolicy
 from pipeline.shards.scan import Checks, ShardScan
 from pipeline.shards.storage import ShardStat
 
-FORMAT = 1
-"""Raised whenever the meaning of a stored column changes; other versions are built again."""
+FORMAT = 2
+"""Raised whenever the meaning of a stored column or a verdict changes; other versions are built again."""
 _MANIFEST = "index.json"
 _SCANS = "scans"
 _FACTS = b"ray_llava"

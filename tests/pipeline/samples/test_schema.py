@@ -123,6 +123,14 @@ def test_placeholders_must_equal_images(num_placeholders: int, num_images: int) 
         assert reason_of(tree, pictures(*names)) == "image_token_mismatch"
 
 
+@pytest.mark.parametrize(
+    "system", ["<image> Be brief.", "<image>", [{"type": "image"}, {"type": "text", "text": "Be"}]]
+)
+def test_image_in_the_system_turn_is_refused(system: Any) -> None:
+    turns = [{"from": "system", "value": system}, HUMAN, GPT]
+    assert reason_of({"conversations": turns}, pictures("jpg")) == "image_token_mismatch"
+
+
 def test_prepend_policy_repairs_exactly_one_image_without_placeholder() -> None:
     policy = SchemaPolicy(prepend_missing_placeholder=True)
     sample = parse({"image": "x.jpg", "conversations": [HUMAN, GPT, HUMAN, GPT]}, pictures("jpg"), policy)
