@@ -62,7 +62,7 @@ class ShardInfo(NamedTuple):
     num_samples: int
     """Rows of this shard, rejected samples included."""
     defect_reason: str
-    """Reason code when reading stopped early, else empty."""
+    """Reason code when the shard as a whole is defective, else empty."""
     defect_detail: str
 
 
@@ -109,7 +109,7 @@ def build_index(
         shard_urls: shards in their final order, as `expand_shards` returns them.
         index_dir: local folder; created when missing.
         checks: what to verify.
-        on_bad_shard: `quarantine` uses the samples before a shard's defect and counts the defect.
+        on_bad_shard: `quarantine` uses the samples that a shard's defect leaves intact, and counts the defect.
         run_map: how to run the scans.
         progress: called after every shard.
 
@@ -124,7 +124,7 @@ def build_index(
     if defects and on_bad_shard == "fail":
         raise _refuse(defects)
     for defect in defects:
-        log.warning("shard quarantined: %s; samples before the defect are used", defect)
+        log.warning("shard quarantined: %s; its intact samples are used", defect)
     index = _assemble(scans, checks)
     index_files.write_index(folder, index.fingerprint, index.samples, index_files.describe(index.shards, checks))
     return index

@@ -18,7 +18,7 @@ from pipeline.errors import DataError, Reason
 from pipeline.samples.conversation import Conversation, Image, Turn
 from pipeline.samples.encode import EncodedSample, SampleEncoder
 from pipeline.samples.fit import ImageSpec, fit_image
-from pipeline.samples.image import decode_image
+from pipeline.samples.image import ImageLimits, Pixels, decode_image
 from pipeline.samples.lengths import TOKEN_SCHEMA, build_token_columns
 from pipeline.samples.read import read_sample
 from pipeline.shards.index import ShardIndex, build_index
@@ -56,6 +56,21 @@ def test_encode_gives_ids_labels_and_pixels(index: ShardIndex) -> None:
         assert (image.pixels[0] == fit_image(decode_image(data), SPEC)).all()
     assert int((encoded.input_ids == IMAGE_TOKEN_INDEX).sum()) == 3
     assert (encoded.labels != IGNORE_INDEX).any()
+
+
+def test_encode_decodes_an_image_that_is_shown_again_once(index: ShardIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = read_sample(index, 2)
+    first, second, _ = sample.images
+    decoded = []
+
+    def counting(data: bytes, limits: ImageLimits) -> Pixels:
+        decoded.append(data)
+        return decode_image(data, limits)
+
+    monkeypatch.setattr("pipeline.samples.encode.decode_image", counting)
+    encoded = make_encoder().encode(sample._replace(images=(first, second, first)))
+    assert decoded == [first, second]
+    assert [(image.pixels == encoded.images[0].pixels).all() for image in encoded.images] == [True, False, True]
 
 
 def test_encode_of_text_only_sample_has_no_images(index: ShardIndex) -> None:
