@@ -20,7 +20,7 @@ from pipeline.samples.encode import EncodedSample, SampleEncoder
 from pipeline.samples.fit import ImageSpec, fit_image
 from pipeline.samples.image import ImageLimits, Pixels, decode_image
 from pipeline.samples.lengths import TOKEN_SCHEMA, build_token_columns
-from pipeline.samples.read import read_sample
+from pipeline.samples.read import read_annotations, read_sample
 from pipeline.shards.index import ShardIndex, build_index
 from tests.pipeline.samples.toy_tokenizers import build_tokenizer
 from tests.pipeline.shards.archives import caption_files, instruction_files, write_tar
@@ -181,6 +181,38 @@ def test_token_columns_are_cached_per_encoder_and_rebuilt_when_damaged(
 
     monkeypatch.setattr("pipeline.samples.lengths.read_annotations", refuse)
     assert build_token_columns(index, encoder, cache_dir=cache).equals(first)
+
+
+def test_token_columns_of_added_shard_read_only_that_one(
+    index: ShardIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, cache = make_encoder(max_length=200), tmp_path / "cache"
+    build_token_columns(index, encoder, cache_dir=cache)
+    # in front, and with the key of a sample behind it, which becomes a duplicate
+    added = write_tar(tmp_path / "new.tar", [*instruction_files("n"), *instruction_files("i3", 1)])
+    larger = build_index([added, *(shard.url for shard in index.shards)], tmp_path / "index")
+    assert larger.samples["reason"].to_pylist() == ["", "", "", "missing_image", "", "duplicate_key", ""]
+    read: list[str] = []
+
+    def counting(shard: str, *rest: Any) -> Any:
+        read.append(Path(shard).name)
+        return read_annotations(shard, *rest)
+
+    monkeypatch.setattr("pipeline.samples.lengths.read_annotations", counting)
+    reports: list[tuple[int, int]] = []
+    table = build_token_columns(
+        larger, encoder, cache_dir=cache, progress=lambda done, total: reports.append((done, total))
+    )
+    assert read == ["new.tar", "s1.tar"]
+    assert reports == [(2, 3), (3, 3)]
+    assert table.equals(build_token_columns(larger, encoder, cache_dir=tmp_path / "afresh"))
+
+
+def test_token_columns_of_samples_that_are_all_rejected_keep_their_reasons(tmp_path: Path) -> None:
+    index = build_index([write_tar(tmp_path / "s.tar", [("a.txt", b"x"), ("b.txt", b"x")])], tmp_path / "index")
+    table = build_token_columns(index, make_encoder(), cache_dir=tmp_path)
+    assert table["reason"].to_pylist() == ["missing_image"] * 2
+    assert table["num_tokens"].to_pylist() == [0, 0]
 
 
 def test_token_columns_of_changed_annotation_say_so(index: ShardIndex, tmp_path: Path) -> None:
