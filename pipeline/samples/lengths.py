@@ -1,4 +1,4 @@
-"""Token counts of every sample of an index, for planning: fused length and supervised tokens.
+"""Token counts of every sample of an index, for planning: fused length, supervised tokens, tokens cut off the end.
 
 They depend on tokenizer, template and image policy, and are cached beside the index under a digest of these: the table
 of the whole index, and what was counted of each shard, so that a shard that is added does not cost all others again.
@@ -31,6 +31,7 @@ TOKEN_SCHEMA = pa.schema(
     [
         pa.field("num_tokens", pa.int32(), nullable=False),
         pa.field("num_supervised_tokens", pa.int32(), nullable=False),
+        pa.field("num_truncated_tokens", pa.int32(), nullable=False),
         pa.field("reason", pa.string(), nullable=False),
         pa.field("detail", pa.string(), nullable=False),
     ]
@@ -72,7 +73,7 @@ def build_token_columns(
     """Return token counts row by row of the index; only shards that were not counted yet are read.
 
     A sample that the index rejects keeps its reason; one that this encoder cannot use (too long, nothing to learn) gets
-    its own. Both have 0 tokens.
+    its own. Both have 0 tokens, and none cut off.
 
     Args:
         index: the samples.
@@ -172,8 +173,10 @@ def _count_shard(shard: _ShardRows, *, encoder: SampleEncoder, policy: SchemaPol
     return pa.table([list(column) for column in columns], schema=TOKEN_SCHEMA)
 
 
-def _count_rows(shard: _ShardRows, encoder: SampleEncoder, policy: SchemaPolicy) -> Iterator[tuple[int, int, str, str]]:
-    """Yield (fused length, supervised tokens, reason, detail) per row; images are not read, only their sizes."""
+def _count_rows(
+    shard: _ShardRows, encoder: SampleEncoder, policy: SchemaPolicy
+) -> Iterator[tuple[int, int, int, str, str]]:
+    """Yield the columns of `TOKEN_SCHEMA` per row; images are not read, only their sizes."""
     keys, kinds, members, heights, widths = (shard.rows[name].to_pylist() for name in _COLUMNS)
     texts_of_rows = read_annotations(shard.url, keys, members)
     sizes_of_rows = (list(zip(*sides, strict=True)) for sides in zip(heights, widths, strict=True))
@@ -185,6 +188,6 @@ def _count_rows(shard: _ShardRows, encoder: SampleEncoder, policy: SchemaPolicy)
                 raise texts
             layout = parse_layout(key, texts, images, policy)
             text = encoder.encode_conversation(layout.conversation, encoder.views(sizes, kind == "video"), key=key)
-            yield text.num_tokens, text.num_supervised_tokens, "", ""
+            yield text.num_tokens, text.num_supervised_tokens, text.truncated_tokens, "", ""
         except DataError as error:
-            yield 0, 0, error.reason.value, error.what[:200]
+            yield 0, 0, 0, error.reason.value, error.what[:200]

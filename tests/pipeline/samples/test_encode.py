@@ -155,8 +155,11 @@ def test_token_columns_align_with_the_index(index: ShardIndex, tmp_path: Path) -
         text = encoder.encode(read_sample(index, row)).text
         assert table["num_tokens"][row].as_py() == text.num_tokens
         assert table["num_supervised_tokens"][row].as_py() == text.num_supervised_tokens
+        assert table["num_truncated_tokens"][row].as_py() == text.truncated_tokens
     assert table["num_tokens"].to_pylist()[1] == 0
     assert table["num_tokens"].to_pylist()[4] == 200
+    whole = build_token_columns(index, make_encoder(), cache_dir=tmp_path / "cache")["num_tokens"].to_pylist()
+    assert table["num_truncated_tokens"].to_pylist() == [0, 0, 0, 0, whole[4] - 200]
 
 
 def test_token_columns_give_samples_this_encoder_cannot_use_their_reason(index: ShardIndex, tmp_path: Path) -> None:
