@@ -24,7 +24,7 @@ from pipeline.errors import Reason, ShardError
 from pipeline.shards import index_files
 from pipeline.shards.freshness import describe_changes
 from pipeline.shards.scan import SCAN_SCHEMA, Checks, ShardScan, index_shard
-from pipeline.shards.storage import ShardStat, stat_shard
+from pipeline.shards.storage import ShardStat, stat_shards
 
 log = logging.getLogger(__name__)
 
@@ -181,14 +181,14 @@ def _matches(index: ShardIndex, shard_urls: Sequence[str], checks: Checks, on_ba
         return False
     if on_bad_shard == "fail" and any(info.defect_reason for info in index.shards):
         return False
-    return all(stat_shard(info.url) == ShardStat(info.size_bytes, info.version) for info in index.shards)
+    return stat_shards(shard_urls) == [ShardStat(info.size_bytes, info.version) for info in index.shards]
 
 
 def _scan_all(
     urls: Sequence[str], folder: Path, checks: Checks, run_map: RunMap, progress: Progress | None
 ) -> list[ShardScan]:
     """Return one scan per shard in order; only shards without a stored scan are read."""
-    stats = [stat_shard(url) for url in urls]
+    stats = stat_shards(urls)
     scans = {
         url: scan
         for url, stat in zip(urls, stats, strict=True)
