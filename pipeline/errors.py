@@ -18,10 +18,12 @@ class Reason(StrEnum):
     SHARD_TRUNCATED = "shard_truncated"
     SHARD_CORRUPT_HEADER = "shard_corrupt_header"
     SHARD_TRAILING_DATA = "shard_trailing_data"
+    SHARD_KEY_SHARED = "shard_key_shared"
     MEMBER_TYPE_FORBIDDEN = "member_type_forbidden"
     MEMBER_TOO_LARGE = "member_too_large"
     UNKNOWN_MEMBER = "unknown_member"
     DUPLICATE_MEMBER = "duplicate_member"
+    SAMPLE_TOO_LARGE = "sample_too_large"
     DUPLICATE_KEY = "duplicate_key"
     MEMBERS_NOT_CONTIGUOUS = "members_not_contiguous"
     MISSING_IMAGE = "missing_image"
@@ -61,10 +63,12 @@ ADVICE: dict[Reason, str] = {
     Reason.SHARD_TRUNCATED: _REPACK,
     Reason.SHARD_CORRUPT_HEADER: _REPACK,
     Reason.SHARD_TRAILING_DATA: "one archive per shard: do not concatenate tar files, write the shard again",
+    Reason.SHARD_KEY_SHARED: "rename the members so that each sample has its own KEY before the first dot",
     Reason.MEMBER_TYPE_FORBIDDEN: "store regular files only (tar -h follows links)",
     Reason.MEMBER_TOO_LARGE: "shrink the file or leave it out of the shard",
     Reason.UNKNOWN_MEMBER: "name members KEY.txt, KEY.json, KEY.jpg or KEY.N.jpg (jpeg, png, webp), with no dot in KEY",
     Reason.DUPLICATE_MEMBER: "keep one file per name, one sample per key",
+    Reason.SAMPLE_TOO_LARGE: "split the sample, or leave out or shrink some of its images",
     Reason.DUPLICATE_KEY: "give every sample its own key, or set data.allow_duplicate_keys",
     Reason.MEMBERS_NOT_CONTIGUOUS: "keep the files of a sample together (tar --sort=name)",
     Reason.MISSING_IMAGE: "add the image to the shard or remove the reference",

@@ -6,6 +6,7 @@ The one place where template, tokenizer and image policy meet; its fingerprint s
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -121,7 +122,7 @@ class SampleEncoder:
             DataError: the sample is unusable, with its key.
         """
         roles = self.resolution.roles(len(sample.images), sample.is_video)
-        encode_image = encode_image or self.encode_image
+        encode_image = functools.cache(encode_image or self.encode_image)  # one image may be shown many times
         try:
             images = tuple(encode_image(data, role) for data, role in zip(sample.images, roles, strict=True))
         except DataError as error:

@@ -9,13 +9,14 @@ H, W pixels after the EXIF orientation is applied.
 from __future__ import annotations
 
 import io
+import struct
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image as PillowImage
-from PIL import UnidentifiedImageError
 
 from pipeline.errors import DataError, Reason
 
@@ -26,6 +27,8 @@ except ImportError:  # an optional accelerator; the pixels are the same without 
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 """Parsers that may run: Pillow would otherwise try over forty, one of which starts Ghostscript."""
+_PREFIX_BYTES = 16
+"""What a parser tells its format by."""
 _ORIENTATION_TAG = 0x0112
 _WHITE = (255, 255, 255)
 
@@ -96,17 +99,32 @@ def decode_image(data: bytes, limits: ImageLimits = ImageLimits()) -> Pixels:
 def _open(data: bytes, limits: ImageLimits) -> PillowImage.Image:
     """Parse the header only."""
     try:
-        image = PillowImage.open(io.BytesIO(data), formats=FORMATS)
+        image = _parse(data)
     except MemoryError:
         raise
-    except UnidentifiedImageError:
-        raise DataError(Reason.IMAGE_UNSUPPORTED_FORMAT, f"{len(data)} bytes, not JPEG, PNG or WebP") from None
-    except (PillowImage.DecompressionBombError, PillowImage.DecompressionBombWarning):
-        raise DataError(Reason.IMAGE_TOO_LARGE, f"more than {limits.max_pixels} pixels") from None
+    except PillowImage.DecompressionBombError:
+        raise DataError(Reason.IMAGE_TOO_LARGE, "a WebP file of more pixels than Pillow ever opens") from None
     except Exception as error:
         raise _broken(error, data) from None
+    if image is None:
+        raise DataError(Reason.IMAGE_UNSUPPORTED_FORMAT, f"{len(data)} bytes, not JPEG, PNG or WebP")
     _check_size(*image.size, limits)
     return image
+
+
+def _parse(data: bytes) -> PillowImage.Image | None:
+    """Do what `PIL.Image.open` does for our formats, but for its limit on pixels; None when none of them fits.
+
+    That limit belongs to the process and to everything else in it, and ours is checked on the same header.
+    """
+    for name in FORMATS:
+        if name not in PillowImage.OPEN:
+            PillowImage.init()
+        parse, accepts = PillowImage.OPEN[name]
+        if accepts is None or accepts(data[:_PREFIX_BYTES]) is True:
+            with suppress(SyntaxError, IndexError, TypeError, struct.error):  # how parsers say that it is not theirs
+                return parse(io.BytesIO(data), "")
+    return None
 
 
 def _check_size(width: int, height: int, limits: ImageLimits) -> None:
@@ -136,8 +154,11 @@ def _to_rgb(image: PillowImage.Image) -> PillowImage.Image:
     if image.mode == "F":
         raise DataError(Reason.IMAGE_MODE_UNSUPPORTED, "floating-point pixels have no defined range")
     if image.mode.startswith("I"):
-        upper = np.asarray(image).astype(np.int64) >> 8
-        return PillowImage.fromarray(np.clip(upper, 0, 255).astype(np.uint8)).convert("RGB")
+        grey = np.asarray(image)
+        upper = np.clip(grey >> 8, 0, 255).astype(np.uint8)
+        if "transparency" in image.info:  # the colour key of a PNG, all 16 bits of it
+            upper[grey == image.info["transparency"]] = _WHITE[0]
+        return PillowImage.fromarray(upper).convert("RGB")
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         canvas = PillowImage.new("RGBA", layer.size, (*_WHITE, 255))

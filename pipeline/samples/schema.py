@@ -18,6 +18,11 @@ from pipeline.samples.video import has_video, read_as_images, show_frames
 
 Kind = Literal["caption", "instruction", "video"]
 
+MAX_IMAGES = 1024
+"""Most images a sample may show, each counted as often as it is shown."""
+MAX_SAMPLE_BYTES = 512 * 1024 * 1024
+"""Most bytes of a sample's files together: they are held in memory at once."""
+
 _ROLES: dict[str, Role] = {
     "human": "user",
     "user": "user",
@@ -74,6 +79,8 @@ def parse_sample(key: str, members: Mapping[str, bytes], policy: SchemaPolicy = 
     Raises:
         DataError: with the reason, and the key filled in.
     """
+    if (size := sum(map(len, members.values()))) > MAX_SAMPLE_BYTES:
+        raise DataError(Reason.SAMPLE_TOO_LARGE, f"{size} bytes, at most {MAX_SAMPLE_BYTES}", key=key)
     texts = {extension: members[extension] for extension in ("txt", "json") if extension in members}
     extensions = [extension for extension in members if extension not in ("txt", "json")]
     layout = parse_layout(key, texts, extensions, policy)
@@ -150,6 +157,7 @@ def has_turns(tree: Mapping[str, JsonValue]) -> bool:
 
 def _caption(text: bytes, images: tuple[str, ...]) -> Layout:
     caption = decode_text(text).strip()
+    _check_number(len(images))
     if not images:
         raise DataError(Reason.MISSING_IMAGE, "a caption without image")
     if not caption:
@@ -170,7 +178,9 @@ def _instruction(
     if policy.drop_leading_answer and turns[0].role == "assistant":
         turns = turns[1:]
     _check_order(turns)
-    extensions = resolve_images(key, named_images(tree), images, declared=_declares_images(tree))
+    names = named_images(tree)
+    _check_number(max(len(names), len(images)))
+    extensions = resolve_images(key, names, images, declared=_declares_images(tree))
     conversation = Conversation(turns)
     if is_video:
         return Layout("video", extensions, show_frames(conversation, len(extensions)), text_bytes)
@@ -182,6 +192,11 @@ def _instruction(
             f"{_count(conversation.num_images, '<image> placeholder')} but {_count(len(extensions), 'image')}",
         )
     return Layout("instruction", extensions, conversation, text_bytes)
+
+
+def _check_number(num_images: int) -> None:
+    if num_images > MAX_IMAGES:
+        raise DataError(Reason.SAMPLE_TOO_LARGE, f"{num_images} images, at most {MAX_IMAGES}")
 
 
 def _declares_images(tree: Mapping[str, JsonValue]) -> bool:
@@ -213,6 +228,10 @@ def _turn(turn: object, idx: int) -> Turn:
         raise DataError(Reason.JSON_INVALID, f"turn {idx} has no text: expected `value` or `content`")
     result = Turn(_ROLES[speaker], parts)
     has_image = len(parts) > sum(isinstance(part, str) for part in parts)
+    if has_image and result.role == "system":
+        raise DataError(
+            Reason.IMAGE_TOKEN_MISMATCH, f"turn {idx} is by the system and holds an image place; the user shows images"
+        )
     if not result.text.strip() and not (has_image and result.role == "user"):
         raise DataError(Reason.TURN_EMPTY, f"turn {idx} is empty")
     return result

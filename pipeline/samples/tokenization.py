@@ -46,17 +46,24 @@ def encode_text(
         features_per_image: features that replace each placeholder; one number when all have as many.
 
     Raises:
-        DataError: an image does not fit, nothing to learn is left, or text that cannot be spelled.
+        DataError: the spans do not show every image once, an image does not fit, nothing to learn is left, or text
+            that cannot be spelled.
     """
     ids, supervised = _tokenize(spans, tokenizer)
     supervised[:1] = False
+    is_image = ids == IMAGE_TOKEN_INDEX
+    # numpy would give a single number to any count of placeholders, none included
+    if not isinstance(features_per_image, int) and len(features_per_image) != is_image.sum():
+        raise DataError(
+            Reason.IMAGE_TOKEN_MISMATCH, f"the prompt shows {is_image.sum()} of {len(features_per_image)} images"
+        )
     widths = np.ones(len(ids), dtype=np.int64)
-    widths[ids == IMAGE_TOKEN_INDEX] = features_per_image
+    widths[is_image] = features_per_image
     ends = np.cumsum(widths)
     fused = int(ends[-1]) if len(ends) else 0
     keep = len(ids) if max_length is None else int(np.searchsorted(ends, max_length, side="right"))
-    if (ids[keep:] == IMAGE_TOKEN_INDEX).any():
-        features = widths[ids == IMAGE_TOKEN_INDEX]
+    if is_image[keep:].any():
+        features = widths[is_image]
         raise DataError(
             Reason.TOO_LONG,
             f"{len(features)} images of {features.sum()} features and the text before the last take more than "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.shards.storage import ShardStat, stat_shard
+from pipeline.shards.storage import ShardStat, find_shards
 
 if TYPE_CHECKING:
     from pipeline.shards.index import ShardIndex
@@ -20,20 +20,20 @@ def describe_changes(index: ShardIndex, shard_urls: Sequence[str]) -> list[str]:
         OSError: storage failed.
     """
     known = {shard.url: ShardStat(shard.size_bytes, shard.version) for shard in index.shards}
+    present = set(shard_urls)
     changes = [f"{url}: new" for url in shard_urls if url not in known]
-    changes += [f"{url}: no longer among the shards" for url in known if url not in set(shard_urls)]
-    for url in shard_urls:
-        if url in known and (change := _compare(known[url], url)):
+    changes += [f"{url}: no longer among the shards" for url in known if url not in present]
+    kept = [url for url in shard_urls if url in known]
+    for url, now in zip(kept, find_shards(kept), strict=True):
+        if change := _compare(known[url], now):
             changes.append(f"{url}: {change}")
     if not changes and list(known) != list(shard_urls):
         changes.append("the same shards in another order")
     return changes
 
 
-def _compare(known: ShardStat, url: str) -> str:
-    try:
-        now = stat_shard(url)
-    except FileNotFoundError:
+def _compare(known: ShardStat, now: ShardStat | None) -> str:
+    if now is None:
         return "missing"
     if now.size_bytes != known.size_bytes:
         return f"{now.size_bytes} bytes, {known.size_bytes} when it was indexed"

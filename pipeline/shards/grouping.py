@@ -11,9 +11,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from pipeline.errors import DataError, Reason, ShardError
+from pipeline.samples.schema import MAX_IMAGES, MAX_SAMPLE_BYTES
 from pipeline.shards.tar import TarMember
 
-_EXTENSION = re.compile(r"(?:\d+\.)?(?:jpg|jpeg|png|webp)|txt|json")
+MAX_MEMBERS = MAX_IMAGES + 2
+"""Most files of a sample: its images, a text and a JSON."""
+_EXTENSION = re.compile(r"(?:\d{1,18}\.)?(?:jpg|jpeg|png|webp)|txt|json")
 
 
 @dataclass
@@ -22,9 +25,20 @@ class MemberGroup:
 
     key: str
     members: list[tuple[str, TarMember]] = field(default_factory=list)
-    """(case-folded extension, member), in archive order."""
+    """(case-folded extension, member), in archive order; at most `MAX_MEMBERS`, without data once there is an error."""
     error: DataError | None = None
     """The first defect of the group; members are listed all the same."""
+    num_members: int = 0
+    """All members with this key, also those beyond the ones listed."""
+    size_bytes: int = 0
+    """Content of all members."""
+    extensions: set[str] = field(default_factory=set)
+    """Of the members listed."""
+
+    @property
+    def is_overfull(self) -> bool:
+        """Whether so many members share the key that they must be several samples."""
+        return self.num_members > MAX_MEMBERS
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -53,29 +67,51 @@ def group_members(members: Iterable[TarMember]) -> Iterator[MemberGroup]:
             key, extension = split_name(member.name)
             if group is None or group.key != key:
                 if group is not None:
-                    yield group
+                    yield _finished(group)
                 group = MemberGroup(key)
             _add(group, extension, member)
     except ShardError as error:
         if group is not None:
             group.error = group.error or DataError(error.reason, "the shard ends within or right after this sample")
-            yield group
+            yield _finished(group)
         raise
     if group is not None:
-        yield group
+        yield _finished(group)
 
 
 def _add(group: MemberGroup, extension: str, member: TarMember) -> None:
-    known = {present for present, _ in group.members}
-    group.members.append((extension, member))
-    if group.error is not None:
-        return
+    """Take a member in; from its first defect on, a group holds no data."""
+    group.num_members += 1
+    group.size_bytes += member.size
+    if group.error is None:
+        group.error = _find_defect(group, extension, member)
+        if group.error is not None:
+            group.members = [(known, one._replace(data=None)) for known, one in group.members]
+    if len(group.members) < MAX_MEMBERS:
+        group.members.append((extension, member if group.error is None else member._replace(data=None)))
+        group.extensions.add(extension)
+
+
+def _find_defect(group: MemberGroup, extension: str, member: TarMember) -> DataError | None:
+    """Return what is wrong with the newest member of a group that had no defect so far."""
     if not member.is_regular:
-        group.error = DataError(Reason.MEMBER_TYPE_FORBIDDEN, "a link, directory or device")
-    elif not _EXTENSION.fullmatch(extension):
+        return DataError(Reason.MEMBER_TYPE_FORBIDDEN, "a link, directory or device")
+    if not _EXTENSION.fullmatch(extension):
         found = f"extension {extension[:40]!a}" if extension else "a name without extension"
-        group.error = DataError(Reason.UNKNOWN_MEMBER, found)
-    elif extension in known:
-        group.error = DataError(Reason.DUPLICATE_MEMBER, f"two files {extension}")
-    elif member.data is None:
-        group.error = DataError(Reason.MEMBER_TOO_LARGE, f"{extension} has {member.size} bytes")
+        return DataError(Reason.UNKNOWN_MEMBER, found)
+    if extension in group.extensions:
+        return DataError(Reason.DUPLICATE_MEMBER, f"two files {extension}")
+    if member.data is None:
+        return DataError(Reason.MEMBER_TOO_LARGE, f"{extension} has {member.size} bytes")
+    if group.num_members > MAX_MEMBERS:
+        return DataError(Reason.SAMPLE_TOO_LARGE, f"more than {MAX_MEMBERS} files")
+    if group.size_bytes > MAX_SAMPLE_BYTES:
+        return DataError(Reason.SAMPLE_TOO_LARGE, f"more than {MAX_SAMPLE_BYTES} bytes")
+    return None
+
+
+def _finished(group: MemberGroup) -> MemberGroup:
+    """Let the error of an overfull group say how many files it stands for."""
+    if group.is_overfull and group.error is not None:
+        group.error = DataError(group.error.reason, f"{group.error.what}; {group.num_members} files share this key")
+    return group

@@ -24,7 +24,7 @@ from pipeline.errors import Reason, ShardError
 from pipeline.shards import index_files
 from pipeline.shards.freshness import describe_changes
 from pipeline.shards.scan import SCAN_SCHEMA, Checks, ShardScan, index_shard
-from pipeline.shards.storage import ShardStat, stat_shard
+from pipeline.shards.storage import ShardStat, stat_shards
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class ShardInfo(NamedTuple):
     num_samples: int
     """Rows of this shard, rejected samples included."""
     defect_reason: str
-    """Reason code when reading stopped early, else empty."""
+    """Reason code when the shard as a whole is defective, else empty."""
     defect_detail: str
 
 
@@ -109,7 +109,7 @@ def build_index(
         shard_urls: shards in their final order, as `expand_shards` returns them.
         index_dir: local folder; created when missing.
         checks: what to verify.
-        on_bad_shard: `quarantine` uses the samples before a shard's defect and counts the defect.
+        on_bad_shard: `quarantine` uses the samples that a shard's defect leaves intact, and counts the defect.
         run_map: how to run the scans.
         progress: called after every shard.
 
@@ -124,7 +124,7 @@ def build_index(
     if defects and on_bad_shard == "fail":
         raise _refuse(defects)
     for defect in defects:
-        log.warning("shard quarantined: %s; samples before the defect are used", defect)
+        log.warning("shard quarantined: %s; its intact samples are used", defect)
     index = _assemble(scans, checks)
     index_files.write_index(folder, index.fingerprint, index.samples, index_files.describe(index.shards, checks))
     return index
@@ -181,14 +181,14 @@ def _matches(index: ShardIndex, shard_urls: Sequence[str], checks: Checks, on_ba
         return False
     if on_bad_shard == "fail" and any(info.defect_reason for info in index.shards):
         return False
-    return all(stat_shard(info.url) == ShardStat(info.size_bytes, info.version) for info in index.shards)
+    return stat_shards(shard_urls) == [ShardStat(info.size_bytes, info.version) for info in index.shards]
 
 
 def _scan_all(
     urls: Sequence[str], folder: Path, checks: Checks, run_map: RunMap, progress: Progress | None
 ) -> list[ShardScan]:
     """Return one scan per shard in order; only shards without a stored scan are read."""
-    stats = [stat_shard(url) for url in urls]
+    stats = stat_shards(urls)
     scans = {
         url: scan
         for url, stat in zip(urls, stats, strict=True)

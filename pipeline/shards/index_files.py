@@ -1,5 +1,7 @@
-"""Index files on disk: one Parquet table, one manifest that commits it, and one Parquet file per scanned shard.
+"""Index files on disk: one Arrow table, one manifest that commits it, and one Parquet file per scanned shard.
 
+The table is mapped into memory, not read: a plan needs few of its columns, and a sample one row of the others, so that
+a hundred million rows (12 GB) take no more memory than what is looked at.
 Every file is written under a temporary name, synced and renamed, so that a killed build leaves the previous index or
 the scans it had finished, never half a file.
 """
@@ -24,8 +26,8 @@ from pipeline.samples.schema import SchemaPolicy
 from pipeline.shards.scan import Checks, ShardScan
 from pipeline.shards.storage import ShardStat
 
-FORMAT = 1
-"""Raised whenever the meaning of a stored column changes; other versions are built again."""
+FORMAT = 2
+"""Raised whenever the meaning of a stored column or a verdict changes; other versions are built again."""
 _MANIFEST = "index.json"
 _SCANS = "scans"
 _FACTS = b"ray_llava"
@@ -51,15 +53,15 @@ def parse_description(manifest: Mapping[str, Any]) -> tuple[list[dict[str, Any]]
 def write_index(folder: Path, fingerprint: str, samples: pa.Table, description: Mapping[str, Any]) -> None:
     """Write the table, then the manifest that makes it the index."""
     folder.mkdir(parents=True, exist_ok=True)
-    table_name = f"samples-{fingerprint[:16]}.parquet"
-    write_table(folder / table_name, samples)
+    table_name = f"samples-{fingerprint[:16]}.arrow"
+    _write_atomically(folder / table_name, lambda path: _write_arrow(path, samples))
     manifest = {"format": FORMAT, "fingerprint": fingerprint, "samples": table_name, **description}
     content = json.dumps(manifest, indent=1).encode()
     _write_atomically(folder / _MANIFEST, lambda path: path.write_bytes(content))
 
 
 def read_index(folder: Path) -> tuple[dict[str, Any], pa.Table]:
-    """Return manifest and table.
+    """Return manifest and table; the table stays on disk until its values are asked for.
 
     Raises:
         ValueError: no index, one of another format, or a damaged one.
@@ -71,7 +73,7 @@ def read_index(folder: Path) -> tuple[dict[str, Any], pa.Table]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
             raise ValueError(f"index {folder} has format {manifest['format']}, this version reads {FORMAT}")
-        return manifest, pq.read_table(folder / manifest["samples"]).combine_chunks()
+        return manifest, pa.ipc.open_file(pa.memory_map(str(folder / manifest["samples"]))).read_all()
     except (OSError, KeyError, TypeError, json.JSONDecodeError, pa.ArrowException) as error:
         raise ValueError(f"index {folder} is damaged ({type(error).__name__}); remove the folder") from error
 
@@ -108,6 +110,12 @@ def write_table(path: Path, table: pa.Table) -> None:
 def _scan_path(folder: Path, url: str, stat: ShardStat, checks: Checks) -> Path:
     state = json.dumps([FORMAT, url, *stat, dataclasses.asdict(checks)], sort_keys=True)
     return folder / _SCANS / f"{hashlib.sha256(state.encode()).hexdigest()[:32]}.parquet"
+
+
+def _write_arrow(path: Path, table: pa.Table) -> None:
+    """Write an Arrow file of one batch, uncompressed, which can be used where it lies."""
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table.combine_chunks())
 
 
 def _write_atomically(path: Path, write: Callable[[Path], object]) -> None:

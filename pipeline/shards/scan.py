@@ -17,7 +17,7 @@ import pyarrow as pa
 from pipeline.errors import DataError, Reason, ShardError
 from pipeline.samples.image import ImageLimits, decode_image, probe_image
 from pipeline.samples.schema import Sample, SchemaPolicy, parse_sample
-from pipeline.shards.grouping import MemberGroup, group_members
+from pipeline.shards.grouping import MAX_MEMBERS, MemberGroup, group_members
 from pipeline.shards.storage import ShardStat, open_shard, stat_shard
 from pipeline.shards.tar import scan_tar
 
@@ -67,7 +67,7 @@ class ShardScan(NamedTuple):
     sha256: str
     """Of the whole file, hexadecimal."""
     defect: ShardError | None
-    """Why reading stopped early; rows are the samples up to there."""
+    """What is wrong with the shard as a whole. Where reading stopped, rows are the samples up to there."""
     samples: pa.Table
     """One row per sample in shard order, `SCAN_SCHEMA`; a rejected one keeps its row, with a reason."""
 
@@ -81,13 +81,19 @@ def index_shard(url: str, stat: ShardStat, checks: Checks) -> ShardScan:
     with open_shard(url) as file:
         hashed = _HashingReader(file)
         rows: list[dict[str, object]] = []
+        overfull: list[tuple[str, int]] = []
         defect: ShardError | None = None
         try:
             for group in group_members(scan_tar(hashed, stat.size_bytes)):
                 rows.append(_describe(group, len(rows), checks))
+                if group.is_overfull:
+                    overfull.append((group.key, group.num_members))
+                del group  # with its bytes, before those of the next one are read
+            defect = _describe_overfull(overfull)
         except ShardError as error:
-            defect = error.at(shard=url)
+            defect = error
             hashed.drain()
+        defect = defect and defect.at(shard=url)
     if (now := stat_shard(url)) != stat:
         raise OSError(
             f"shard {url} changed while it was read (from {stat.size_bytes} to {now.size_bytes} bytes); wait until "
@@ -119,6 +125,21 @@ class _HashingReader:
 
     def hexdigest(self) -> str:
         return self._hash.hexdigest()
+
+
+def _describe_overfull(keys: Sequence[tuple[str, int]]) -> ShardError | None:
+    """Return the defect of a shard in which (key, number of files) are more than samples can have.
+
+    Each is one rejected row, which hides how many samples are lost from every limit on rejected samples.
+    """
+    if not keys:
+        return None
+    key, number = max(keys, key=lambda one: one[1])
+    more = f", and {len(keys) - 1} further keys are shared likewise" if len(keys) > 1 else ""
+    return ShardError(
+        Reason.SHARD_KEY_SHARED,
+        f"{number} files share the key {key[:80]!a}, at most {MAX_MEMBERS} make a sample{more}; keys seem to hold dots",
+    )
 
 
 def _describe(group: MemberGroup, ordinal: int, checks: Checks) -> dict[str, object]:
@@ -160,10 +181,13 @@ def _describe(group: MemberGroup, ordinal: int, checks: Checks) -> dict[str, obj
 def image_sizes(sample: Sample, checks: Checks) -> list[tuple[int, int]]:
     """Return oriented (width, height) in pixels of each image, after the check that was asked for.
 
+    An image that is shown several times is checked once.
+
     Raises:
         DataError: an image does not pass.
     """
-    return [_image_size(image, checks) for image in sample.images]
+    sizes = {image: _image_size(image, checks) for image in dict.fromkeys(sample.images)}
+    return [sizes[image] for image in sample.images]
 
 
 def _image_size(data: bytes, checks: Checks) -> tuple[int, int]:

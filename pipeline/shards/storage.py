@@ -14,7 +14,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -32,6 +32,7 @@ FIRST_WAIT_S = 0.5
 REQUEST_TIMEOUT_S = 60.0
 """Longest a request may take: pyarrow has no timeout for a connection that stays open and sends nothing."""
 _LONGEST_WAIT_S = 20.0
+_CONCURRENT_REQUESTS = 32
 _CONNECT_TIMEOUT_S = 10.0
 MAX_EXPANSION = 1_000_000
 """Most shards a brace range may name: a typing error in a range should not fill memory."""
@@ -82,6 +83,21 @@ def stat_shard(url: str) -> ShardStat:
     if info.type != fs.FileType.File:
         raise FileNotFoundError(f"shard {url}: no such file; check data.shards and that this machine can see it")
     return ShardStat(int(info.size), str(info.mtime_ns if info.mtime_ns is not None else ""))
+
+
+def stat_shards(urls: Sequence[str]) -> list[ShardStat]:
+    """Return size and version of many shards, as `stat_shard` does of one; remote storage answers 32 at a time.
+
+    Raises:
+        ValueError: scheme not allowed.
+        FileNotFoundError: no such file; the first one is named.
+    """
+    return _ask_for_all(stat_shard, urls)
+
+
+def find_shards(urls: Sequence[str]) -> list[ShardStat | None]:
+    """Return size and version of many shards as `stat_shards` does, but None for one that does not exist."""
+    return _ask_for_all(_find, urls)
 
 
 @contextmanager
@@ -192,6 +208,20 @@ def _read_remote(filesystem: fs.FileSystem, path: str, offset: int, size: int) -
             if num_read < size or buffer[-1] != mark:
                 return bytes(buffer[:num_read])
     raise OSError(f"the answer to a request for {size} bytes at byte {offset} was shorter")
+
+
+def _find(url: str) -> ShardStat | None:
+    try:
+        return stat_shard(url)
+    except FileNotFoundError:
+        return None
+
+
+def _ask_for_all(ask: Callable[[str], _T], urls: Sequence[str]) -> list[_T]:
+    if all(isinstance(_locate(url)[0], fs.LocalFileSystem) for url in urls):
+        return [ask(url) for url in urls]  # 10 us each: threads would only cost
+    with ThreadPoolExecutor(_CONCURRENT_REQUESTS) as pool:
+        return list(pool.map(ask, urls))
 
 
 def _with_retries(request: Callable[[], _T], url: str) -> _T:

@@ -18,9 +18,9 @@ from pipeline.errors import DataError, Reason
 from pipeline.samples.conversation import Conversation, Image, Turn
 from pipeline.samples.encode import EncodedSample, SampleEncoder
 from pipeline.samples.fit import ImageSpec, fit_image
-from pipeline.samples.image import decode_image
+from pipeline.samples.image import ImageLimits, Pixels, decode_image
 from pipeline.samples.lengths import TOKEN_SCHEMA, build_token_columns
-from pipeline.samples.read import read_sample
+from pipeline.samples.read import read_annotations, read_sample
 from pipeline.shards.index import ShardIndex, build_index
 from tests.pipeline.samples.toy_tokenizers import build_tokenizer
 from tests.pipeline.shards.archives import caption_files, instruction_files, write_tar
@@ -56,6 +56,21 @@ def test_encode_gives_ids_labels_and_pixels(index: ShardIndex) -> None:
         assert (image.pixels[0] == fit_image(decode_image(data), SPEC)).all()
     assert int((encoded.input_ids == IMAGE_TOKEN_INDEX).sum()) == 3
     assert (encoded.labels != IGNORE_INDEX).any()
+
+
+def test_encode_decodes_an_image_that_is_shown_again_once(index: ShardIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = read_sample(index, 2)
+    first, second, _ = sample.images
+    decoded = []
+
+    def counting(data: bytes, limits: ImageLimits) -> Pixels:
+        decoded.append(data)
+        return decode_image(data, limits)
+
+    monkeypatch.setattr("pipeline.samples.encode.decode_image", counting)
+    encoded = make_encoder().encode(sample._replace(images=(first, second, first)))
+    assert decoded == [first, second]
+    assert [(image.pixels == encoded.images[0].pixels).all() for image in encoded.images] == [True, False, True]
 
 
 def test_encode_of_text_only_sample_has_no_images(index: ShardIndex) -> None:
@@ -140,8 +155,11 @@ def test_token_columns_align_with_the_index(index: ShardIndex, tmp_path: Path) -
         text = encoder.encode(read_sample(index, row)).text
         assert table["num_tokens"][row].as_py() == text.num_tokens
         assert table["num_supervised_tokens"][row].as_py() == text.num_supervised_tokens
+        assert table["num_truncated_tokens"][row].as_py() == text.truncated_tokens
     assert table["num_tokens"].to_pylist()[1] == 0
     assert table["num_tokens"].to_pylist()[4] == 200
+    whole = build_token_columns(index, make_encoder(), cache_dir=tmp_path / "cache")["num_tokens"].to_pylist()
+    assert table["num_truncated_tokens"].to_pylist() == [0, 0, 0, 0, whole[4] - 200]
 
 
 def test_token_columns_give_samples_this_encoder_cannot_use_their_reason(index: ShardIndex, tmp_path: Path) -> None:
@@ -166,6 +184,38 @@ def test_token_columns_are_cached_per_encoder_and_rebuilt_when_damaged(
 
     monkeypatch.setattr("pipeline.samples.lengths.read_annotations", refuse)
     assert build_token_columns(index, encoder, cache_dir=cache).equals(first)
+
+
+def test_token_columns_of_added_shard_read_only_that_one(
+    index: ShardIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, cache = make_encoder(max_length=200), tmp_path / "cache"
+    build_token_columns(index, encoder, cache_dir=cache)
+    # in front, and with the key of a sample behind it, which becomes a duplicate
+    added = write_tar(tmp_path / "new.tar", [*instruction_files("n"), *instruction_files("i3", 1)])
+    larger = build_index([added, *(shard.url for shard in index.shards)], tmp_path / "index")
+    assert larger.samples["reason"].to_pylist() == ["", "", "", "missing_image", "", "duplicate_key", ""]
+    read: list[str] = []
+
+    def counting(shard: str, *rest: Any) -> Any:
+        read.append(Path(shard).name)
+        return read_annotations(shard, *rest)
+
+    monkeypatch.setattr("pipeline.samples.lengths.read_annotations", counting)
+    reports: list[tuple[int, int]] = []
+    table = build_token_columns(
+        larger, encoder, cache_dir=cache, progress=lambda done, total: reports.append((done, total))
+    )
+    assert read == ["new.tar", "s1.tar"]
+    assert reports == [(2, 3), (3, 3)]
+    assert table.equals(build_token_columns(larger, encoder, cache_dir=tmp_path / "afresh"))
+
+
+def test_token_columns_of_samples_that_are_all_rejected_keep_their_reasons(tmp_path: Path) -> None:
+    index = build_index([write_tar(tmp_path / "s.tar", [("a.txt", b"x"), ("b.txt", b"x")])], tmp_path / "index")
+    table = build_token_columns(index, make_encoder(), cache_dir=tmp_path)
+    assert table["reason"].to_pylist() == ["missing_image"] * 2
+    assert table["num_tokens"].to_pylist() == [0, 0]
 
 
 def test_token_columns_of_changed_annotation_say_so(index: ShardIndex, tmp_path: Path) -> None:

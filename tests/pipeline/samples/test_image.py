@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import struct
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -101,6 +103,16 @@ def test_decode_of_16_bit_grey_keeps_the_upper_bits(value: int, grey: int) -> No
     assert (decode_image(data) == grey).all()
 
 
+def test_decode_of_16_bit_grey_with_colour_key_lays_that_value_over_white() -> None:
+    grey = np.array([[0x1234, 0x1235, 0x12FF, 0x1234]], np.uint16).repeat(3, 0)
+    data = bytearray(encoded(Image.fromarray(grey), "PNG"))
+    key = b"tRNS" + (0x1234).to_bytes(2, "big")
+    data[data.index(b"IDAT") - 4 : data.index(b"IDAT") - 4] = (
+        struct.pack(">I", 2) + key + struct.pack(">I", zlib.crc32(key))
+    )
+    assert decode_image(bytes(data))[0, :, 0].tolist() == [255, 0x12, 0x12, 255]
+
+
 @pytest.mark.parametrize(
     ("data", "colour"),
     [
@@ -195,14 +207,24 @@ def test_decode_of_file_cut_anywhere_refuses_or_returns_all_pixels(image_format:
     expect(data[: len(data) // 2], Reason.IMAGE_TRUNCATED)
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize(("width", "height"), [(40000, 40000), (10000, 10000), (60000, 1000), (2**31 - 1, 1)])
 def test_decode_of_bomb_is_refused_from_the_header(width: int, height: int) -> None:
     data = png_header(width, height)
     assert len(data) < 200
-    expect(data, Reason.IMAGE_TOO_LARGE)
+    assert expect(data, Reason.IMAGE_TOO_LARGE).what == f"{width} x {height} pixels, at most 50000000 in all"
     with pytest.raises(DataError):
         probe_image(data)
+
+
+@pytest.mark.filterwarnings("error")
+def test_limit_above_that_of_pillow_holds_and_leaves_that_of_pillow_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert probe_image(png_header(20_000, 10_000), ImageLimits(max_pixels=200_000_000)).width == 20_000
+    assert expect(png_header(20_001, 10_000), Reason.IMAGE_TOO_LARGE, ImageLimits(max_pixels=200_000_000))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 11)
+    for image_format in ("JPEG", "PNG"):
+        assert decode_image(picture(5, 7, image_format)).shape == (5, 7, 3)
+    assert Image.MAX_IMAGE_PIXELS == 11
+    assert "more pixels than Pillow" in expect(picture(5, 7, "WEBP"), Reason.IMAGE_TOO_LARGE).what
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 64), (2, 201), (201, 2)])

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import DataError, Reason
+from pipeline.samples import schema
 from pipeline.samples.conversation import Image, Part, Turn
 from pipeline.samples.schema import Sample, SchemaPolicy, conversation_from_turns, parse_sample
 
@@ -121,6 +122,26 @@ def test_placeholders_must_equal_images(num_placeholders: int, num_images: int) 
         assert len(parse(tree, pictures(*names)).images) == num_images
     else:
         assert reason_of(tree, pictures(*names)) == "image_token_mismatch"
+
+
+@pytest.mark.parametrize(
+    "system", ["<image> Be brief.", "<image>", [{"type": "image"}, {"type": "text", "text": "Be"}]]
+)
+def test_image_in_the_system_turn_is_refused(system: Any) -> None:
+    turns = [{"from": "system", "value": system}, HUMAN, GPT]
+    assert reason_of({"conversations": turns}, pictures("jpg")) == "image_token_mismatch"
+
+
+def test_sample_of_more_images_or_bytes_than_allowed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schema, "MAX_IMAGES", 2)
+    names = pictures("0.png", "1.png", "2.png")
+    with pytest.raises(DataError, match="3 images, at most 2"):
+        parse_sample("k", {**names, "txt": b"x"})
+    assert len(parse_sample("k", {**pictures("0.png", "1.png"), "txt": b"x"}).images) == 2
+    monkeypatch.setattr(schema, "MAX_SAMPLE_BYTES", 10)
+    with pytest.raises(DataError, match="key k: 11 bytes, at most 10") as caught:
+        parse_sample("k", {**pictures("0.png", "1.png"), "txt": b"x"})
+    assert caught.value.reason == Reason.SAMPLE_TOO_LARGE
 
 
 def test_prepend_policy_repairs_exactly_one_image_without_placeholder() -> None:

@@ -229,6 +229,13 @@ def test_truncation_never_cuts_an_image() -> None:
     assert reasons[whole.num_tokens - 1] == ""
 
 
+@pytest.mark.parametrize("features", [[], [3], [3, 5, 7]])
+def test_encode_text_of_prompt_that_shows_another_number_of_images_is_refused(features: list[int]) -> None:
+    with pytest.raises(DataError, match=f"the prompt shows 2 of {len(features)} images") as caught:
+        encode(dialogue("which?", "red", images=2), V1, "first", features_per_image=features)
+    assert caught.value.reason == Reason.IMAGE_TOKEN_MISMATCH
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_prompt_for_generation_is_a_prefix_of_the_training_sequence(kind: TokenizerKind) -> None:
     question = Turn("user", (Image(), "\nWhat colour is the ball?"))

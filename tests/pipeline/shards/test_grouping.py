@@ -7,7 +7,8 @@ import io
 import pytest
 
 from pipeline.errors import Reason, ShardError
-from pipeline.shards.grouping import MemberGroup, group_members, split_name
+from pipeline.shards import grouping
+from pipeline.shards.grouping import MAX_MEMBERS, MemberGroup, group_members, split_name
 from pipeline.shards.tar import scan_tar
 from tests.pipeline.shards.archives import END, entry, tar_bytes
 
@@ -52,6 +53,7 @@ def test_group_members_joins_adjacent_members_in_order() -> None:
         ("a.b.jpg", Reason.UNKNOWN_MEMBER),
         ("a.0.txt", Reason.UNKNOWN_MEMBER),
         ("a.json\u2028", Reason.UNKNOWN_MEMBER),
+        (f"a.{'1' * 19}.jpg", Reason.UNKNOWN_MEMBER),
         ("a", Reason.UNKNOWN_MEMBER),
         ("a.TXT", Reason.DUPLICATE_MEMBER),
     ],
@@ -80,3 +82,35 @@ def test_group_members_of_cut_shard_marks_the_last_group_then_raises() -> None:
     assert seen[0].error is None
     assert seen[1].error is not None
     assert seen[1].error.reason == Reason.SHARD_TRUNCATED
+
+
+def test_group_members_with_a_defect_holds_no_data() -> None:
+    (group,) = groups_of(tar_bytes([(name, b"x") for name in ("a.png", "a.v2.png", "a.txt")]))
+    assert [(extension, member.size, member.data) for extension, member in group.members] == [
+        ("png", 1, None),
+        ("v2.png", 1, None),
+        ("txt", 1, None),
+    ]
+
+
+@pytest.mark.parametrize(("suffix", "reason"), [("jpg", Reason.SAMPLE_TOO_LARGE), ("v2.jpg", Reason.UNKNOWN_MEMBER)])
+def test_group_members_counts_all_files_of_a_key_but_lists_no_more_than_a_sample_has(
+    suffix: str, reason: Reason
+) -> None:
+    names = [f"film.{idx}.{suffix}" for idx in range(MAX_MEMBERS + 7)]
+    first, second = groups_of(b"".join(entry(name) for name in [*names, "b.txt"]) + END)
+    assert (first.num_members, len(first.members), first.is_overfull) == (MAX_MEMBERS + 7, MAX_MEMBERS, True)
+    assert first.error is not None
+    assert first.error.reason == reason
+    assert first.error.what.endswith(f"{MAX_MEMBERS + 7} files share this key")
+    assert (second.key, second.error, second.is_overfull) == ("b", None, False)
+
+
+def test_group_members_of_more_bytes_than_a_sample_may_have_rejects_that_sample_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(grouping, "MAX_SAMPLE_BYTES", 7)
+    first, second = groups_of(tar_bytes([("a.png", b"x" * 5), ("a.txt", b"y" * 3), ("b.png", b"x" * 7)]))
+    assert first.error is not None
+    assert first.error.reason == Reason.SAMPLE_TOO_LARGE
+    assert second.error is None

@@ -10,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from pipeline.errors import Reason, ShardError
@@ -63,9 +64,19 @@ def test_build_index_numbers_samples_over_shards_and_keeps_rejected_rows(tmp_pat
 
 def test_load_index_returns_what_was_built_and_survives_pickling(tmp_path: Path, shards: list[str]) -> None:
     built = build_index(shards, tmp_path / "index", checks=Checks(images="header"))
-    for again in (load_index(tmp_path / "index"), pickle.loads(pickle.dumps(built))):
+    loaded = load_index(tmp_path / "index")
+    for again in (loaded, pickle.loads(pickle.dumps(built)), pickle.loads(pickle.dumps(loaded))):
         assert again.samples.equals(built.samples)
         assert (again.shards, again.checks, again.fingerprint) == (built.shards, built.checks, built.fingerprint)
+
+
+def test_load_index_leaves_the_table_on_disk(tmp_path: Path, shards: list[str]) -> None:
+    built = build_index(shards, tmp_path / "index")
+    before = pa.total_allocated_bytes()
+    loaded = load_index(tmp_path / "index")
+    assert pa.total_allocated_bytes() == before
+    assert loaded.samples.nbytes == built.samples.nbytes
+    assert loaded.samples["key"].num_chunks == 1
 
 
 def test_fingerprint_depends_on_content_and_order_only(tmp_path: Path, shards: list[str]) -> None:
@@ -153,7 +164,7 @@ def damage_half(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [damage_empty, damage_half, Path.unlink])
-@pytest.mark.parametrize("pattern", ["index.json", "samples-*.parquet", "scans/*.parquet"])
+@pytest.mark.parametrize("pattern", ["index.json", "samples-*.arrow", "scans/*.parquet"])
 def test_ensure_index_with_damaged_files_builds_it_again(
     tmp_path: Path, shards: list[str], pattern: str, damage: Callable[[Path], None]
 ) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import Reason, ShardError
-from pipeline.samples.image import ImageLimits
-from pipeline.samples.schema import SchemaPolicy
+from pipeline.samples.image import ImageLimits, Pixels, decode_image
+from pipeline.samples.schema import MAX_IMAGES, SchemaPolicy
 from pipeline.shards.scan import SCAN_SCHEMA, Checks, ShardScan, index_shard
 from pipeline.shards.storage import stat_shard
 from tests.pipeline.shards.archives import caption_files, instruction_files, png, tar_bytes, write_tar
@@ -111,6 +111,47 @@ def test_index_shard_with_far_duplicate_keeps_the_first(tmp_path: Path) -> None:
 def test_index_shard_with_unsorted_members_says_so(tmp_path: Path) -> None:
     files = [("a.png", png()), ("b.png", png()), ("a.txt", b"x"), ("b.txt", b"x")]
     assert {reason for _, reason in verdicts(scan_files(tmp_path, files))} == {"members_not_contiguous"}
+
+
+def test_index_shard_with_keys_that_hold_dots_is_defective_and_keeps_its_other_samples(tmp_path: Path) -> None:
+    dotted = [(f"film.v2.{idx:04d}.{kind}", b"x") for idx in range(520) for kind in ("jpg", "txt")]
+    scan = scan_files(tmp_path, [*caption_files("a"), *dotted, *caption_files("b")])
+    assert scan.defect is not None
+    assert (scan.defect.reason, scan.defect.shard) == (Reason.SHARD_KEY_SHARED, str(tmp_path / "shard.tar"))
+    assert "1040 files share the key 'film', at most 1026 make a sample; keys seem to hold dots" in scan.defect.what
+    assert verdicts(scan) == [("a", ""), ("film", "unknown_member"), ("b", "")]
+    assert "1040 files share this key" in scan.samples["detail"][1].as_py()
+
+
+def many_times(number: int) -> list[tuple[str, bytes]]:
+    """Return the members of a sample that shows its only image `number` times."""
+    turns = [{"from": "human", "value": "<image>" * number}, {"from": "gpt", "value": "A ball."}]
+    annotation = {"image": ["0.png"] * number, "conversations": turns}
+    return [("k.0.png", png()), ("k.json", json.dumps(annotation).encode())]
+
+
+def test_index_shard_decodes_an_image_that_is_shown_many_times_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = []
+
+    def counting(data: bytes, limits: ImageLimits) -> Pixels:
+        decoded.append(data)
+        return decode_image(data, limits)
+
+    monkeypatch.setattr("pipeline.shards.scan.decode_image", counting)
+    scan = scan_files(tmp_path, many_times(MAX_IMAGES))
+    assert verdicts(scan) == [("k", "")]
+    assert scan.samples["num_images"].to_pylist() == [MAX_IMAGES]
+    assert scan.samples["image_widths"].to_pylist() == [[5] * MAX_IMAGES]
+    assert decoded == [png()]
+
+
+@pytest.mark.parametrize("number", [MAX_IMAGES + 1, 33_000])
+def test_index_shard_with_too_many_image_places_rejects_the_sample(tmp_path: Path, number: int) -> None:
+    scan = scan_files(tmp_path, many_times(number))
+    assert verdicts(scan) == [("k", "sample_too_large")]
+    assert scan.samples["detail"].to_pylist() == [f"{number} images, at most {MAX_IMAGES}"]
 
 
 @pytest.mark.parametrize("samples_left", [0, 1, 2, 3])

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
 from pyarrow import fs
 
 from pipeline.shards import storage
-from pipeline.shards.storage import expand_shards, open_shard, read_range, read_ranges, stat_shard
+from pipeline.shards.storage import (
+    ShardStat,
+    expand_shards,
+    find_shards,
+    open_shard,
+    read_range,
+    read_ranges,
+    stat_shard,
+    stat_shards,
+)
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -175,6 +185,26 @@ def test_read_range_of_remote_shard_retries_and_returns_the_bytes(
     assert read_range("s3://b/a.tar", 11, 5) == bytes(range(11, 16))
     assert remote.requests == storage.REMOTE_ATTEMPTS
     assert len(waits) == storage.REMOTE_ATTEMPTS - 1
+
+
+def test_stat_shards_of_remote_shards_asks_for_several_at_once_and_keeps_their_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    meeting = threading.Barrier(2, timeout=30)
+
+    class Remote(FlakyFilesystem):
+        """Answers no question before two are asked."""
+
+        def get_file_info(self, path: str) -> fs.FileInfo:
+            meeting.wait()
+            kind = fs.FileType.NotFound if path == "none" else fs.FileType.File
+            return fs.FileInfo(path, kind, size=len(path))
+
+    use(monkeypatch, Remote(b"", failures=0))
+    assert stat_shards(["a", "bb"]) == [ShardStat(1, ""), ShardStat(2, "")]
+    assert find_shards(["ccc", "none"]) == [ShardStat(3, ""), None]
+    with pytest.raises(FileNotFoundError, match="shard none: no such file"):
+        stat_shards(["none", "a"])
 
 
 def test_read_range_of_dead_remote_gives_up_with_the_last_error(
