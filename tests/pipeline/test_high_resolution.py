@@ -151,4 +151,5 @@ def test_packed_step_equals_padded_forward_of_each_sample(aspect_ratio: str, mod
     total.backward()
     assert torch.allclose(packed.detach(), total.detach(), rtol=1e-5)  # type: ignore[union-attr]
     for found, parameter in zip(packed_grads, parameters, strict=True):
-        assert torch.allclose(found, parameter.grad, rtol=1e-4, atol=1e-6)
+        # rounding of the sums, which depends on the number of threads, is relative to their largest terms
+        assert torch.allclose(found, parameter.grad, rtol=1e-4, atol=1e-6 * float(parameter.grad.abs().max()))
