@@ -25,6 +25,6 @@ def recover_state(config: ExperimentConfig) -> None:
     for name, manifest in reversed(readable_manifests(run_storage(config)).items()):
         if known := manifest.state.get("mlflow"):
             save_state(run_dir, SentState(**known))
-            logger.warning("checkpoint %s names the run's MLflow run, %s, which is continued", name, known["run_id"])
+            logger.warning("checkpoint %s names the run at MLflow, key %s, which is continued", name, known["run_key"])
             return
     logger.warning("no checkpoint of %s names its MLflow run either: a new one is made", run_dir)
