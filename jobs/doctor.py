@@ -1,19 +1,29 @@
 """`ray-llava doctor`: what would stop or slow a run, before it starts."""
 
+import logging
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
 import typer
 from rich.table import Table
 from rich.text import Text
 
 from jobs.config_source import ConfigOption, OverridesArgument, read_config
 from jobs.console import output_console
+from jobs.ray_job import check_requires_token
 from pipeline.config import ExperimentConfig
 from pipeline.doctor.finding import Finding
 
+logger = logging.getLogger(__name__)
+
 _STYLES = {"ok": "green", "warning": "yellow", "error": "bold red"}
+_DASHBOARD_PORT = 8265
 
 
 def run(config: ConfigOption, overrides: OverridesArgument = None) -> None:
-    """Check what a run needs: disk, file system, checkpoints, data, tokenizer, Ray, MLflow. Ends with 2 on an error."""
+    """Check what a run needs: disk, file system, checkpoints, data, model, Ray, MLflow. Ends with 2 on an error."""
     experiment = read_config(config, overrides).with_absolute_paths()
     findings = examine(experiment)
     output_console().print(findings_table(experiment.name, findings))
@@ -23,16 +33,56 @@ def run(config: ConfigOption, overrides: OverridesArgument = None) -> None:
 
 def examine(config: ExperimentConfig) -> list[Finding]:
     """Run all checks."""
-    from pathlib import Path
-
     from pipeline.doctor.data import check_encoder, check_index
-    from pipeline.doctor.run_folder import check_checkpoints, check_disk, check_file_system
+    from pipeline.doctor.model_files import check_projector, check_weights
+    from pipeline.doctor.run_folder import (
+        check_checkpoint_folder,
+        check_checkpoints,
+        check_disk,
+        check_file_system,
+        check_resume,
+    )
     from pipeline.doctor.services import check_ray, check_tracking
 
-    findings = check_file_system(Path(config.run_dir))
+    findings = _examine("run folder", lambda: check_file_system(Path(config.run_dir)))
     if not any(finding.check == "run folder" for finding in findings):
-        findings += [check_disk(config), check_checkpoints(config)]
-    return [*findings, check_index(config), check_encoder(config), *check_ray(config.cluster), check_tracking(config)]
+        findings += _examine("config", lambda: check_resume(config))
+        findings += _examine("checkpoint folder", lambda: check_checkpoint_folder(config))
+        findings += _examine("disk space", lambda: check_disk(config))
+        findings += _examine("checkpoints", lambda: check_checkpoints(config))
+    findings += _examine("index", lambda: check_index(config))
+    findings += _examine("tokenizer and template", lambda: check_encoder(config))
+    findings += _examine("language model", lambda: check_weights(config))
+    findings += _examine("projector", lambda: check_projector(config))
+    ray = _examine("Ray", lambda: check_ray(config.cluster))
+    if any(finding.check.startswith("Ray node") for finding in ray):
+        ray += _examine("Ray token", partial(check_token, os.environ))
+    return [*findings, *ray, *_examine("MLflow", lambda: check_tracking(config))]
+
+
+def _examine(name: str, check: Callable[[], Finding | list[Finding]]) -> list[Finding]:
+    """Return what a check found; when it fails itself, that is what it found, and the others still run."""
+    try:
+        found = check()
+    except Exception as error:  # whatever a damaged file or a strange machine makes a library raise
+        logger.debug("the check %r failed", name, exc_info=error)
+        return [Finding(name, "error", f"cannot be checked, {type(error).__name__}: {error}")]
+    return [found] if isinstance(found, Finding) else found
+
+
+def check_token(environment: Mapping[str, str]) -> Finding:
+    """Ask the dashboard of the cluster that RAY_ADDRESS names whether it turns away whoever has no token."""
+    from pipeline.training.ray_address import endpoint
+
+    head = endpoint(environment.get("RAY_ADDRESS", ""))
+    host = "127.0.0.1" if head is None else f"[{head.host}]" if ":" in head.host else head.host
+    address = environment.get("RAY_API_SERVER_ADDRESS") or f"http://{host}:{_DASHBOARD_PORT}"
+    try:
+        check_requires_token(address.rstrip("/"))
+    except ValueError as error:
+        where = "if its dashboard is elsewhere, set RAY_API_SERVER_ADDRESS"
+        return Finding("Ray token", "warning", f"not known to be required: {error} ({where})")
+    return Finding("Ray token", "ok", f"required: {address} refuses requests without one")
 
 
 def findings_table(name: str, findings: list[Finding]) -> Table:

@@ -25,6 +25,7 @@ EXIT_CODES = {
     "pipeline.training.loop.StopRequestedError": 143,
     "builtins.KeyboardInterrupt": 130,
     "builtins.FileNotFoundError": 2,
+    "builtins.FileExistsError": 2,
     "builtins.IsADirectoryError": 2,
     "builtins.NotADirectoryError": 2,
     "builtins.OSError": 6,

@@ -1,14 +1,12 @@
 """`ray-llava mlflow-replay`: send what a run could not send to MLflow while it ran."""
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from jobs.console import output_console
-from pipeline.config import load_config
-from pipeline.training.tracking import replay, resolve_tracking_uri
+from pipeline.training.tracking import replay
 
 RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of the run.")]
 Uri = Annotated[str | None, typer.Option(help="Send it there instead of where the run was tracked.")]
@@ -16,8 +14,7 @@ Uri = Annotated[str | None, typer.Option(help="Send it there instead of where th
 
 def run(run_dir: RunDir, uri: Uri = None) -> None:
     """Send everything of a run that its MLflow server lacks; sending twice changes nothing."""
-    configured = load_config(run_dir / "config.yaml").tracking.uri if (run_dir / "config.yaml").is_file() else None
-    sender = replay(run_dir, resolve_tracking_uri(uri or configured, os.environ, run_dir))
+    sender = replay(run_dir, uri)
     console = output_console()
     console.print(f"MLflow run {sender.state.run_id} at {sender.state.tracking_uri} is complete")
     if sender.num_refused:

@@ -40,4 +40,5 @@ def run_stage(
         from pipeline.training.tracking import dashboard_command, resolve_tracking_uri
 
         uri = resolve_tracking_uri(config.tracking.uri, os.environ, result.run_dir)
-        console.print(f"curves, data and lineage, run {result.mlflow_run_id}: [bold]{dashboard_command(uri)}[/]")
+        run = f"run {result.mlflow_run_id}" if result.mlflow_run_id else "not sent yet"
+        console.print(f"curves, data and lineage, {run}: [bold]{dashboard_command(uri)}[/]")

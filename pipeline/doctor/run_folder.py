@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shutil
 import time
 from pathlib import Path
 
-from pipeline.config import ExperimentConfig
+from pipeline.config import ConfigError, ExperimentConfig, check_resumable, load_config
 from pipeline.doctor.finding import Finding
+from pipeline.doctor.model_files import num_elements
 from pipeline.training.checkpoint_storage import FolderStorage, fsync
 from pipeline.training.lease import LOCK_NAME, describe_holder
 from pipeline.training.manifest import CheckpointError
@@ -30,6 +30,31 @@ def check_file_system(run_dir: Path) -> list[Finding]:
         return [_try_rename(run_dir), _try_lock(run_dir)]
     except OSError as error:
         return [Finding("run folder", "error", f"{run_dir} cannot be written: {error}; choose another run_dir")]
+
+
+def check_checkpoint_folder(config: ExperimentConfig) -> list[Finding]:
+    """Try the same renames where checkpoints go, if that is another folder."""
+    storage = run_storage(config)
+    if config.checkpoint.folder is None or not isinstance(storage, FolderStorage):
+        return []
+    try:
+        storage.folder.mkdir(parents=True, exist_ok=True)
+        return [_try_rename(storage.folder)._replace(check="checkpoint folder")]
+    except OSError as error:
+        detail = f"checkpoint.folder {storage.folder} cannot be written: {error}; choose another one"
+        return [Finding("checkpoint folder", "error", detail)]
+
+
+def check_resume(config: ExperimentConfig) -> Finding:
+    """Compare the config with that of the run that the folder holds."""
+    saved = Path(config.run_dir) / "config.yaml"
+    if not saved.is_file():
+        return Finding("config", "ok", "the folder holds no run yet")
+    try:
+        check_resumable(load_config(saved), config)
+    except ConfigError as error:
+        return Finding("config", "error", str(error))
+    return Finding("config", "ok", f"continues the run of {saved}")
 
 
 def _try_rename(run_dir: Path) -> Finding:
@@ -106,21 +131,8 @@ def _estimate_checkpoint(config: ExperimentConfig) -> int:
     element_bytes = 4 if config.training.master_dtype == "float32" else 2
     if config.stage == "pretrain" or config.lora.rank is not None:
         return 300 << 20  # the largest usual projector, or adapters of a 7B model
-    numel = sum(_num_elements(path) for path in Path(config.model.language_model).glob("*.safetensors"))
+    numel = sum(num_elements(path) for path in Path(config.model.language_model).glob("*.safetensors"))
     return int(numel * element_bytes * _WEIGHTS_TO_CHECKPOINT)
-
-
-def _num_elements(path: Path) -> int:
-    with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    total = 0
-    for name, entry in header.items():
-        if name != "__metadata__":
-            numel = 1
-            for size in entry["shape"]:
-                numel *= size
-            total += numel
-    return total
 
 
 def check_checkpoints(config: ExperimentConfig) -> Finding:
@@ -142,4 +154,4 @@ def check_checkpoints(config: ExperimentConfig) -> Finding:
         if defects:
             return Finding("checkpoints", "warning", f"the run continues from step {generation.step}; {defects[0]}")
         return Finding("checkpoints", "ok", f"the run continues from step {generation.step}, every byte verified")
-    return Finding("checkpoints", "error", f"none is sound: {defects[0]}; the run would start from nothing")
+    return Finding("checkpoints", "error", f"none is sound: {defects[0]}; no run would start")

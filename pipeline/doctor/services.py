@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import sqlite3
-import urllib.error
+import tempfile
 import urllib.request
 from pathlib import Path
 
 from pipeline.config import ClusterConfig, ConfigError, ExperimentConfig
 from pipeline.doctor.finding import Finding
+from pipeline.training.ray_address import check_listens
 from pipeline.training.tracking.journal import resolve_tracking_uri
 
 _TIMEOUT_S = 3.0
+_UNTRIED = ("mysql", "postgresql", "mssql", "databricks")
+"""What MLflow writes to besides: databases, such as `mysql+pymysql://`, and a service."""
 
 
 def check_tracking(config: ExperimentConfig) -> Finding:
@@ -27,13 +31,21 @@ def check_tracking(config: ExperimentConfig) -> Finding:
                 return Finding("MLflow", "ok", f"{uri} answers with status {response.status}")
         if uri.startswith("sqlite:///"):
             return _try_database(uri, Path(uri.removeprefix("sqlite:///")))
-    except (OSError, urllib.error.URLError, sqlite3.Error) as error:
+    except (OSError, ValueError, http.client.HTTPException, sqlite3.Error) as error:
         return Finding("MLflow", "warning", f"{uri}: {error}; {later}")
-    return Finding("MLflow", "ok", f"{uri}, not tried")
+    if uri.startswith(_UNTRIED):
+        return Finding("MLflow", "ok", f"{uri}, not tried")
+    kinds = f"http(s)://HOST, sqlite:///FILE, {', '.join(_UNTRIED)}, or what an MLflow plugin adds"
+    return Finding(
+        "MLflow", "warning", f"{uri}: expected {kinds}; correct tracking.uri (or MLFLOW_TRACKING_URI), {later}"
+    )
 
 
 def _try_database(uri: str, path: Path) -> Finding:
     if not path.exists():
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        with tempfile.TemporaryFile(dir=folder):  # raises where nothing can be created
+            pass
         return Finding("MLflow", "ok", f"{uri}, will be created")
     with sqlite3.connect(path, timeout=_TIMEOUT_S) as database:
         database.execute("BEGIN IMMEDIATE")
@@ -47,13 +59,14 @@ def check_ray(cluster: ClusterConfig) -> list[Finding]:
         return [Finding("Ray", "ok", "not used (cluster.launcher=local)")]
     if not os.environ.get("RAY_ADDRESS"):
         return [Finding("Ray", "ok", "RAY_ADDRESS is not set: the run starts Ray on this machine")]
-    from pipeline.training.ray_launch import describe_nodes  # ray takes seconds to load
-
     try:
+        check_listens(os.environ["RAY_ADDRESS"])
+        from pipeline.training.ray_launch import describe_nodes  # ray takes seconds to load
+
         nodes = describe_nodes(cluster)
     except (ConfigError, ConnectionError, RuntimeError) as error:
         return [Finding("Ray", "error", str(error))]
-    return [*(_describe_node(*node) for node in nodes), _check_token()]
+    return [_describe_node(*node) for node in nodes]
 
 
 def _describe_node(name: str, free_cpus: float, cpus: float, gpus: float) -> Finding:
@@ -61,11 +74,3 @@ def _describe_node(name: str, free_cpus: float, cpus: float, gpus: float) -> Fin
     if free_cpus < 1:
         return Finding(f"Ray node {name}", "warning", f"{detail}: no preprocessing can run here")
     return Finding(f"Ray node {name}", "ok", detail)
-
-
-def _check_token() -> Finding:
-    if os.environ.get("RAY_AUTH_MODE") == "token":
-        return Finding("Ray token", "ok", "required (RAY_AUTH_MODE=token)")
-    return Finding(
-        "Ray token", "warning", "RAY_AUTH_MODE is not `token`: everybody on the cluster's network may run code on it"
-    )

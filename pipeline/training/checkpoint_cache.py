@@ -1,9 +1,13 @@
-"""Bringing a checkpoint from an object store to this machine, once for all ranks on it, verified on the way."""
+"""Bringing a checkpoint from an object store to this machine, once for all ranks on it, verified on the way.
+
+Every rank verifies what it finds here again before it loads it, at the same time as the others.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
+import logging
 import os
 import shutil
 import tempfile
@@ -13,8 +17,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pipeline.training.checkpoint_storage import CheckpointStorage, FolderStorage, Generation
-from pipeline.training.manifest import MANIFEST_NAME, FileProof, Manifest, encode_manifest
-from pipeline.training.verification import Position, check_proof, measure, read_manifest
+from pipeline.training.manifest import MANIFEST_NAME, CheckpointError, FileProof, Manifest, encode_manifest
+from pipeline.training.verification import Position, check_proof, measure, read_manifest, verify
+
+logger = logging.getLogger(__name__)
 
 CACHE_FOLDER = "RAY_LLAVA_CHECKPOINT_CACHE"
 """Environment variable: where fetched checkpoints go; the default is a folder of this user in the temporary folder."""
@@ -30,18 +36,44 @@ def local_folder(storage: CheckpointStorage, position: Position) -> tuple[Path, 
     manifest = read_manifest(storage, generation)
     if isinstance(storage, FolderStorage):
         return storage.folder / position.name, manifest
-    content = encode_manifest(manifest)
     cache = _cache_folder() / hashlib.sha256(storage.location.encode()).hexdigest()[:16]
-    target = cache / position.name
-    with _exclusive(cache):
-        if not (target / MANIFEST_NAME).is_file() or (target / MANIFEST_NAME).read_bytes() != content:
-            for old in [path for path in cache.iterdir() if path.is_dir()]:  # one checkpoint of a run is enough
-                shutil.rmtree(old)
-            target.mkdir()
-            for name, proof in manifest.files.items():
-                _fetch(storage, position.name, name, proof, target)
-            (target / MANIFEST_NAME).write_bytes(content)
-    return target, manifest
+    while True:
+        with _locked(cache, fcntl.LOCK_SH):
+            if _is_sound(cache, generation, manifest):
+                return cache / position.name, manifest
+            found = _stamp(cache, generation)
+        with _locked(cache, fcntl.LOCK_EX):
+            if _stamp(cache, generation) == found:  # otherwise another rank has fetched it meanwhile
+                _fetch_all(storage, position.name, manifest, cache)
+                return cache / position.name, manifest
+
+
+def _is_sound(cache: Path, generation: Generation, manifest: Manifest) -> bool:
+    path = cache / generation.name / MANIFEST_NAME
+    if not path.is_file() or path.read_bytes() != encode_manifest(manifest):
+        return False
+    try:
+        verify(FolderStorage(cache), generation)
+    except CheckpointError as error:
+        logger.warning("copy of a checkpoint on this machine is fetched again: %s", error)
+        return False
+    return True
+
+
+def _stamp(cache: Path, generation: Generation) -> tuple[int, int] | None:
+    """Return what changes whenever the generation is fetched; None when it is not there."""
+    path = cache / generation.name / MANIFEST_NAME
+    return (path.stat().st_ino, path.stat().st_mtime_ns) if path.is_file() else None
+
+
+def _fetch_all(storage: CheckpointStorage, generation: str, manifest: Manifest, cache: Path) -> None:
+    for old in [path for path in cache.iterdir() if path.is_dir()]:  # one checkpoint of a run is enough
+        shutil.rmtree(old)
+    target = cache / generation
+    target.mkdir()
+    for name, proof in manifest.files.items():
+        _fetch(storage, generation, name, proof, target)
+    (target / MANIFEST_NAME).write_bytes(encode_manifest(manifest))
 
 
 def _fetch(storage: CheckpointStorage, generation: str, name: str, proof: FileProof, folder: Path) -> None:
@@ -57,9 +89,9 @@ def _cache_folder() -> Path:
 
 
 @contextmanager
-def _exclusive(folder: Path) -> Iterator[BinaryIO]:
-    """Let one process of this machine at a time into the block."""
+def _locked(folder: Path, how: int) -> Iterator[BinaryIO]:
+    """Let one process of this machine at a time into the block (LOCK_EX), or all those that only read (LOCK_SH)."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (folder / "lock").open("wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with (folder / "lock").open("a+b") as lock:
+        fcntl.flock(lock, how)
         yield lock

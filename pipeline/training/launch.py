@@ -29,6 +29,7 @@ from pipeline.training.profiling import PROFILE_FOLDER
 from pipeline.training.progress import ProgressReporter
 from pipeline.training.restarts import record_start
 from pipeline.training.resume import find_position, run_storage
+from pipeline.training.run_files import replace_file
 from pipeline.training.worker import WorkerResult, run_worker
 
 if TYPE_CHECKING:
@@ -84,9 +85,7 @@ def adopt_run_dir(config: ExperimentConfig) -> None:
     if saved.is_file() and _has_begun(config):
         check_resumable(load_config(saved), config)
     saved.parent.mkdir(parents=True, exist_ok=True)
-    temporary = saved.with_suffix(".tmp")
-    temporary.write_text(config.to_yaml(), encoding="utf-8")
-    temporary.replace(saved)
+    replace_file(saved, config.to_yaml())
 
 
 def _has_begun(config: ExperimentConfig) -> bool:

@@ -17,6 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipeline.training.restarts import last_attempt
+from pipeline.training.run_files import read_object, replace_file
+
 LOCK_NAME = "lease.lock"
 _HOLDER = "lease.json"
 
@@ -34,9 +37,13 @@ def hold_run(run_dir: Path) -> Iterator[int]:
     """Hold the run folder for the length of the block; yields the attempt number, 1 for the first.
 
     Raises:
+        FileExistsError: there is a file in its place.
         RunHeldError: another process holds it; names host, process id and since when.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise FileExistsError(f"run_dir {run_dir}: expected a folder, found a file; choose another run_dir") from error
     descriptor = os.open(run_dir / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
@@ -49,12 +56,13 @@ def hold_run(run_dir: Path) -> Iterator[int]:
 
 
 def next_attempt(run_dir: Path) -> int:
-    """Fence off the workers of earlier attempts and return a new number; only for the holder of the run folder."""
-    attempt: int = read_holder(run_dir).get("attempt", 0) + 1
+    """Fence off the workers of earlier attempts and return a new number; only for the holder of the run folder.
+
+    The number is above those of all workers that were ever started, even when lease.json is gone or unreadable.
+    """
+    attempt: int = 1 + max(read_holder(run_dir).get("attempt", 0), last_attempt(run_dir))
     holder = {"attempt": attempt, "host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
-    temporary = run_dir / f".{_HOLDER}.{os.getpid()}"
-    temporary.write_text(json.dumps(holder))
-    temporary.replace(run_dir / _HOLDER)
+    replace_file(run_dir / _HOLDER, json.dumps(holder))
     return attempt
 
 
@@ -62,9 +70,14 @@ def check_lease(run_dir: Path, attempt: int) -> None:
     """Verify that no newer attempt has taken the run folder.
 
     Raises:
-        LeaseLostError: one has.
+        LeaseLostError: one has, or nothing tells that none has.
     """
-    current = read_holder(run_dir).get("attempt", 0)
+    current = read_holder(run_dir).get("attempt")
+    if current is None:
+        raise LeaseLostError(
+            f"run folder {run_dir}: {_HOLDER} is missing or unreadable, so nothing tells whether attempt {attempt} "
+            "still holds the run; nothing is written. The same command continues"
+        )
     if current != attempt:
         raise LeaseLostError(
             f"run folder {run_dir}: attempt {current} has taken over, this is attempt {attempt}; nothing is written"
@@ -72,15 +85,18 @@ def check_lease(run_dir: Path, attempt: int) -> None:
 
 
 def read_holder(run_dir: Path) -> dict[str, Any]:
-    """Return who holds, or last held, a run folder; empty when nobody ever did."""
-    path = run_dir / _HOLDER
-    holder: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    return holder
+    """Return who holds, or last held, a run folder; empty when that is not known."""
+    return read_object(run_dir / _HOLDER)
 
 
 def describe_holder(run_dir: Path) -> str:
     """Say who holds a run folder."""
     holder = read_holder(run_dir)
+    if not holder:
+        return (
+            f"run folder {run_dir} is held by a process that {_HOLDER} does not name (yet); find it by its open "
+            f"{LOCK_NAME} and stop it, or choose another run_dir"
+        )
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.get("since", 0)))
     return (
         f"run folder {run_dir} is held by process {holder.get('pid')} on {holder.get('host')} since {since} (attempt "

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 from pipeline.shards.index import ShardIndex
+from pipeline.training.run_files import append_line
 from pipeline.training.session import TrainingSession
 
 NONFINITE_FILE = "nonfinite.jsonl"
@@ -17,13 +19,14 @@ def record_step(session: TrainingSession, file_name: str, step: int, numbers: di
     """Append a line about a step to a file of the run folder, on rank 0.
 
     A line is `{"step", NUMBERS..., "samples": [{"rank", "micro_batch", "sample_id", "shard", "key"}, ...]}`, in the
-    order trained. Pixels and text are not copied: `ray-llava inspect --step` shows them from the shards.
+    order trained. A number that is not finite, for which JSON has no value, is the string "nan", "inf" or "-inf".
+    Pixels and text are not copied: `ray-llava inspect --step` shows them from the shards.
     """
     if not session.workers.is_first:
         return
-    line = {"step": step, **numbers, "samples": samples_of_step(session, step)}
-    with (Path(session.config.run_dir) / file_name).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    written = {name: value if value is None or math.isfinite(value) else str(value) for name, value in numbers.items()}
+    line = {"step": step, **written, "samples": samples_of_step(session, step)}
+    append_line(Path(session.config.run_dir) / file_name, json.dumps(line, allow_nan=False))
 
 
 def samples_of_step(session: TrainingSession, step: int) -> list[dict[str, Any]]:

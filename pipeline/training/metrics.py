@@ -9,42 +9,39 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.training.run_files import cut_unfinished_line, read_entries, write_line
 from pipeline.training.sources import SourceNumbers
 
 logger = logging.getLogger(__name__)
 
+METRICS_FIELDS = ("step", "metrics")
+"""What every line of metrics.jsonl has."""
+
 
 class MetricsLog:
-    """Append-only metrics file of a run; survives being killed in the middle of a line."""
+    """Append-only metrics file of a run; survives being killed, or a full disk, in the middle of a line."""
 
     def __init__(self, path: Path) -> None:
-        """Open `path`, cutting off a last line that was only half written."""
+        """Open `path`, cutting off a last line that was only half written; other lines that are no entry stay."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self._seen: dict[int, dict[str, float]] = {}
-        complete_bytes = 0
-        if path.exists():
-            for line in path.read_bytes().splitlines(keepends=True):
-                if not line.endswith(b"\n"):
-                    break
-                complete_bytes += len(line)
-                entry = json.loads(line)
-                self._seen[entry["step"]] = entry["metrics"]
-            os.truncate(path, complete_bytes)
-        self._file = path.open("ab", buffering=0)
+        cut_unfinished_line(path)
+        for entry in read_entries(path, METRICS_FIELDS):
+            self._seen[entry["step"]] = entry["metrics"]
+        self._file = path.open("a+b", buffering=0)
 
     def append(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write the metrics of a step, once; a repeat with another loss is reported."""
         known = self._seen.get(step)
         if known is None:
             entry = {"step": step, "time_s": round(time.time(), 3), "metrics": dict(metrics)}
-            self._file.write(json.dumps(entry).encode() + b"\n")
+            write_line(self._file, json.dumps(entry))
             self._seen[step] = dict(metrics)
         elif known["train/loss"] != metrics["train/loss"]:
             logger.warning(

@@ -5,7 +5,7 @@ Reads metrics.jsonl from the launching process, so the workers print nothing.
 
 from __future__ import annotations
 
-import json
+import logging
 import threading
 import time
 from pathlib import Path
@@ -13,6 +13,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from pipeline.training.metrics import METRICS_FIELDS
+from pipeline.training.run_files import complete_size, parse_entry
+
+logger = logging.getLogger(__name__)
 
 _POLL_S = 0.25
 _LINE_EVERY_S = 5.0
@@ -24,7 +29,7 @@ class ProgressReporter:
     def __init__(self, metrics_path: Path, *, name: str, total_steps: int, console: Console) -> None:
         """Report on `metrics_path`; lines already there belong to an earlier start and are not repeated."""
         self._path, self._name, self._total_steps, self._console = metrics_path, name, total_steps, console
-        self._offset = metrics_path.stat().st_size if metrics_path.exists() else 0
+        self._offset = complete_size(metrics_path)  # what follows is cut off by the run
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
 
@@ -83,10 +88,13 @@ class ProgressReporter:
         with self._path.open("rb") as file:
             file.seek(self._offset)
             data = file.read()
-        complete = data[: data.rfind(b"\n") + 1]
+        start, complete = self._offset, data[: data.rfind(b"\n") + 1]
         # a last line without its end belongs to a killed writer once the run is over, and is skipped then
         self._offset += len(data) if self._closed.is_set() else len(complete)
-        return [json.loads(line) for line in complete.splitlines()]
+        entries = [parse_entry(line, METRICS_FIELDS) for line in complete.split(b"\n")[:-1]]
+        if None in entries:
+            logger.warning("%s: a line after byte %d is no metrics entry, not shown", self._path, start)
+        return [entry for entry in entries if entry is not None]
 
 
 def describe(metrics: dict[str, float]) -> str:

@@ -26,6 +26,7 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, Wor
 from pipeline.config import ClusterConfig, ConfigError, ExperimentConfig
 from pipeline.stream import PlanIngest, iterate_stream
 from pipeline.training.lease import next_attempt
+from pipeline.training.ray_address import check_listens
 from pipeline.training.ray_notices import RayNotices, forward_sigterm
 from pipeline.training.ray_start import RunStart, StreamBuilder, run_data
 from pipeline.training.resume import find_position
@@ -62,6 +63,7 @@ def connect(cluster: ClusterConfig) -> None:
 
     Raises:
         ConfigError: the cluster lacks CPUs or GPUs for the workers and at least one preprocessing task.
+        ConnectionError: nothing answers at RAY_ADDRESS.
     """
     join_cluster(cluster)
     resources = ray.cluster_resources()
@@ -83,7 +85,8 @@ def join_cluster(cluster: ClusterConfig) -> None:
     """Join the Ray cluster of this process's environment, or start a local one; a second call does nothing."""
     if ray.is_initialized():
         return
-    if os.environ.get("RAY_ADDRESS"):
+    if address := os.environ.get("RAY_ADDRESS"):
+        check_listens(address)
         ray.init()
     else:
         start_local_cluster(cluster)

@@ -10,11 +10,14 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any
+
+from pipeline.training.run_files import append_line, read_entries
 
 RESTARTS_FILE = "restarts.jsonl"
 FAILURES_FILE = "failures.jsonl"
 _LONGEST_ERROR = 500  # characters
+_START_FIELDS = ("attempt", "step")
+_FAILURE_FIELDS = ("start", "rank", "step", "error")
 
 
 class CrashLoopError(RuntimeError):
@@ -33,7 +36,7 @@ def record_start(run_dir: Path, attempt: int, step: int, max_restarts: int) -> N
     Raises:
         CrashLoopError: this would be one more.
     """
-    starts = _read(run_dir / RESTARTS_FILE)
+    starts = list(read_entries(run_dir / RESTARTS_FILE, _START_FIELDS))
     in_vain = 0
     for start in reversed(starts):
         if (start["attempt"], start["step"]) != (attempt, step):
@@ -41,7 +44,14 @@ def record_start(run_dir: Path, attempt: int, step: int, max_restarts: int) -> N
         in_vain += 1
     if in_vain > max_restarts:
         raise CrashLoopError(_diagnose(run_dir, step, len(starts) - in_vain, len(starts)))
-    _append(run_dir / RESTARTS_FILE, {"attempt": attempt, "step": step, "time_s": round(time.time(), 3)})
+    entry = {"attempt": attempt, "step": step, "time_s": round(time.time(), 3)}
+    append_line(run_dir / RESTARTS_FILE, json.dumps(entry))
+
+
+def last_attempt(run_dir: Path) -> int:
+    """Return the highest attempt number whose workers were started; 0 before the first."""
+    starts = read_entries(run_dir / RESTARTS_FILE, _START_FIELDS)
+    return max((int(start["attempt"]) for start in starts), default=0)
 
 
 def record_failure(run_dir: Path, attempt: int, rank: int, step: int, error: BaseException) -> None:
@@ -50,12 +60,12 @@ def record_failure(run_dir: Path, attempt: int, rank: int, step: int, error: Bas
     if len(text) > _LONGEST_ERROR:  # Ray puts the cause last, below the tracebacks of every process on the way
         text = f"{text[:60]} ... {text[60 - _LONGEST_ERROR :]}"
     entry = {"rank": rank, "step": step, "error": text, "time_s": round(time.time(), 3)}
-    start = len(_read(run_dir / RESTARTS_FILE))
-    _append(run_dir / FAILURES_FILE, {"attempt": attempt, "start": start, **entry})
+    start = sum(1 for _ in read_entries(run_dir / RESTARTS_FILE, _START_FIELDS))
+    append_line(run_dir / FAILURES_FILE, json.dumps({"attempt": attempt, "start": start, **entry}))
 
 
 def _diagnose(run_dir: Path, step: int, first: int, end: int) -> str:
-    failures = _read(run_dir / FAILURES_FILE)
+    failures = list(read_entries(run_dir / FAILURES_FILE, _FAILURE_FIELDS))
     lines = [
         f"{end - first} starts from step {step} ended without a new checkpoint, so another one is not tried "
         "(cluster.max_failures):"
@@ -70,17 +80,3 @@ def _diagnose(run_dir: Path, step: int, first: int, end: int) -> str:
         lines.append(f"`ray-llava inspect --step {steps[0]}` shows the samples of step {steps[0]}.")
     lines.append("If the starts were ended from outside, checkpoints may be too rare: lower checkpoint.every_steps.")
     return "\n".join(lines)
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    """Return the complete lines; one that a killed process left half written is no line."""
-    if not path.is_file():
-        return []
-    lines = path.read_bytes().split(b"\n")[:-1]
-    return [json.loads(line) for line in lines if line.startswith(b"{") and line.endswith(b"}")]
-
-
-def _append(path: Path, entry: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab", buffering=0) as file:
-        file.write(json.dumps(entry).encode() + b"\n")

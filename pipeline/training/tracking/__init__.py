@@ -1,7 +1,7 @@
 """Experiment tracking as a sink: training writes files, a background thread copies them to MLflow.
 
-`journal` is what the run folder remembers, `tracker` the thread that sends it, `mlflow_run` the only module that
-imports mlflow, `lineage` the tags that tie a finetuning run to its projector.
+`journal` is what the run folder remembers, `recovery` what checkpoints remember of it, `tracker` the thread that sends
+it, `mlflow_run` the only module that imports mlflow, `lineage` the tags that tie a finetuning run to its projector.
 """
 
 from pipeline.training.tracking.journal import dashboard_command, resolve_tracking_uri

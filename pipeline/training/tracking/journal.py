@@ -5,14 +5,15 @@ All of it is in files, so nothing is lost when a process dies or the server is a
 
 import json
 import logging
-import os
 import shlex
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from pipeline.training.run_files import append_line, complete_lines, cut_unfinished_line, replace_file
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +105,7 @@ class SentState(BaseModel):
     experiment_id: str | None = None
     run_id: str | None = None
     num_operations: int = 0
+    """Lines of the journal."""
     metrics_offset_bytes: int = 0
 
     def restarted(self, tracking_uri: str) -> "SentState":
@@ -125,24 +127,34 @@ class Journal:
 
     def __init__(self, run_dir: Path) -> None:
         self.path = run_dir / JOURNAL_NAME
+        self._reported: set[int] = set()
+        """Numbers of the lines that are no operation; the sender looks every second."""
 
     def append(self, operation: AnyOperation) -> None:
         """Add an operation with a single write, so that readers never see half of it while this process lives."""
-        with self.path.open("ab", buffering=0) as file:
-            file.write(operation.model_dump_json().encode() + b"\n")
+        append_line(self.path, operation.model_dump_json())
 
     def read(self, start: int = 0) -> list[AnyOperation]:
-        """Return the operations from number `start` on; a last line without its end is left for later."""
-        if not self.path.exists():
-            return []
-        lines = [line for line in self.path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
-        return [_PARSER.validate_json(line) for line in lines[start:]]
+        """Return the operations after the first `start` lines."""
+        return [operation for _, operation in self.numbered(start)]
+
+    def numbered(self, start: int = 0) -> Iterator[tuple[int, AnyOperation]]:
+        """Yield `(line number, operation)` after the first `start` lines; a last one without its end is left for later.
+
+        A line that is no operation is reported once and skipped.
+        """
+        for number, line in enumerate(complete_lines(self.path)[start:], start + 1):
+            try:
+                yield number, _PARSER.validate_json(line)
+            except ValidationError as error:
+                if number not in self._reported:
+                    self._reported.add(number)
+                    reason = error.errors(include_input=False, include_url=False)[0]["msg"]
+                    logger.warning("%s, line %d: no operation, left out (%s)", self.path, number, reason)
 
     def repair(self) -> None:
         """Cut off a last line that a killed process left half written."""
-        if self.path.exists():
-            content = self.path.read_bytes()
-            os.truncate(self.path, content.rfind(b"\n") + 1)
+        cut_unfinished_line(self.path)
 
 
 def read_metric_lines(path: Path, offset_bytes: int) -> Iterator[tuple[int, list[MetricPoint]]]:
@@ -172,21 +184,30 @@ def _parse_metric_line(line: bytes) -> list[MetricPoint]:
     return [MetricPoint(key, float(value), step, time_s) for key, value in entry["metrics"].items()]
 
 
+def read_state(run_dir: Path) -> SentState | None:
+    """Return the stored progress; None when the folder has none, and, with a warning, when it is unreadable."""
+    path = run_dir / STATE_NAME
+    if not path.is_file():
+        return None
+    try:
+        return SentState.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        reason = error.errors(include_input=False, include_url=False)[0]["msg"]
+        logger.warning("%s is unreadable (%s) and counts as absent; it may be left from a power loss", path, reason)
+        return None
+
+
 def load_state(run_dir: Path, tracking_uri: str) -> SentState:
     """Return the stored progress, or a fresh one if the folder has none or was sent to another server."""
-    path = run_dir / STATE_NAME
-    if not path.exists():
+    state = read_state(run_dir)
+    if state is None:
         return SentState(run_key=uuid.uuid4().hex, tracking_uri=tracking_uri)
-    state = SentState.model_validate_json(path.read_bytes())
     return state if state.tracking_uri == tracking_uri else state.restarted(tracking_uri)
 
 
 def save_state(run_dir: Path, state: SentState) -> None:
     """Store the progress; a process that dies meanwhile leaves the previous one."""
-    path = run_dir / STATE_NAME
-    temporary = path.with_suffix(".json.tmp")
-    temporary.write_text(state.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    replace_file(run_dir / STATE_NAME, state.model_dump_json(indent=2) + "\n")
 
 
 def resolve_tracking_uri(configured: str | None, environment: Mapping[str, str], run_dir: Path) -> str:
@@ -197,9 +218,8 @@ def resolve_tracking_uri(configured: str | None, environment: Mapping[str, str],
     """
     if configured or environment.get("MLFLOW_TRACKING_URI"):
         return configured or environment["MLFLOW_TRACKING_URI"]
-    state_path = run_dir / STATE_NAME
-    if state_path.exists():
-        return SentState.model_validate_json(state_path.read_bytes()).tracking_uri
+    if (state := read_state(run_dir)) is not None:
+        return state.tracking_uri
     return f"sqlite:///{run_dir.resolve().parent / 'mlflow.db'}"
 
 

@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from pipeline.training.tracking.journal import STATE_NAME, SentState
+from pipeline.training.tracking.journal import STATE_NAME, SentState, read_state
 
 NOTE_TAG = "mlflow.note.content"  # shown as the run's description
 
@@ -36,5 +36,5 @@ def projector_lineage(projector: Path) -> dict[str, str]:
 def _tracked_run_of(path: Path) -> SentState | None:
     for folder in path.resolve().parents:
         if (folder / STATE_NAME).is_file():
-            return SentState.model_validate_json((folder / STATE_NAME).read_bytes())
+            return read_state(folder)
     return None

@@ -45,8 +45,8 @@ class Sender:
         """
         if not self._verified:
             self._connect()
-        for operation in self._journal.read(self.state.num_operations):
-            self._send_operation(operation)
+        for number, operation in self._journal.numbered(self.state.num_operations):
+            self._send_operation(number, operation)
         self._send_metrics()
 
     def num_pending(self) -> int:
@@ -65,7 +65,7 @@ class Sender:
         self._advance(connect(self.state, opening))
         self._verified = True
 
-    def _send_operation(self, operation: AnyOperation) -> None:
+    def _send_operation(self, number: int, operation: AnyOperation) -> None:
         from pipeline.training.tracking.mlflow_run import MlflowRun
 
         assert self.state.run_id is not None
@@ -73,7 +73,7 @@ class Sender:
             MlflowRun(self.state.tracking_uri, self.state.run_id).apply(operation)
         except Exception as error:
             self._drop_if_refused(error, f"operation {operation.kind!r}", 1)
-        self._advance(self.state.model_copy(update={"num_operations": self.state.num_operations + 1}))
+        self._advance(self.state.model_copy(update={"num_operations": number}))
 
     def _send_metrics(self) -> None:
         from pipeline.training.tracking.mlflow_run import MAX_POINTS_PER_CALL

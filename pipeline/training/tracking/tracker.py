@@ -10,7 +10,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pipeline.config import ExperimentConfig
+from pipeline.config import ExperimentConfig, load_config
+from pipeline.training.lease import hold_run
 from pipeline.training.tracking.journal import (
     AnyOperation,
     FinishRun,
@@ -24,6 +25,7 @@ from pipeline.training.tracking.journal import (
     flatten_params,
     resolve_tracking_uri,
 )
+from pipeline.training.tracking.recovery import recover_state
 from pipeline.training.tracking.sender import Sender
 
 logger = logging.getLogger(__name__)
@@ -181,19 +183,30 @@ def open_run(config: ExperimentConfig, tags: Mapping[str, str], interval_s: floa
     )
     if not config.tracking.enabled:
         return RunTracker(run_dir, None)
+    recover_state(config)
     uri = resolve_tracking_uri(config.tracking.uri, os.environ, run_dir)
     return RunTracker(run_dir, Sender(run_dir, uri), interval_s)
 
 
-def replay(run_dir: Path, tracking_uri: str) -> Sender:
+def replay(run_dir: Path, tracking_uri: str | None) -> Sender:
     """Send everything of a run folder that the server lacks; returns the sender with its final state.
+
+    Args:
+        run_dir: Folder of the run, which is held meanwhile.
+        tracking_uri: Where to send it; None takes what the run's config, or else the environment, says.
 
     Raises:
         ValueError: the folder holds no tracked run.
+        RunHeldError: the run is going on and sends by itself.
         Exception: whatever the server or its client raises.
     """
     if not Journal(run_dir).path.is_file():
         raise ValueError(f"{run_dir}: no tracked run here ({Journal(run_dir).path.name} is missing)")
-    sender = Sender(run_dir, tracking_uri)
-    sender.send()
+    with hold_run(run_dir):
+        if (saved := run_dir / "config.yaml").is_file():
+            config = load_config(saved).model_copy(update={"run_dir": str(run_dir)})
+            recover_state(config)
+            tracking_uri = tracking_uri or config.tracking.uri
+        sender = Sender(run_dir, resolve_tracking_uri(tracking_uri, os.environ, run_dir))
+        sender.send()
     return sender

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import shutil
+import socket
 import sqlite3
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +15,14 @@ import torch
 from pipeline.config import ExperimentConfig, parse_config
 from pipeline.doctor.data import check_encoder, check_index
 from pipeline.doctor.finding import Finding
-from pipeline.doctor.run_folder import check_checkpoints, check_disk, check_file_system
+from pipeline.doctor.model_files import check_projector, check_weights
+from pipeline.doctor.run_folder import (
+    check_checkpoint_folder,
+    check_checkpoints,
+    check_disk,
+    check_file_system,
+    check_resume,
+)
 from pipeline.doctor.services import check_ray, check_tracking
 from pipeline.shards.index import ensure_index
 from pipeline.training.checkpoint import CheckpointStore
@@ -92,6 +100,66 @@ def test_checkpoints_newest_damaged_is_a_warning_all_damaged_an_error(config: Ex
         assert check_checkpoints(config).status == status
 
 
+def test_checkpoint_folder_elsewhere_that_cannot_be_written_is_an_error(
+    config: ExperimentConfig, tmp_path: Path
+) -> None:
+    def with_folder(folder: str | None) -> ExperimentConfig:
+        return config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"folder": folder})})
+
+    assert check_checkpoint_folder(with_folder(None)) == []
+    assert (
+        check_checkpoint_folder(with_folder("s3://id:key@bucket/runs/n?region=us-east-1&endpoint_override=127.0.0.1:9"))
+        == []
+    )
+    assert statuses(check_checkpoint_folder(with_folder(str(tmp_path / "other")))) == {"checkpoint folder": "ok"}
+    (finding,) = check_checkpoint_folder(with_folder(str(tmp_path / "a.tar" / "checkpoints")))
+    assert finding.status == "error"
+    assert "a.tar/checkpoints cannot be written" in finding.detail
+
+
+def test_field_that_must_not_change_on_resume_is_an_error_with_both_values(config: ExperimentConfig) -> None:
+    assert check_resume(config).status == "ok"
+    saved = Path(config.run_dir) / "config.yaml"
+    saved.parent.mkdir()
+    saved.write_text(config.to_yaml())
+    assert check_resume(config).status == "ok"
+    finding = check_resume(config.model_copy(update={"seed": 13}))
+    assert finding.status == "error"
+    assert "seed: the run was started with 0, now 13" in finding.detail
+    saved.write_text("name: [")
+    assert check_resume(config).status == "error"
+
+
+def test_language_model_without_weights_or_with_damaged_ones_is_an_error_naming_them(
+    config: ExperimentConfig, tmp_path: Path
+) -> None:
+    def check(folder: Path | str) -> Finding:
+        return check_weights(
+            config.model_copy(update={"model": config.model.model_copy(update={"language_model": str(folder)})})
+        )
+
+    assert check_weights(config).status == "ok"
+    assert check("owner/name").status == "ok"
+    folder = tmp_path / "lm"
+    folder.mkdir()
+    assert "no weights, expected one of model.safetensors" in check(folder).detail
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "p1.safetensors", "b": "p2.bin"}}')
+    assert "model.safetensors.index.json names p1.safetensors, p2.bin, which do not exist" in check(folder).detail
+    for garbage in (b"", b"\xff" * 64, b"\x02" + b"\0" * 7 + b"[]", b"\x08" + b"\0" * 7 + b'{"a":{}}'):
+        (folder / "model.safetensors").write_bytes(garbage)
+        finding = check(folder)
+        assert finding.status == "error"
+        assert f"{folder}/model.safetensors: no safetensors header" in finding.detail
+
+
+def test_projector_that_is_not_there_is_an_error(config: ExperimentConfig) -> None:
+    assert check_projector(config).status == "ok"
+    parts = config.model.model_copy(update={"pretrain_mm_mlp_adapter": "/nope"})
+    finding = check_projector(config.model_copy(update={"model": parts}))
+    assert finding.status == "error"
+    assert "model.pretrain_mm_mlp_adapter /nope: expected a projector file" in finding.detail
+
+
 def test_index_of_a_shard_that_grew_is_a_warning_naming_it(config: ExperimentConfig) -> None:
     assert "not indexed yet" in check_index(config).detail
     shard = Path(config.data.shards[0])
@@ -125,6 +193,12 @@ def test_tracking_server_that_is_away_or_locked_is_a_warning(
     monkeypatch.setattr("pipeline.doctor.services._TIMEOUT_S", 0.1)
     assert "locked" in check_tracking(track(f"sqlite:///{tmp_path}/mlflow.db")).detail
     database.close()
+    (tmp_path / "file").write_text("")
+    assert check_tracking(track(f"sqlite:///{tmp_path}/new/mlflow.db")).status == "ok"
+    assert not (tmp_path / "new").exists()
+    for uri in ("foo://bar", "notauri", "http://[", "sqlite:////proc/m.db", f"sqlite:///{tmp_path}/file/m.db"):
+        assert check_tracking(track(uri)).status == "warning", uri
+    assert check_tracking(track("postgresql+psycopg2://u@h/d")).status == "ok"
 
 
 def test_ray_is_not_started_where_it_is_not_addressed(
@@ -132,3 +206,15 @@ def test_ray_is_not_started_where_it_is_not_addressed(
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert statuses(check_ray(config.cluster)) == {"Ray": "ok"}
+
+
+def test_ray_address_where_nothing_listens_is_an_error_and_ray_is_not_asked(
+    config: ExperimentConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+    monkeypatch.setattr("pipeline.training.ray_launch.describe_nodes", lambda _: pytest.fail("Ray was asked"))
+    (finding,) = check_ray(config.cluster.model_copy(update={"launcher": "ray"}))
+    assert (finding.check, finding.status) == ("Ray", "error")
+    assert f"RAY_ADDRESS 127.0.0.1:{port}: nothing answers there" in finding.detail

@@ -85,6 +85,24 @@ def test_newest_with_a_flipped_bit_is_passed_over_saying_so(
     assert name in caplog.text
 
 
+def test_fetched_copy_with_a_flipped_bit_is_fetched_again_saying_so(
+    tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(CACHE_FOLDER, str(tmp_path / "cache"))
+    store = CheckpointStore(bucket % f"{tmp_path.name}/checkpoints", keep_last=2)
+    save(store, 5)
+    copy = read_latest(store).folder / "model.safetensors"
+    sound, written = copy.read_bytes(), copy.stat().st_ino
+    assert read_latest(store).folder == copy.parent
+    assert copy.stat().st_ino == written
+    assert "fetched again" not in caplog.text
+    copy.write_bytes(sound[:-2] + bytes([sound[-2] ^ 4]) + sound[-1:])
+    with caplog.at_level(logging.WARNING):
+        assert read_latest(store).tensors("model")["weight"].tolist() == [5.0 + idx for idx in range(7)]
+    assert copy.read_bytes() == sound
+    assert f"is fetched again: checkpoint {copy.parent}: model.safetensors: the content changed" in caplog.text
+
+
 def test_writer_that_died_leaves_no_checkpoint_and_its_remains_are_swept(location: str) -> None:
     store = CheckpointStore(location, keep_last=2)
     save(store, 3)

@@ -6,13 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from jobs.failures import classify
 from pipeline.training.checkpoint import CheckpointStore
 from pipeline.training.lease import LeaseLostError, RunHeldError, check_lease, hold_run, read_holder
+from pipeline.training.restarts import record_start
 
 HOLDER = """
 import sys, time
 from pathlib import Path
 from pipeline.training.lease import hold_run
+from pipeline.training.restarts import record_start
 with hold_run(Path(sys.argv[1])) as attempt:
     print(attempt, flush=True)
     time.sleep(600)
@@ -49,3 +52,34 @@ def test_checkpoint_of_a_survivor_is_refused_once_a_newer_attempt_holds_the_run(
         with pytest.raises(LeaseLostError, match="attempt 2 has taken over, this is attempt 1"):
             survivor.save(7, {"model": {"weight": torch.zeros(5)}}, {})
         assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000003"]
+
+
+def test_unreadable_lease_never_gives_a_number_again_that_workers_had(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "lease.json").write_text('{"attempt": 4}')
+    with hold_run(tmp_path) as old:
+        record_start(tmp_path, old, step=0, max_restarts=0)
+    (tmp_path / "lease.json").write_bytes(b"")
+    with pytest.raises(LeaseLostError, match=r"lease\.json is missing or unreadable"):
+        check_lease(tmp_path, old)
+    with hold_run(tmp_path) as new:
+        assert (old, new) == (5, 6)
+        check_lease(tmp_path, new)
+        with pytest.raises(LeaseLostError, match="attempt 6 has taken over"):
+            check_lease(tmp_path, old)
+    assert "lease.json is no JSON object and counts as absent" in caplog.text
+
+
+def test_holder_that_has_not_named_itself_yet_is_said_to_be_unknown(tmp_path: Path) -> None:
+    with hold_run(tmp_path):
+        (tmp_path / "lease.json").unlink()
+        with pytest.raises(RunHeldError, match=r"held by a process that lease\.json does not name"), hold_run(tmp_path):
+            pass
+
+
+def test_run_dir_that_is_a_file_is_a_usage_error(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("")
+    with pytest.raises(FileExistsError, match="expected a folder, found a file") as caught, hold_run(tmp_path / "run"):
+        pass
+    assert classify(caught.value).exit_code == 2

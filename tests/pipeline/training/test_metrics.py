@@ -53,3 +53,20 @@ def test_ledger_trained_plus_quarantined_must_equal_planned() -> None:
     with pytest.raises(LedgerError, match="6 samples of source a planned so far, but 3 trained"):
         ledger.check(14, {"a": 6, "b": 9})
     assert Ledger(**json.loads(json.dumps(ledger.to_json()))) == ledger
+
+
+def test_open_line_that_is_no_entry_is_named_and_kept_and_its_step_is_written_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    MetricsLog(path).append(0, {"train/loss": 3.5})
+    merged = b'{"step": 1, "ti{"step": 2, "time_s": 1, "metrics": {}}\r\n'
+    with path.open("ab") as file:
+        file.write(merged)
+    log = MetricsLog(path)
+    for step, loss in ((0, 3.5), (1, 2.5), (2, 1.5)):
+        log.append(step, {"train/loss": loss})
+    assert f"{path}, line 2: no JSON object" in caplog.text
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert lines[1] == merged
+    assert [json.loads(line)["step"] for line in lines if line != merged] == [0, 1, 2]

@@ -1,7 +1,9 @@
 import io
 import json
+import os
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from pipeline.training.progress import ProgressReporter
@@ -30,3 +32,17 @@ def test_reporter_in_a_log_prints_plain_lines_of_new_steps_only(tmp_path: Path) 
     assert "step 1/4" not in text
     assert "step 2/4" not in text
     assert "step 4/4 loss 1.2500 | 31.0 samples/s 17.0 images/s 4099 tokens/s | data wait 7%" in text
+
+
+def test_reporter_of_a_resumed_run_starts_after_the_half_line_that_is_cut(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(line(0) + '{"step": 1, "time_s"')
+    output = io.StringIO()
+    reporter = ProgressReporter(path, name="tiny", total_steps=3, console=Console(file=output, width=300))
+    os.truncate(path, len(line(0)))  # as the run does
+    with reporter, path.open("a") as file:
+        file.write(line(1) + "no entry\n" + line(2))
+    assert "step 3/3 loss 1.2500" in output.getvalue()
+    assert f"a line after byte {len(line(0))} is no metrics entry" in caplog.text

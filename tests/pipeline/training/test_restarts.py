@@ -2,7 +2,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.training.restarts import CrashLoopError, record_failure, record_start
+from pipeline.training.restarts import (
+    FAILURES_FILE,
+    RESTARTS_FILE,
+    CrashLoopError,
+    last_attempt,
+    record_failure,
+    record_start,
+)
 
 
 def test_restarts_from_one_step_end_with_a_diagnosis_of_each(tmp_path: Path) -> None:
@@ -28,3 +35,19 @@ def test_progress_and_a_new_launcher_reset_the_count(tmp_path: Path) -> None:
         record_start(tmp_path, attempt=2, step=6, max_restarts=1)
     with pytest.raises(CrashLoopError):
         record_start(tmp_path, attempt=2, step=6, max_restarts=1)
+
+
+def test_half_line_of_a_killed_launcher_does_not_stop_the_starts_after_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    record_start(tmp_path, attempt=1, step=0, max_restarts=1)
+    for name in (RESTARTS_FILE, FAILURES_FILE):
+        with (tmp_path / name).open("ab") as file:
+            file.write(b'{"attempt": 2, "st')
+    for _ in range(2):
+        record_start(tmp_path, attempt=3, step=4, max_restarts=1)
+        record_failure(tmp_path, 3, rank=0, step=5, error=ValueError("broken"))
+    with pytest.raises(CrashLoopError, match="start 3: rank 0 at step 5: ValueError: broken"):
+        record_start(tmp_path, attempt=3, step=4, max_restarts=1)
+    assert f"{tmp_path / RESTARTS_FILE}, line 2: no JSON object" in caplog.text
+    assert last_attempt(tmp_path) == 3

@@ -119,3 +119,26 @@ def test_params_are_flattened_to_dotted_names() -> None:
     tree = {"a": {"b": {"c": 1e-3}, "d": None}, "e": "text", "f": [1, 2], "g": True}
     expected = {"a.b.c": "0.001", "a.d": "null", "e": "text", "f": "[1, 2]", "g": "true"}
     assert flatten_params(tree) == expected
+
+
+def test_journal_line_that_is_no_operation_is_reported_once_and_keeps_its_number(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal = Journal(tmp_path)
+    journal.append(OPERATIONS[0])
+    with journal.path.open("ab") as file:
+        file.write(b'{"kind": "ta')
+    journal.append(OPERATIONS[1])
+    for _ in range(2):
+        assert list(journal.numbered()) == [(1, OPERATIONS[0]), (3, OPERATIONS[1])]
+    assert journal.read(2) == [OPERATIONS[1]]
+    assert caplog.text.count(f"{journal.path}, line 2: no operation, left out") == 1
+
+
+def test_unreadable_state_counts_as_absent_saying_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run_dir = tmp_path / "runs" / "a"
+    run_dir.mkdir(parents=True)
+    (run_dir / "mlflow.json").write_bytes(b"")
+    assert load_state(run_dir, "http://one").run_id is None
+    assert resolve_tracking_uri(None, {}, run_dir) == f"sqlite:///{tmp_path}/runs/mlflow.db"
+    assert "mlflow.json is unreadable" in caplog.text

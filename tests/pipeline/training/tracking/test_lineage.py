@@ -44,3 +44,8 @@ def test_projector_from_elsewhere_is_known_by_its_digest(projector: Path) -> Non
     assert tags["ray_llava.projector_sha256"] == SHA256
     assert "ray_llava.pretrain_run_id" not in tags
     assert "outside tracked runs" in tags["mlflow.note.content"]
+
+
+def test_projector_of_a_run_whose_state_is_unreadable_counts_as_from_elsewhere(projector: Path) -> None:
+    (projector.parent.parent / "mlflow.json").write_bytes(b"")
+    assert "outside tracked runs" in projector_lineage(projector)["mlflow.note.content"]

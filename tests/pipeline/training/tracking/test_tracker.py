@@ -1,6 +1,7 @@
 """Tracking against a real MLflow database: what arrives, what happens on resume, and when the server misbehaves."""
 
 import json
+import os
 import socket
 import sqlite3
 import time
@@ -8,10 +9,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from pipeline.config import ExperimentConfig
+from pipeline.training.checkpoint import CheckpointStore
+from pipeline.training.lease import RunHeldError, hold_run
 from pipeline.training.tracking import RunTracker, open_run, replay
 
 MakeConfig = Callable[..., ExperimentConfig]
@@ -254,3 +258,30 @@ def test_locked_database_is_tried_again_until_it_is_free(
 def test_replay_of_a_folder_without_a_run_says_so(tmp_path: Path, tracking_uri: str) -> None:
     with pytest.raises(ValueError, match=r"no tracked run here \(tracking.jsonl is missing\)"):
         replay(tmp_path, tracking_uri)
+
+
+def test_unreadable_state_is_recovered_from_the_newest_checkpoint_and_the_run_goes_on(
+    make_config: MakeConfig, tracking_uri: str
+) -> None:
+    config = make_config()
+    run_dir = Path(config.run_dir)
+    first = track(config, range(3))
+    known = json.loads((run_dir / "mlflow.json").read_text())
+    names = ("run_key", "run_id", "experiment_id", "tracking_uri")
+    store = CheckpointStore(run_dir / "checkpoints", 5)
+    store.save(2, {"model": {"w": torch.ones(3)}}, {"mlflow": {name: known[name] for name in names}})
+    store.save(3, {"model": {"w": torch.ones(3)}}, {"mlflow": {}})
+    (run_dir / "mlflow.json").write_bytes(b"")
+    second = track(config, range(3, 5))
+    assert second.run_id == first.run_id
+    assert len(runs_of(config, tracking_uri)) == 1
+    assert first.run_id is not None
+    assert history(tracking_uri, first.run_id, "train/loss") == expected_history(range(5))
+
+
+def test_replay_of_a_run_that_is_held_is_refused_naming_the_holder(make_config: MakeConfig, tracking_uri: str) -> None:
+    config = make_config()
+    track(config, range(2))
+    with hold_run(Path(config.run_dir)), pytest.raises(RunHeldError, match=f"held by process {os.getpid()}"):
+        replay(Path(config.run_dir), tracking_uri)
+    assert replay(Path(config.run_dir), tracking_uri).num_pending() == 0

@@ -1,0 +1,27 @@
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+from pipeline.training.lineage import NONFINITE_FILE, record_step
+from pipeline.training.session import TrainingSession
+
+
+def test_numbers_that_are_not_finite_are_written_as_strings(tmp_path: Path) -> None:
+    session = SimpleNamespace(
+        workers=SimpleNamespace(is_first=True, world_size=1),
+        config=SimpleNamespace(run_dir=str(tmp_path)),
+        plan=SimpleNamespace(split=lambda *_: []),
+    )
+    numbers = {"loss": math.nan, "grad_norm": -math.inf, "bound": 2.5, "none": None}
+    record_step(cast(TrainingSession, session), NONFINITE_FILE, 3, numbers)
+    text = (tmp_path / NONFINITE_FILE).read_text()
+    assert json.loads(text) == {
+        "step": 3,
+        "loss": "nan",
+        "grad_norm": "-inf",
+        "bound": 2.5,
+        "none": None,
+        "samples": [],
+    }
