@@ -18,8 +18,8 @@ from pipeline.crashes.sandbox_child import DONE, OUT_OF_MEMORY_EXIT, READY
 
 logger = logging.getLogger(__name__)
 
-_START_TIMEOUT_S = 300.0  # libraries, tokenizer and index come from disks of any kind
-_SAMPLE_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 300.0  # libraries, tokenizer and index come from disks of any kind
+SAMPLE_TIMEOUT_S = 60.0
 
 
 def find_crashers(config_file: Path, suspects: Sequence[int]) -> dict[int, str]:
@@ -61,7 +61,7 @@ def _decode(config_file: Path, sample_ids: Sequence[int]) -> tuple[int | None, s
     assert child.stdout is not None
     with selectors.DefaultSelector() as selector:
         selector.register(child.stdout, selectors.EVENT_READ)
-        while selector.select(_SAMPLE_TIMEOUT_S if last else _START_TIMEOUT_S):
+        while selector.select(SAMPLE_TIMEOUT_S if last else START_TIMEOUT_S):
             line = child.stdout.readline()
             if not line:
                 break
@@ -73,14 +73,15 @@ def _decode(config_file: Path, sample_ids: Sequence[int]) -> tuple[int | None, s
         return None, ""
     if last in ("", READY):
         raise RuntimeError(f"the sandbox for suspicious samples did not start: {messages[-2000:]}")
-    return int(last), _describe(child.returncode)
+    return int(last), describe_exit(child.returncode)
 
 
-def _describe(exit_code: int) -> str:
+def describe_exit(exit_code: int) -> str:
+    """Say how a process ended, as what it did: `ended by signal SIGSEGV`."""
     if exit_code == OUT_OF_MEMORY_EXIT:
         return "ran out of memory"
     if exit_code == -signal.SIGKILL:
-        return f"was killed, or ran for more than {_SAMPLE_TIMEOUT_S:.0f} s"
+        return f"was killed, or ran for more than {SAMPLE_TIMEOUT_S:.0f} s"
     if exit_code < 0:
         return f"ended by signal {signal.Signals(-exit_code).name}"
     return f"ended with exit code {exit_code}"
