@@ -16,7 +16,8 @@ from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol, runtime_checkable
 
-from pipeline.crashes.sandbox import describe_exit
+from pipeline.crashes.sandbox import START_TIMEOUT_S, describe_exit
+from pipeline.crashes.sandbox_child import READY
 from pipeline.shards.index import RunMap
 
 # fork would copy the locks of this process's threads in whatever state they are
@@ -47,10 +48,17 @@ class Child:
         self.connection, theirs = _CONTEXT.Pipe()
         self._process = _CONTEXT.Process(target=_serve, args=(theirs, function), daemon=True)
         self._process.start()
+        self._is_ready = False
         theirs.close()
 
     def send(self, item: Any) -> None:
-        """Give it the next item; `result` tells if it is dead."""
+        """Give it the next item; `result` tells if it is dead.
+
+        Raises:
+            RuntimeError: it did not even start, for which no item is to blame.
+        """
+        if not self._is_ready:
+            self._wait_until_ready()
         with suppress(BrokenPipeError):
             self.connection.send(item)
 
@@ -72,6 +80,15 @@ class Child:
             raise answer
         return answer
 
+    def _wait_until_ready(self) -> None:
+        try:
+            self._is_ready = self.result(START_TIMEOUT_S) == READY
+        except ChildDiedError as death:
+            raise RuntimeError(
+                f"a process that was to read shards {death} before it had begun; what it printed says why. A script of "
+                'your own must start training under `if __name__ == "__main__":`, since its processes import it'
+            ) from death
+
     def close(self) -> None:
         """End it, whatever it is doing."""
         self._process.kill()
@@ -82,6 +99,7 @@ class Child:
 def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends its children
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent is gone
+        connection.send((True, READY))
         while True:
             item = connection.recv()
             try:

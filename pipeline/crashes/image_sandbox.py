@@ -9,7 +9,7 @@ import os
 from typing import Self
 
 from pipeline.crashes.children import Child, ChildDiedError
-from pipeline.crashes.sandbox import SAMPLE_TIMEOUT_S, START_TIMEOUT_S
+from pipeline.crashes.sandbox import SAMPLE_TIMEOUT_S
 from pipeline.crashes.sandbox_child import OUT_OF_MEMORY_EXIT, limit_memory
 from pipeline.errors import DataError, Reason
 from pipeline.samples.schema import Sample
@@ -48,12 +48,11 @@ class ImageSandbox:
                 raise DataError(Reason.DECODER_CRASH, f"{death} when decoded alone in a sandbox") from death
 
     def _ask(self, image: bytes) -> tuple[int, int]:
-        timeout_s = SAMPLE_TIMEOUT_S
         if self._child is None:
-            self._child, timeout_s = Child(_Measure(self._checks)), START_TIMEOUT_S
+            self._child = Child(_Measure(self._checks))
         self._child.send(image)
         try:
-            width, height = self._child.result(timeout_s)
+            width, height = self._child.result(SAMPLE_TIMEOUT_S)
         except ChildDiedError:
             self._close()
             raise

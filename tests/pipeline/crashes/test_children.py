@@ -47,6 +47,20 @@ def process_id(_: int) -> int:
     return os.getpid()
 
 
+@dataclass(frozen=True)
+class Unloadable:
+    """Ends the process that unpickles it, before it has an item."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os._exit, (1,)
+
+    def __call__(self, number: int) -> int:
+        return number
+
+    def after_death(self, number: int, how: str) -> str:
+        return f"{number} {how}"
+
+
 def worked_on(log: Path) -> list[int]:
     return sorted(map(int, log.read_text().split()))
 
@@ -76,6 +90,11 @@ def test_errors_of_the_function_reach_the_caller() -> None:
     with pytest.raises(RuntimeError, match="a process of this machine ended with exit code 5 while it worked on 2"):
         list(_run(die, [2, 2], 2))
     assert list(run_on_cores(refuse_seven, [])) == []
+
+
+def test_child_that_does_not_start_is_an_error_and_no_fault_of_its_item() -> None:
+    with pytest.raises(RuntimeError, match="ended with exit code 1 before it had begun"):
+        list(_run(Unloadable(), [1, 2], 2))
 
 
 def test_child_that_takes_too_long_is_killed() -> None:
