@@ -13,10 +13,10 @@ def run(config: ConfigOption, overrides: OverridesArgument = None) -> None:
 
     from pipeline.feature_cache.filling import fill_cache
     from pipeline.indexed_data import index_data
-    from pipeline.prepare import build_encoder
+    from pipeline.prepare import build_encoder, choose_run_map
 
     encoder = build_encoder(experiment)
-    data = index_data(experiment, encoder, console=console)
+    data = index_data(experiment, encoder, console=console, run_map=choose_run_map(experiment.cluster))
     columns = (TextColumn("computing features, shards"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=None)

@@ -3,9 +3,10 @@
 import json
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -16,6 +17,7 @@ from pipeline.config import ConfigError
 if TYPE_CHECKING:  # torch takes seconds to load; config errors need not wait for it
     import pyarrow as pa
 
+    from pipeline.rejected import RejectedSample
     from pipeline.shards.index import ShardIndex
 
 _MAX_LISTED = 20
@@ -25,24 +27,21 @@ ReportOption = Annotated[
 ]
 
 
-class RejectedSample(NamedTuple):
-    """A sample that cannot be trained on."""
-
-    shard: str
-    key: str
-    reason: str
-    detail: str
-
-
 def run(config: ConfigOption, overrides: OverridesArgument = None, report: ReportOption = None) -> None:
     """Index the shards of a config, or verify that the index is up to date, and show what cannot be used."""
-    experiment = read_config(config, overrides)
+    experiment = read_config(config, overrides).with_absolute_paths()
     console = output_console()
 
     from pipeline.indexed_data import index_data, index_folder
-    from pipeline.prepare import build_encoder
+    from pipeline.prepare import build_encoder, choose_run_map
+    from pipeline.rejected import list_rejected
+    from pipeline.rejection_budget import describe_excess
 
-    data = index_data(experiment, build_encoder(experiment), console=console)
+    if report is not None:
+        _check_report(report)
+
+    run_map = choose_run_map(experiment.cluster)
+    data = index_data(experiment, build_encoder(experiment), console=console, run_map=run_map)
     index, tokens = data.index, data.tokens
     rejected = list_rejected(index, tokens)
     console.print(summary_table(index, tokens))
@@ -54,18 +53,35 @@ def run(config: ConfigOption, overrides: OverridesArgument = None, report: Repor
         console.print(f"{len(rejected)} rejected samples listed in {report}")
     if len(rejected) == index.num_samples:
         raise ConfigError("no usable sample in these shards; see the reasons above")
+    warn_of_refusal(console, describe_excess(data, experiment.data))
 
 
-def list_rejected(index: "ShardIndex", tokens: "pa.Table") -> list[RejectedSample]:
-    """Return every sample that the data or the tokenizer rules out, in index order."""
-    columns = (index.samples["shard"], index.samples["key"], tokens["reason"], tokens["detail"])
-    rows = zip(*(column.to_pylist() for column in columns), strict=True)
-    return [RejectedSample(index.shards[shard].url, *rest) for shard, *rest in rows if rest[1]]
+def _check_report(report: Path) -> None:
+    """Make the folder of a report before the shards are read, which may take hours."""
+    try:
+        report.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--report {report}: its folder cannot be made ({error}); name another file") from error
+    if report.is_dir():
+        raise ConfigError(f"--report {report}: is a folder; name a file")
+
+
+def warn_of_refusal(console: Console, excess: str | None) -> None:
+    """Say that training would be refused with these data, and why."""
+    if excess is not None:
+        console.print(Text(f"a run on these data would be refused: {excess}", style="bold red"))
 
 
 def summary_table(index: "ShardIndex", tokens: "pa.Table") -> Table:
     """Render how much there is, and how much of it is lost to which reason."""
-    reasons = Counter(tokens["reason"].to_pylist())
+    import pyarrow.compute as pc
+
+    from pipeline.inspect.prompt import visible
+
+    def total_of(column: str) -> int:
+        return pc.sum(tokens[column]).as_py() or 0
+
+    reasons = Counter({entry["values"]: entry["counts"] for entry in tokens["reason"].value_counts().to_pylist()})
     num_usable = reasons.pop("", 0)
     table = Table("", "number", "share", title="Samples")
     table.columns[1].justify = table.columns[2].justify = "right"
@@ -78,16 +94,21 @@ def summary_table(index: "ShardIndex", tokens: "pa.Table") -> Table:
     table.add_row("shards", str(len(index.shards)), f"{num_bytes / 1e9:.2f} GB")
     for shard in index.shards:
         if shard.defect_reason:
-            table.add_row(f"defective: {Path(shard.url).name}", shard.defect_reason, "")
-    table.add_row("tokens", f"{sum(tokens['num_tokens'].to_pylist())}", "")
-    table.add_row("supervised tokens", f"{sum(tokens['num_supervised_tokens'].to_pylist())}", "")
+            table.add_row(Text(visible(f"defective: {Path(shard.url).name}")), shard.defect_reason, "")
+    num_tokens, num_cut = total_of("num_tokens"), total_of("num_truncated_tokens")
+    table.add_row("tokens", str(num_tokens), "")
+    table.add_row("supervised tokens", str(total_of("num_supervised_tokens")), "")
+    if num_cut:
+        table.add_row("cut off the end", str(num_cut), f"{num_cut / (num_tokens + num_cut):.2%}")
     return table
 
 
-def rejected_table(rows: list[RejectedSample], num_rejected: int) -> Table:
+def rejected_table(rows: "list[RejectedSample]", num_rejected: int) -> Table:
     """Render the first rejected samples."""
+    from pipeline.inspect.prompt import visible
+
     more = f", {len(rows)} of {num_rejected}; --report FILE lists all" if num_rejected > len(rows) else ""
     table = Table("shard", "key", "reason", "detail", title=f"Rejected samples{more}")
     for row in rows:  # as Text: keys come from outside and must not be read as markup
-        table.add_row(*(Text(cell) for cell in (Path(row.shard).name, row.key, row.reason, row.detail)))
+        table.add_row(*(Text(visible(cell)) for cell in (Path(row.shard).name, row.key, row.reason, row.detail)))
     return table

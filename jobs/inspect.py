@@ -24,11 +24,11 @@ SampleOption = Annotated[
     typer.Option(metavar="SHARD:INDEX", help="One sample: shard by number, file name or URL; sample by number or key."),
 ]
 StepOption = Annotated[int | None, typer.Option(help="What exactly is in this global step, per rank and micro-batch.")]
-WorkersOption = Annotated[int | None, typer.Option(help="Number of workers; by default that of the config.")]
+WorkersOption = Annotated[int | None, typer.Option(min=1, help="Number of workers; by default that of the config.")]
 OutOption = Annotated[Path | None, typer.Option(help="HTML file; by default in the run folder.")]
 CountOption = Annotated[int, typer.Option(min=0, help="Samples on the overview page.")]
 
-_STEP_COLUMNS = ("rank", "micro-batch", "tokens", "sample", "shard:index", "key", "images")
+_STEP_COLUMNS = ("rank", "micro-batch", "tokens", "sample", "shard:index", "key", "images", "rejected")
 _SPARKLINE_WIDTH = 20
 _STYLES = {
     ("text", False): "",
@@ -91,6 +91,7 @@ def _show_sample(inspection: "Inspection", name: str, console: Console) -> tuple
 
 def _show_step(inspection: "Inspection", step: int, console: Console) -> tuple[str, str]:
     from pipeline.inspect.page import render_step
+    from pipeline.inspect.prompt import visible
 
     view = inspection.step(step)
     columns = [Column(name, overflow="fold") for name in _STEP_COLUMNS]
@@ -99,8 +100,9 @@ def _show_step(inspection: "Inspection", step: int, console: Console) -> tuple[s
         for number, batch in enumerate(rank.micro_batches):
             for shown in batch.samples:
                 place = f"{Path(shown.shard).name}:{shown.ordinal}"
+                reason = view.quarantined.get(shown.sample_id, shown.reason)
                 cells = (rank.rank, number, shown.num_tokens, shown.sample_id, place, shown.key, len(shown.pictures))
-                table.add_row(*(Text(str(cell)) for cell in cells))
+                table.add_row(*(Text(visible(str(cell))) for cell in (*cells, reason)))
     console.print(table)
     for name in ("train/loss", "train/grad_norm"):
         if name in view.metrics:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,6 +12,7 @@ from rich.table import Table
 
 from jobs.config_source import ConfigOption, OverridesArgument, read_config
 from jobs.console import output_console
+from jobs.index import warn_of_refusal
 from pipeline.config import ExperimentConfig
 
 if TYPE_CHECKING:  # torch takes seconds to load; config errors need not wait for it
@@ -46,6 +48,7 @@ def run(
     experiment = read_config(config, overrides).with_absolute_paths()
     console = output_console()
 
+    from pipeline.crashes.refused import read_refused
     from pipeline.estimate.devices import device_here, device_named
     from pipeline.estimate.forecast import forecast
     from pipeline.estimate.skeleton import build_skeleton
@@ -54,10 +57,11 @@ def run(
     from pipeline.indexed_data import index_data
     from pipeline.inspect.sample_view import Inspected
     from pipeline.loader import BatchSource
-    from pipeline.prepare import build_encoder, plan_run
+    from pipeline.prepare import build_encoder, choose_run_map, plan_run
+    from pipeline.rejection_budget import describe_excess
 
     encoder, model = build_encoder(experiment), build_skeleton(experiment)
-    data = index_data(experiment, encoder, console=console)
+    data = index_data(experiment, encoder, console=console, run_map=choose_run_map(experiment.cluster))
     plan = plan_run(experiment, data, encoder)
     work = measure_work(Inspected(data.index, data.tokens, encoder), plan, model, experiment)
     console.print(work_table(experiment, plan, work))
@@ -69,8 +73,10 @@ def run(
     console.print(forecast_table(found, plan))
     _explain(console, planned, found)
     _judge_cache(console, planned, model, plan, work, found[0])
+    warn_of_refusal(console, describe_excess(data, experiment.data))
     if measure:
-        source = with_cached_features(experiment, BatchSource(plan, data.index, encoder))
+        refused = read_refused(Path(experiment.run_dir), plan.data_fingerprint)
+        source = with_cached_features(experiment, BatchSource(plan, data.index, encoder, refused))
         _measure(console, experiment, source, numbers[0])
 
 

@@ -21,9 +21,10 @@ def run_stage(
     if dry_run:
         console.print(Syntax(config.to_yaml().rstrip(), "yaml", background_color="default"))
         from pipeline.feature_cache.opening import with_cached_features
-        from pipeline.prepare import prepare_source
+        from pipeline.prepare import choose_run_map, prepare_source
 
-        with_cached_features(config, prepare_source(config, console=console))
+        source = prepare_source(config, console=console, run_map=choose_run_map(config.cluster))
+        with_cached_features(config, source)
         return
     from pipeline.training.launch import run_training  # loads torch, which a wrong config need not wait for
     from pipeline.training.speed import verdict

@@ -24,6 +24,9 @@ from pipeline.shards.index import RunMap, ShardIndex, ensure_index, run_serially
 from pipeline.shards.scan import Checks
 from pipeline.shards.storage import expand_shards
 
+_COUNTED_HERE = 5000
+"""Samples whose tokens are counted in this process: another one takes seconds to load the tokenizer."""
+
 
 class SourceRows(NamedTuple):
     """Which rows of an index belong to a source."""
@@ -71,8 +74,9 @@ def index_data(
                 progress=report,
             )
         with _progress(console, f"{title}: counting tokens") as report:
+            count_map = run_map if indexes[name].num_samples > _COUNTED_HERE else run_serially
             tables.append(
-                build_token_columns(indexes[name], encoder, cache_dir=folder, run_map=run_map, progress=report)
+                build_token_columns(indexes[name], encoder, cache_dir=folder, run_map=count_map, progress=report)
             )
     index, sources = join_indexes(indexes)
     return IndexedData(index, pa.concat_tables(tables), sources)

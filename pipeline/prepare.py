@@ -5,13 +5,18 @@ Training builds what is missing or stale by itself; `ray-llava index` runs just 
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
 import pyarrow.compute as pc
 from rich.console import Console
 
-from pipeline.config import ConfigError, ExperimentConfig
+from pipeline.config import ClusterConfig, ConfigError, ExperimentConfig
+from pipeline.crashes.children import run_on_cores, survive_in_tasks
 from pipeline.indexed_data import IndexedData, index_data
 from pipeline.loader import BatchSource
-from pipeline.mix import order_mix
+from pipeline.mix import order_mix, warn_of_late_changes
 from pipeline.model_facts import has_wrapped_images, read_model_tokenizer, read_tower_facts
 from pipeline.plan.epochs import EpochOrder
 from pipeline.plan.plan import Order, Plan, check_lengths
@@ -24,7 +29,14 @@ from pipeline.shards.index import RunMap, run_serially
 
 
 def prepare_source(config: ExperimentConfig, *, console: Console, run_map: RunMap = run_serially) -> BatchSource:
-    """Index the shards if needed and plan the run.
+    """Index the shards if needed and plan the run; raises as `prepare_run` does."""
+    return prepare_run(config, console=console, run_map=run_map)[0]
+
+
+def prepare_run(
+    config: ExperimentConfig, *, console: Console, run_map: RunMap = run_serially
+) -> tuple[BatchSource, IndexedData]:
+    """Index the shards if needed and plan the run; returns the data too, rejected samples included.
 
     Raises:
         ConfigError: model parts or shards do not exist, or too many samples are unusable.
@@ -34,12 +46,32 @@ def prepare_source(config: ExperimentConfig, *, console: Console, run_map: RunMa
     data = index_data(config, encoder, console=console, run_map=run_map)
     check_rejected(data, config.data)
     plan = plan_run(config, data, encoder)
+    num_defective = sum(bool(shard.defect_reason) for shard in data.index.shards)
     console.print(
-        f"{config.name}: {plan.num_samples} of {data.index.num_samples} samples in {len(data.index.shards)} shards, "
+        f"{config.name}: {plan.num_samples} of {data.index.num_samples} samples in {len(data.index.shards)} shards"
+        f"{f' ({num_defective} of them defective)' if num_defective else ''}, "
         f"{pc.sum(data.tokens['num_tokens']).as_py()} tokens; {plan.total_steps} steps of {plan.global_batch_size} "
         "samples"
     )
-    return BatchSource(plan, data.index, encoder)
+    return BatchSource(plan, data.index, encoder), data
+
+
+def choose_run_map(cluster: ClusterConfig) -> RunMap:
+    """Return what reads shards: the Ray cluster of the environment if the run is for Ray, else this machine's cores.
+
+    The cluster is joined when there is something to read.
+    """
+    if cluster.launcher == "local" or not os.environ.get("RAY_ADDRESS"):
+        return run_on_cores
+
+    def run(function: Callable[[Any], Any], items: Sequence[Any], /) -> Iterator[Any]:
+        from pipeline.training.ray_launch import join_cluster, map_tasks  # works where Ray is not installed
+
+        if items:
+            join_cluster(cluster)
+            yield from map_tasks(function, items)
+
+    return survive_in_tasks(run)
 
 
 def plan_run(config: ExperimentConfig, data: IndexedData, encoder: SampleEncoder) -> Plan:
@@ -55,7 +87,7 @@ def plan_run(config: ExperimentConfig, data: IndexedData, encoder: SampleEncoder
         order = order_mix(config, {name: usable.count(first, end) for name, first, end in data.sources})
     else:
         order = EpochOrder(len(usable), config.seed, training.global_batch_size, training.num_epochs)
-    return Plan(
+    plan = Plan(
         num_tokens=num_tokens,
         usable=usable,
         order=order,
@@ -65,6 +97,8 @@ def plan_run(config: ExperimentConfig, data: IndexedData, encoder: SampleEncoder
         max_steps=training.max_steps,
         micro_batch_tokens=training.micro_batch_tokens,
     )
+    warn_of_late_changes(config.data.mix_changes, plan.total_steps)
+    return plan
 
 
 def build_encoder(config: ExperimentConfig) -> SampleEncoder:

@@ -1,11 +1,14 @@
 """How many rejected samples a run accepts: in all, in one shard, and one after the other.
 
 The share catches data that is bad throughout; the other two catch one broken shard, or one broken tool, among many good
-ones, which no share of the whole would notice.
+ones, which no share of the whole would notice. A defective shard is a share of its own: nobody knows how many samples
+it held.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +17,7 @@ import pyarrow.compute as pc
 
 from pipeline.config import ConfigError, DataConfig
 from pipeline.indexed_data import IndexedData
+from pipeline.shards.index import ShardInfo
 
 
 class Exceeded(NamedTuple):
@@ -58,22 +62,48 @@ def find_exceeded(
 
 
 def check_rejected(data: IndexedData, limits: DataConfig) -> None:
-    """Refuse data with too many rejected samples.
+    """Refuse data with too many rejected samples or defective shards.
 
     Raises:
         ConfigError: names the limit, the reasons, the place to look at and what can be done.
     """
+    excess = describe_excess(data, limits)
+    if excess is not None:
+        raise ConfigError(excess)
+
+
+def describe_excess(data: IndexedData, limits: DataConfig) -> str | None:
+    """Say why a run on these data would be refused; None when it would not."""
+    return _describe_defects(data.index.shards, limits) or _describe_rejected(data, limits)
+
+
+def _describe_defects(shards: Sequence[ShardInfo], limits: DataConfig) -> str | None:
+    """Judge shards that data.on_bad_shard=quarantine let pass: what they held is not among the samples."""
+    defects = [shard for shard in shards if shard.defect_reason]
+    allowed = limits.allowed_defective(len(shards))
+    if len(defects) <= allowed:
+        return None
+    reasons = Counter(shard.defect_reason for shard in defects)
+    listing = ", ".join(f"{reason} {number}" for reason, number in reasons.most_common())
+    return (
+        f"{len(defects)} of {len(shards)} shards are defective ({listing}), more than the {allowed} that "
+        f"data.max_rejected_fraction allows; begin with {defects[0].url}: {defects[0].defect_detail}. Write them "
+        "again, leave them out of the config, or raise the limit"
+    )
+
+
+def _describe_rejected(data: IndexedData, limits: DataConfig) -> str | None:
     reasons = data.tokens["reason"]
     rejected = pc.not_equal(reasons, "").to_numpy()
     exceeded = find_exceeded(rejected, data.index.samples["shard"].to_numpy(), limits)
     if exceeded is None:
-        return
+        return None
     counts = {one["values"]: one["counts"] for one in pc.value_counts(reasons).to_pylist() if one["values"]}
     listing = ", ".join(f"{reason} {number}" for reason, number in sorted(counts.items(), key=lambda one: -one[1]))
     row = exceeded.first_row
     shard = data.index.shards[data.index.samples["shard"][row].as_py()].url
     where = f"begin with sample {data.index.samples['key'][row].as_py()!a} of {shard} ({reasons[row].as_py()})"
-    raise ConfigError(
+    return (
         f"{int(rejected.sum())} of {rejected.size} samples are unusable ({listing}): {exceeded.found} "
         f"{_WHERE[exceeded.field]}, more than the {exceeded.allowed} that data.{exceeded.field} allows; {where}. "
         "`ray-llava index --report FILE` lists each of them. Repair the shards, or raise the limit"

@@ -51,7 +51,7 @@ class DataConfig(Section):
     drop_leading_answer: Annotated[bool, Fixed] = False
     """Leave out the first turn of a conversation that begins with the assistant, as LLaVA does."""
     max_rejected_fraction: Annotated[float, Free, Field(ge=0, le=1)] = 0.001
-    """The run stops when more than max(20, this share) of the samples were rejected."""
+    """The run stops when more than max(20, this share) of the samples, or max(1, this share) of the shards, are bad."""
     max_rejected_per_shard: Annotated[int | None, Free, Field(ge=0)] = 50
     """The run does not start when more samples of one shard are unusable; null for no limit."""
     max_rejected_in_a_row: Annotated[int | None, Free, Field(ge=0)] = 100
@@ -87,3 +87,7 @@ class DataConfig(Section):
     def allowed_rejected(self, num_samples: int) -> int:
         """Return how many of `num_samples` may be rejected; a small data set may lose 20 whatever their share."""
         return max(20, int(self.max_rejected_fraction * num_samples))
+
+    def allowed_defective(self, num_shards: int) -> int:
+        """Return how many of `num_shards` may be defective where `on_bad_shard` is `quarantine`; one always may."""
+        return max(1, int(self.max_rejected_fraction * num_shards))

@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> None:
     from pipeline.samples.read import read_sample
 
     source = prepare_source(load_config(arguments[0]), console=Console(quiet=True))
-    _limit_memory()
+    limit_memory()
     _say(READY)
     for sample_id in map(int, arguments[1:]):
         _say(str(sample_id))
@@ -42,7 +42,8 @@ def main(arguments: Sequence[str]) -> None:
     _say(DONE)
 
 
-def _limit_memory() -> None:
+def limit_memory() -> None:
+    """Limit the memory of this process, on top of what it has mapped."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + _MEMORY_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

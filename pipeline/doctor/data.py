@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from rich.console import Console
+
 from pipeline.config import ConfigError, ExperimentConfig
 from pipeline.doctor.finding import Finding
-from pipeline.indexed_data import index_folder
+from pipeline.errors import DataError
+from pipeline.indexed_data import index_data, index_folder
+from pipeline.rejection_budget import describe_excess
 from pipeline.shards import index_files
 from pipeline.shards.freshness import describe_changes
 from pipeline.shards.index import load_index
@@ -35,7 +42,35 @@ def check_index(config: ExperimentConfig) -> Finding:
     if missing:
         later = "the run does it, or `ray-llava index`"
         return Finding("index", "ok", f"{num_shards} shards, not indexed yet in {', '.join(missing)}; {later}")
+    excess = _describe_excess(config)
+    if excess is not None:
+        return Finding("index", "error", f"the run would be refused: {excess}")
     return Finding("index", "ok", f"{num_shards} shards, unchanged since they were indexed")
+
+
+def _describe_excess(config: ExperimentConfig) -> str | None:
+    """Judge the rejected samples of an index that is up to date; None when it is not complete, or fits the limits."""
+    from pipeline.prepare import build_encoder  # transformers takes seconds to load
+
+    try:
+        data = index_data(config, build_encoder(config), console=Console(quiet=True), run_map=_read_nothing)
+    except _IncompleteError:
+        return None  # the run counts the rest
+    except (DataError, OSError) as error:  # a defective shard, or storage failed
+        return str(error)
+    except ConfigError:
+        return None  # `check_encoder` says it
+    return describe_excess(data, config.data)
+
+
+class _IncompleteError(Exception):
+    """Shards would have to be read."""
+
+
+def _read_nothing(function: Callable[[Any], Any], items: Sequence[Any], /) -> Iterable[Any]:
+    if items:
+        raise _IncompleteError
+    return ()
 
 
 def check_encoder(config: ExperimentConfig) -> Finding:

@@ -7,7 +7,8 @@ P side of the tower's square in pixels; N squares.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -77,6 +78,8 @@ class Inspected:
     tokens: pa.Table
     """`TOKEN_SCHEMA`, row by row of the index."""
     encoder: SampleEncoder
+    refused: Mapping[int, str] = field(default_factory=dict)
+    """Samples that the run in the config's folder refuses, since they end the process, and what is known of them."""
 
 
 def view_sample(data: Inspected, sample_id: int) -> SampleView:
@@ -86,6 +89,8 @@ def view_sample(data: Inspected, sample_id: int) -> SampleView:
         OSError: storage failed.
         IndexError: no such row.
     """
+    if sample_id in data.refused:
+        return _rejected(data, sample_id, Reason.DECODER_CRASH.value, data.refused[sample_id])
     reason = data.tokens["reason"][sample_id].as_py()
     if reason:
         return _rejected(data, sample_id, reason, data.tokens["detail"][sample_id].as_py())
@@ -132,7 +137,12 @@ def _rejected(data: Inspected, sample_id: int, reason: str, detail: str) -> Samp
     except DataError:
         return view
     texts = tuple(RawText(name, _shorten(text)) for name, text in content.items() if name in ("txt", "json"))
-    pictures = tuple(_raw_picture(name, image) for name, image in content.items() if name not in ("txt", "json"))
+    images = {name: image for name, image in content.items() if name not in ("txt", "json")}
+    if reason == Reason.DECODER_CRASH:  # it would end this process too
+        return view._replace(
+            raw=texts, pictures=tuple(PictureView(visible(name), (), "not decoded") for name in images)
+        )
+    pictures = tuple(_raw_picture(name, image) for name, image in images.items())
     shown = [picture.squares[0] for picture in pictures if picture.squares]
     return view._replace(raw=texts, pictures=pictures, thumbnail=shown[0] if shown else "")
 

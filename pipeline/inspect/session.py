@@ -13,6 +13,7 @@ import pyarrow as pa
 from rich.console import Console
 
 from pipeline.config import ExperimentConfig
+from pipeline.crashes.refused import read_refused
 from pipeline.indexed_data import index_data
 from pipeline.inspect.histograms import count_reasons
 from pipeline.inspect.locate import find_sample
@@ -21,7 +22,7 @@ from pipeline.inspect.sample_view import Inspected, SampleView, view_sample
 from pipeline.inspect.step_view import StepView, check_same_run, view_step
 from pipeline.plan.efficiency import measure_packing
 from pipeline.plan.plan import Plan
-from pipeline.prepare import build_encoder, plan_run
+from pipeline.prepare import build_encoder, choose_run_map, plan_run
 
 _REJECTED_PER_REASON = 2
 _MAX_REJECTED = 40
@@ -90,10 +91,12 @@ def open_inspection(config: ExperimentConfig, *, console: Console, num_ranks: in
     config = config.with_absolute_paths()
     encoder = build_encoder(config)
     lenient = config.data.model_copy(update={"on_bad_shard": "quarantine"})
-    data = index_data(config.model_copy(update={"data": lenient}), encoder, console=console)
+    lenient_config = config.model_copy(update={"data": lenient})
+    data = index_data(lenient_config, encoder, console=console, run_map=choose_run_map(config.cluster))
     usable = bool((data.tokens["num_tokens"].to_numpy() > 0).any())
     plan = plan_run(config, data, encoder) if usable else None
-    return Inspection(config, Inspected(data.index, data.tokens, encoder), plan, num_ranks)
+    refused = {} if plan is None else read_refused(Path(config.run_dir), plan.data_fingerprint)
+    return Inspection(config, Inspected(data.index, data.tokens, encoder, refused), plan, num_ranks)
 
 
 def _examples(tokens: pa.Table) -> list[int]:

@@ -6,7 +6,6 @@ Built by scanning each shard once; shards whose size and version are unchanged a
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import logging
 from collections import Counter
@@ -196,7 +195,7 @@ def _scan_all(
     }
     missing = [(url, stat) for url, stat in zip(urls, stats, strict=True) if url not in scans]
     done = len(scans)
-    for scan in run_map(functools.partial(_scan_one, checks=checks), missing):
+    for scan in run_map(ScanShard(checks), missing):
         index_files.write_scan(folder, scan, checks)
         scans[scan.url] = scan
         done += 1
@@ -205,9 +204,23 @@ def _scan_all(
     return [scans[url] for url in urls]
 
 
-def _scan_one(shard: tuple[str, ShardStat], *, checks: Checks) -> ShardScan:
-    url, stat = shard
-    return index_shard(url, stat, checks)
+@dataclass(frozen=True)
+class ScanShard:
+    """Scans a shard in a process that an image may end (`pipeline.crashes.children.Survivable`)."""
+
+    checks: Checks
+
+    def __call__(self, shard: tuple[str, ShardStat], /) -> ShardScan:
+        """Scan a shard."""
+        return index_shard(*shard, self.checks)
+
+    def after_death(self, shard: tuple[str, ShardStat], how: str, /) -> ShardScan:
+        """Scan a shard again with every image decoded apart; one that ends its process is rejected."""
+        from pipeline.crashes.image_sandbox import ImageSandbox  # which needs the `RunMap` of this module
+
+        log.warning("the process that read %s %s; reading it again, its images in a sandbox", shard[0], how)
+        with ImageSandbox(self.checks) as sandbox:
+            return index_shard(*shard, self.checks, sandbox.image_sizes)
 
 
 def _assemble(scans: Sequence[ShardScan], checks: Checks) -> ShardIndex:

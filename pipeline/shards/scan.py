@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO, Literal, NamedTuple
 
@@ -72,8 +72,12 @@ class ShardScan(NamedTuple):
     """One row per sample in shard order, `SCAN_SCHEMA`; a rejected one keeps its row, with a reason."""
 
 
-def index_shard(url: str, stat: ShardStat, checks: Checks) -> ShardScan:
-    """Read a shard once and describe its samples.
+MeasureImages = Callable[[Sample, Checks], list[tuple[int, int]]]
+"""What `image_sizes` does, perhaps in another process."""
+
+
+def index_shard(url: str, stat: ShardStat, checks: Checks, measure: MeasureImages | None = None) -> ShardScan:
+    """Read a shard once and describe its samples; `measure` stands in for `image_sizes`.
 
     Raises:
         OSError: storage failed; never for content.
@@ -85,7 +89,7 @@ def index_shard(url: str, stat: ShardStat, checks: Checks) -> ShardScan:
         defect: ShardError | None = None
         try:
             for group in group_members(scan_tar(hashed, stat.size_bytes)):
-                rows.append(_describe(group, len(rows), checks))
+                rows.append(_describe(group, len(rows), checks, measure or image_sizes))
                 if group.is_overfull:
                     overfull.append((group.key, group.num_members))
                 del group  # with its bytes, before those of the next one are read
@@ -142,7 +146,7 @@ def _describe_overfull(keys: Sequence[tuple[str, int]]) -> ShardError | None:
     )
 
 
-def _describe(group: MemberGroup, ordinal: int, checks: Checks) -> dict[str, object]:
+def _describe(group: MemberGroup, ordinal: int, checks: Checks, measure: MeasureImages) -> dict[str, object]:
     """Return the index row of one group of members."""
     members = [
         {"ext": extension, "offset": member.offset, "size": member.size, "crc32": member.crc32}
@@ -165,7 +169,7 @@ def _describe(group: MemberGroup, ordinal: int, checks: Checks) -> dict[str, obj
             raise group.error
         content = {extension: member.data for extension, member in group.members if member.data is not None}
         sample = parse_sample(group.key, content, checks.policy)
-        sizes = image_sizes(sample, checks)
+        sizes = measure(sample, checks)
         row |= {
             "kind": sample.kind,
             "num_images": len(sizes),
@@ -186,11 +190,12 @@ def image_sizes(sample: Sample, checks: Checks) -> list[tuple[int, int]]:
     Raises:
         DataError: an image does not pass.
     """
-    sizes = {image: _image_size(image, checks) for image in dict.fromkeys(sample.images)}
+    sizes = {image: image_size(image, checks) for image in dict.fromkeys(sample.images)}
     return [sizes[image] for image in sample.images]
 
 
-def _image_size(data: bytes, checks: Checks) -> tuple[int, int]:
+def image_size(data: bytes, checks: Checks) -> tuple[int, int]:
+    """Return oriented (width, height) in pixels of one image; raises as `image_sizes` does."""
     if checks.images == "decode":
         height, width, _ = decode_image(data, checks.limits).shape
         return width, height

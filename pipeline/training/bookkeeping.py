@@ -84,12 +84,6 @@ def step_metrics(
         metrics[f"data/samples_quarantined/{name}"] = float(account["quarantined"])
         if numbers.targets:
             metrics[f"train/loss/{name}"] = numbers.loss / numbers.targets
-    for name, numbers in outcome.by_source.items():
-        account = session.ledger.by_source[name]
-        metrics[f"data/samples_trained/{name}"] = float(account["trained"])
-        metrics[f"data/samples_quarantined/{name}"] = float(account["quarantined"])
-        if numbers.targets:
-            metrics[f"train/loss/{name}"] = numbers.loss / numbers.targets
     for reason, number in session.ledger.reasons.items():
         metrics[f"data/quarantined/{reason}"] = float(number)
     return metrics

@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, NamedTuple
 from rich.console import Console
 
 from pipeline.config import ExperimentConfig, check_resumable, load_config
+from pipeline.crashes.children import run_on_cores, survive_in_tasks
 from pipeline.crashes.marks import WorkMarks
 from pipeline.crashes.search import RunData
 from pipeline.feature_cache.opening import with_cached_features
 from pipeline.loader import BatchSource, RankStep, iterate_locally
 from pipeline.model_folder import find_projector
-from pipeline.prepare import prepare_source
+from pipeline.prepare import prepare_run, prepare_source
+from pipeline.rejected import record_rejected
+from pipeline.shards.index import RunMap
 from pipeline.training.distributed import Workers, join_torchrun
 from pipeline.training.lease import hold_run
 from pipeline.training.local_stream import iterate_despite_deaths
@@ -69,8 +72,9 @@ def run_training(config: ExperimentConfig, console: Console | None = None) -> Tr
     with hold_run(Path(config.run_dir)) as attempt:
         adopt_run_dir(config)
         ray_launch.connect(config.cluster)
-        source = with_cached_features(config, prepare_source(config, console=console, run_map=ray_launch.map_tasks))
-        return _supervise(config, source, console, lambda: ray_launch.run_on_ray(config, source, attempt))
+        run_map = survive_in_tasks(ray_launch.map_tasks)
+        source, rejected = _prepare(config, console, run_map)
+        return _supervise(config, source, rejected, console, lambda: ray_launch.run_on_ray(config, source, attempt))
 
 
 def adopt_run_dir(config: ExperimentConfig) -> None:
@@ -93,6 +97,13 @@ def _has_begun(config: ExperimentConfig) -> bool:
     return any(path.exists() for path in traces) or bool(run_storage(config).generations())
 
 
+def _prepare(config: ExperimentConfig, console: Console, run_map: RunMap) -> tuple[BatchSource, dict[str, int]]:
+    """Return what to train on, and how many samples the index rejects for each reason; these are written down."""
+    source, data = prepare_run(config, console=console, run_map=run_map)
+    rejected = record_rejected(Path(config.run_dir), data.index, data.tokens)
+    return with_cached_features(config, source), rejected
+
+
 def _run_locally(config: ExperimentConfig, workers: Workers, console: Console) -> TrainingResult:
     if not workers.is_first:
         workers.wait_patiently()  # rank 0 builds the index meanwhile
@@ -100,9 +111,9 @@ def _run_locally(config: ExperimentConfig, workers: Workers, console: Console) -
         return _describe(config, _train_rank(config, source, workers, attempt=0), None)
     with hold_run(Path(config.run_dir)) as attempt:
         adopt_run_dir(config)
-        source = with_cached_features(config, prepare_source(config, console=console))
+        source, rejected = _prepare(config, console, run_on_cores)
         workers.wait_patiently()
-        return _supervise(config, source, console, lambda: _train_rank(config, source, workers, attempt))
+        return _supervise(config, source, rejected, console, lambda: _train_rank(config, source, workers, attempt))
 
 
 def _train_rank(config: ExperimentConfig, source: BatchSource, workers: Workers, attempt: int) -> WorkerResult:
@@ -134,7 +145,11 @@ def _train_rank(config: ExperimentConfig, source: BatchSource, workers: Workers,
 
 
 def _supervise(
-    config: ExperimentConfig, source: BatchSource, console: Console, train: Callable[[], WorkerResult]
+    config: ExperimentConfig,
+    source: BatchSource,
+    rejected: Mapping[str, int],
+    console: Console,
+    train: Callable[[], WorkerResult],
 ) -> TrainingResult:
     """Run `train` with progress on the console and, unless switched off, tracking in MLflow."""
     progress = ProgressReporter(
@@ -153,6 +168,8 @@ def _supervise(
         num_samples=source.plan.num_samples,
         context="training",
     )
+    if rejected:
+        tracker.log_metrics({f"data/rejected/{reason}": number for reason, number in rejected.items()}, step=0)
     stopped = False
     try:
         with progress:

@@ -92,6 +92,24 @@ def test_defective_sample_is_listed_with_shard_key_and_reason_and_the_rest_is_tr
     assert "1 of 2 samples" in output
 
 
+def test_rejected_sample_is_written_to_the_run_folder_once_and_counted_in_mlflow(
+    write_config: WriteConfig, tmp_path: Path, run_command: RunCommand
+) -> None:
+    members, reason = DEFECTS["missing image"]
+    shard = write_shard(tmp_path / "mixed.tar", GOOD, members)
+    arguments = ["-c", str(write_config("run", "finetune")), f"data.shards=[{shard}]", "tracking.enabled=true"]
+    for _ in range(2):  # a run, and the same command again
+        code, output = run_command("finetune", *arguments)
+        assert code == 0, output
+    [line] = (tmp_path / "run" / "quarantine" / "index.jsonl").read_text().splitlines()
+    entry = json.loads(line)
+    assert entry.pop("detail")
+    assert entry == {"sample_id": 1, "shard": str(shard), "key": "bad", "reason": reason}
+    journal = [json.loads(line) for line in (tmp_path / "run" / "tracking.jsonl").read_text().splitlines()]
+    logged = [operation["metrics"] for operation in journal if operation["kind"] == "metrics"]
+    assert logged[0] == {f"data/rejected/{reason}": 1}
+
+
 def test_cut_shard_stops_the_run_before_training_and_says_where(
     write_config: WriteConfig, tmp_path: Path, run_command: RunCommand
 ) -> None:

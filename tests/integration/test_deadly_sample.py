@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -12,6 +13,7 @@ from pipeline.config import load_config
 from pipeline.crashes.refused import REFUSED_FILE
 from pipeline.prepare import prepare_source
 from pipeline.samples.read import read_sample
+from pipeline.shards.index import load_index
 from pipeline.training.launch import run_training
 from pipeline.training.restarts import RESTARTS_FILE
 from tests.integration.conftest import WriteConfig
@@ -55,6 +57,11 @@ def test_sample_that_kills_its_data_worker_is_found_and_left_out_also_on_resume(
     output = run("jobs", "pretrain", "-c", config, *HEADERS, "cluster.data_workers=1", PYTHONPATH=python_path)
     assert f"sample {sample_id} ends the process that decodes it: ended by signal SIGSEGV" in output
     assert_refused(tmp_path / "run", sample_id)
+    looked = ("jobs", "inspect", "-c", config, *HEADERS)
+    run(*looked, PYTHONPATH=python_path)
+    assert "rejected, decoder_crash: ended by signal SIGSEGV" in run(
+        *looked, "--sample", f"0:{sample_id}", PYTHONPATH=python_path
+    )
     assert_trains_like_a_run_that_was_told(write_config, tmp_path)
 
 
@@ -70,6 +77,30 @@ def test_sample_that_kills_ray_data_workers_is_found_and_left_out(
     starts = [json.loads(line) for line in (tmp_path / "run" / RESTARTS_FILE).read_text().splitlines()]
     assert len(starts) == 2  # one to meet it, one without it
     assert_trains_like_a_run_that_was_told(write_config, tmp_path)
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("launcher", ["local", pytest.param("ray", marks=pytest.mark.ray)])
+def test_sample_that_kills_the_process_that_indexes_it_is_rejected_by_name_and_the_run_goes_on(
+    write_config: WriteConfig, tmp_path: Path, deadly: tuple[int, str], launcher: str
+) -> None:
+    sample_id, python_path = deadly
+    config, on = str(write_config("run")), [f"cluster.launcher={launcher}", "cluster.data_workers=1"]
+    run("jobs", "pretrain", "-c", config, *on, PYTHONPATH=python_path)
+    rejected = assert_rejected_by_the_index(tmp_path / "run", sample_id)
+    assert rejected["detail"] == "ended by signal SIGSEGV when decoded alone in a sandbox"
+    metrics = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert "decoder_crash" not in metrics  # it was never planned
+    output = run("jobs", "inspect", "-c", config, PYTHONPATH=python_path)  # neither does it harm those who look
+    assert "rejected: decoder_crash" in output
+
+
+def assert_rejected_by_the_index(run_dir: Path, sample_id: int) -> dict[str, Any]:
+    index = load_index(run_dir / "index")
+    [row] = (row for row in index.samples.to_pylist() if row["reason"])
+    assert row["key"] == index.samples["key"][sample_id].as_py()
+    assert row["reason"] == "decoder_crash"
+    return dict(row)
 
 
 def assert_refused(run_dir: Path, sample_id: int) -> None:

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,58 @@ def test_index_counts_rejected_samples_by_reason_and_names_each(
         assert row["key"] in ended.output
     assert ended.exit_code in (None, 0)
     assert "usable" in ended.output
+
+
+def test_index_of_relative_shards_is_the_index_of_every_command(
+    run_command: RunCommand, tmp_path: Path, shard_with_defects: Path
+) -> None:
+    arguments = config_arguments(tmp_path, Path(os.path.relpath(shard_with_defects)))
+    for command in ("index", "inspect", "index"):
+        ended = run_command(command, *arguments)
+        assert ended.exit_code in (None, 0)
+        assert "stale" not in ended.messages
+
+
+@pytest.mark.parametrize("command", ["index", "inspect"])
+def test_shards_are_read_in_processes_that_may_die(
+    run_command: RunCommand, tmp_path: Path, shard_with_defects: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.shards.index.index_shard", None)  # of this process only
+    ended = run_command(command, *config_arguments(tmp_path, shard_with_defects))
+    assert ended.exit_code in (None, 0)
+    assert "usable" in ended.output
+
+
+def test_index_says_that_a_run_would_be_refused(
+    run_command: RunCommand, tmp_path: Path, shard_with_defects: Path
+) -> None:
+    arguments = config_arguments(tmp_path, shard_with_defects)
+    assert "would be refused" not in run_command("index", *arguments).output
+    ended = run_command("index", *arguments, "data.max_rejected_in_a_row=1")
+    assert ended.exit_code in (None, 0)
+    assert "a run on these data would be refused: 2 of 4 samples are unusable" in " ".join(ended.output.split())
+
+
+def test_index_shows_control_characters_of_names_as_escapes(run_command: RunCommand, tmp_path: Path) -> None:
+    shard = tmp_path / "names.tar"
+    write_shard(
+        shard, [{"__key__": "good", "txt": b"A.", "png": png(3, 37, 41)}, {"__key__": "e\x1b[31m", "txt": b"A."}]
+    )
+    ended = run_command("index", *config_arguments(tmp_path, shard))
+    assert "e\\x1b[31m" in ended.output
+    assert "\x1b[31m" not in ended.output
+
+
+def test_index_makes_the_folder_of_its_report_before_it_reads_shards(
+    run_command: RunCommand, tmp_path: Path, shard_with_defects: Path
+) -> None:
+    report = tmp_path / "deep" / "er" / "report.jsonl"
+    arguments = config_arguments(tmp_path, shard_with_defects)
+    assert run_command("index", *arguments, "--report", str(report)).exit_code in (None, 0)
+    assert len(report.read_text().splitlines()) == 2
+    other = config_arguments(tmp_path / "other", shard_with_defects)
+    assert run_command("index", *other, "--report", str(report / "file-as-folder")).exit_code == 2
+    assert not (tmp_path / "other").exists()
 
 
 def test_index_without_any_usable_sample_ends_with_two(run_command: RunCommand, tmp_path: Path) -> None:

@@ -94,8 +94,9 @@ def test_inspect_sample_shows_its_tokens_or_why_it_was_rejected(
 
 
 def test_inspect_step_shows_ranks_micro_batches_and_what_was_logged(
-    run_command: RunCommand, tmp_path: Path, arguments: list[str]
+    run_command: RunCommand, tmp_path: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     run = tmp_path / "run"
     (run / "quarantine").mkdir(parents=True)
     (run / "metrics.jsonl").write_text(
@@ -106,6 +107,7 @@ def test_inspect_step_shows_ranks_micro_batches_and_what_was_logged(
     ended = run_command("inspect", *arguments, "--step", "1", "--workers", "2")
     assert ended.exit_code in (None, 0)
     assert "train/loss: 17.25" in ended.output
+    assert "content_hash_mismatch" in ended.output
     page = Page((run / "inspect-step-1.html").read_text())
     assert_harmless(page)
     for shown in ("Rank 0", "Rank 1", "Micro-batch 0", "17.25", "content_hash_mismatch"):
@@ -119,6 +121,8 @@ def test_inspect_step_shows_ranks_micro_batches_and_what_was_logged(
         (("--step", "99"), "step 99 lies outside the run's 2 steps"),
         (("--sample", "9:0"), "not among the 1 shards"),
         (("--sample", "0:0", "--step", "0"), "give one of them"),
+        (("--step", "0", "--workers", "-2"), "greater than or equal to 1"),
+        (("--step", "0", "--workers", "0"), "greater than or equal to 1"),
     ],
 )
 def test_inspect_of_what_does_not_exist_ends_with_two(

@@ -1,8 +1,10 @@
 """The plan command on a small real data set: figures add up, and a probe trains without leaving anything behind."""
 
+import json
 from pathlib import Path
 
 import pytest
+from webdataset import TarWriter
 
 from tests.integration.conftest import WriteConfig, shards, write_config
 from tests.jobs.conftest import RunCommand
@@ -30,6 +32,28 @@ def test_plan_measured_times_steps_and_leaves_the_run_folder_alone(
     assert ended.exit_code in (None, 0)
     assert "measured on this machine, one worker of 1" in " ".join(ended.output.split())
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["index"]
+
+
+def test_plan_says_that_the_run_would_be_refused_and_what_never_takes_effect(
+    run_command: RunCommand,
+    shards: dict[str, list[str]],
+    write_config: WriteConfig,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    broken = tmp_path / "broken.tar"
+    with TarWriter(str(broken)) as writer:
+        writer.write({"__key__": "mute", "txt": b"A cube."})
+    sources = {
+        "good": {"shards": shards["pretrain"], "weight": 1},
+        "bad": {"shards": [str(broken), *shards["finetune"]], "weight": 1},
+    }
+    change = "data.mix_changes=[{from_step: 7, weights: {good: 1, bad: 2}}]"
+    overrides = ["data.shards=[]", f"data.sources={json.dumps(sources)}", "data.max_rejected_in_a_row=0", change]
+    ended = run_command("plan", "-c", str(write_config("run")), *overrides)
+    assert ended.exit_code in (None, 0)
+    assert "a run on these data would be refused: 1 of 123 samples are unusable" in " ".join(ended.output.split())
+    assert "the run ends after step 6, so these changes never take effect: from 7" in caplog.text
 
 
 @pytest.mark.parametrize("options", [("--device", "Z9")])

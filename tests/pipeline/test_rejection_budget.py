@@ -67,3 +67,23 @@ def test_check_rejected_names_sample_shard_and_field(tmp_path: Path) -> None:
     for part in ("23 of 24", "missing_image 23", "'k00'", shard, "data.max_rejected_fraction", "--report"):
         assert part in str(caught.value)
     check_rejected(data, limits(max_rejected_fraction=0.99))
+
+
+def test_check_rejected_counts_defective_shards_by_themselves(tmp_path: Path) -> None:
+    shards = [write_tar(tmp_path / f"{idx}.tar", caption_files(f"key{idx}")) for idx in range(3)]
+    cut = [tmp_path / f"cut{idx}.tar" for idx in range(2)]
+    for path in cut:
+        path.write_bytes(b"")
+
+    def data_of(*urls: str) -> IndexedData:
+        index = build_index(urls, tmp_path / "index", on_bad_shard="quarantine")
+        return IndexedData(
+            index, pa.table({"reason": index.samples["reason"]}), (SourceRows("", 0, index.num_samples),)
+        )
+
+    check_rejected(data_of(*shards, str(cut[0])), limits())
+    with pytest.raises(ConfigError) as caught:
+        check_rejected(data_of(*shards, *map(str, cut)), limits())
+    for part in ("2 of 5 shards are defective (shard_empty 2), more than the 1", str(cut[0]), "max_rejected_fraction"):
+        assert part in str(caught.value)
+    check_rejected(data_of(*shards, *map(str, cut)), limits(max_rejected_fraction=0.4))

@@ -173,6 +173,17 @@ def test_index_of_a_shard_that_grew_is_a_warning_naming_it(config: ExperimentCon
     assert check_index(config).status == "warning"
 
 
+def test_index_whose_rejected_samples_exceed_a_limit_is_an_error(config: ExperimentConfig) -> None:
+    shard = Path(config.data.shards[0])
+    shard.write_bytes(tar_bytes([*caption_files("key"), ("mute.txt", b"A cube.")]))
+    ensure_index([str(shard)], Path(config.run_dir) / "index")
+    assert check_index(config).status == "ok"
+    strict = config.model_copy(update={"data": config.data.model_copy(update={"max_rejected_per_shard": 0})})
+    finding = check_index(strict)
+    assert finding.status == "error"
+    assert "1 of 2 samples are unusable" in finding.detail
+
+
 def test_template_that_does_not_fit_the_tokenizer_is_an_error(config: ExperimentConfig) -> None:
     assert check_encoder(config).status == "ok"
     other = config.model_copy(update={"data": config.data.model_copy(update={"template": "llama_3"})})
