@@ -125,11 +125,11 @@ def skipped_table(result: "Conversion") -> Table:
 
 
 def _run_map(launcher: str, num_workers: int) -> "RunMap":
-    if launcher == "local":
-        from pipeline.convert.process_pool import local_run_map
+    from pipeline.crashes.children import run_in_processes, survive_in_tasks
 
-        return local_run_map(num_workers)
+    if launcher == "local":
+        return run_in_processes(num_workers)
     from pipeline.training.ray_launch import join_cluster, map_tasks
 
     join_cluster(ClusterConfig(data_workers=num_workers))
-    return map_tasks
+    return survive_in_tasks(map_tasks)

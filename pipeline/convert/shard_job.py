@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,11 +20,13 @@ import pyarrow as pa
 from pipeline.convert.source import Members, Source
 from pipeline.errors import DataError, Reason
 from pipeline.samples.schema import parse_sample
-from pipeline.shards.scan import Checks, image_sizes
+from pipeline.shards.scan import Checks, MeasureImages, image_sizes
 from pipeline.shards.tar import MAX_MEMBER_BYTES
 from pipeline.shards.writer import open_shard_writer
 
 _HASH_BYTES = 4 * 1024 * 1024
+
+log = logging.getLogger(__name__)
 
 
 class Skipped(NamedTuple):
@@ -65,22 +68,33 @@ class ShardJob(NamedTuple):
 
 @dataclass(frozen=True)
 class ShardTask:
-    """What all jobs of a conversion share; picklable."""
+    """What all jobs of a conversion share; picklable, and may run in a process that an image ends (`Survivable`)."""
 
     source: Source
     units: tuple[str, ...]
     folder: str
     checks: Checks
 
-    def __call__(self, job: ShardJob) -> ShardRecord:
+    def __call__(self, job: ShardJob, /) -> ShardRecord:
         """Write a shard and its record.
 
         Raises:
             OSError: storage failed; nothing incomplete is left under the shard's name.
         """
+        return self._write(job, image_sizes)
+
+    def after_death(self, job: ShardJob, how: str, /) -> ShardRecord:
+        """Write a shard again with every image decoded apart; one that ends its process is skipped."""
+        from pipeline.crashes.image_sandbox import ImageSandbox  # processes, which most conversions never need
+
+        log.warning("the process that wrote %s %s; writing it again, its images in a sandbox", job.name, how)
+        with ImageSandbox(self.checks) as sandbox:
+            return self._write(job, sandbox.image_sizes)
+
+    def _write(self, job: ShardJob, measure: MeasureImages) -> ShardRecord:
         path = Path(self.folder) / job.name
         skipped: list[Skipped] = []
-        samples = self._samples(job, skipped)
+        samples = self._samples(job, skipped, measure)
         num_samples = 0
         if (first := next(samples, None)) is not None:
             with open_shard_writer(path) as writer:
@@ -92,14 +106,14 @@ class ShardTask:
         write_json(record_path(self.folder, job.name), _to_json(record))
         return record
 
-    def _samples(self, job: ShardJob, skipped: list[Skipped]) -> Iterator[dict[str, Any]]:
+    def _samples(self, job: ShardJob, skipped: list[Skipped], measure: MeasureImages) -> Iterator[dict[str, Any]]:
         """Yield the samples that pass; the others are appended to `skipped`."""
         for unit, row, outcome in self._outcomes(job.entries):
             key = f"{unit:05d}-{row:09d}"
             try:
                 if isinstance(outcome, DataError):
                     raise outcome
-                self._verify(key, outcome)
+                self._verify(key, outcome, measure)
             except DataError as error:
                 place = self.units[unit], row, job.name, key
                 skipped.append(Skipped(*place, error.reason.value, error.what[:200]))
@@ -122,7 +136,7 @@ class ShardTask:
                 yield from zip(units[start:end], rows[start:end], outcomes, strict=True)
             start = end
 
-    def _verify(self, key: str, members: Members) -> None:
+    def _verify(self, key: str, members: Members, measure: MeasureImages) -> None:
         """Check a sample as the index of the shards will.
 
         Raises:
@@ -131,7 +145,7 @@ class ShardTask:
         for extension, data in members.items():
             if len(data) > MAX_MEMBER_BYTES:
                 raise DataError(Reason.MEMBER_TOO_LARGE, f"{extension} has {len(data)} bytes")
-        image_sizes(parse_sample(key, members, self.checks.policy), self.checks)
+        measure(parse_sample(key, members, self.checks.policy), self.checks)
 
 
 def record_path(folder: str | Path, shard_name: str) -> Path:

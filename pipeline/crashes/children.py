@@ -111,6 +111,21 @@ def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
                 connection.send(answer)
 
 
+def run_in_processes(num_workers: int) -> RunMap:
+    """Return a `RunMap` over so many processes of this machine.
+
+    Raises:
+        ValueError: fewer than one.
+    """
+    if num_workers < 1:
+        raise ValueError(f"{num_workers} workers: expected at least 1")
+
+    def run(function: Callable[[Any], Any], items: Sequence[Any], /) -> Iterable[Any]:
+        return _run(function, items, num_workers)
+
+    return run
+
+
 def run_on_cores(function: Callable[[Any], Any], items: Sequence[Any], /) -> Iterable[Any]:
     """Run in one process per core that this process may use: the `RunMap` of a machine without Ray."""
     return _run(function, items, len(os.sched_getaffinity(0)))

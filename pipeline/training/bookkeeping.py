@@ -9,7 +9,9 @@ from pathlib import Path
 from model.packed_decoder import computed_tokens
 from pipeline.loader import Rejected
 from pipeline.training.batches import PreparedStep
+from pipeline.training.distributed import Workers
 from pipeline.training.memory import memory_peak_bytes
+from pipeline.training.run_files import append_line, read_entries, replace_file
 from pipeline.training.session import StepOutcome, TrainingSession
 from pipeline.training.speed import StepSpeed
 
@@ -89,8 +91,15 @@ def step_metrics(
     return metrics
 
 
+def drop_replayed(folder: Path, start_step: int, workers: Workers) -> None:
+    """Remove rejected samples of steps that are computed again: this rank's, and those of ranks that are no more."""
+    for path in folder.glob("rank-*.jsonl"):
+        rank = int(path.stem.removeprefix("rank-"))
+        if rank == workers.rank or (workers.is_first and rank >= workers.world_size):
+            entries = [entry for entry in read_entries(path, ("step",)) if entry["step"] < start_step]
+            replace_file(path, "".join(json.dumps(entry) + "\n" for entry in entries))
+
+
 def _write_rejected(path: Path, step: int, rejected: tuple[Rejected, ...]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        for entry in rejected:
-            file.write(json.dumps({"step": step, **entry._asdict()}) + "\n")
+    for entry in rejected:
+        append_line(path, json.dumps({"step": step, **entry._asdict()}))

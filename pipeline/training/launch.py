@@ -158,8 +158,9 @@ def _supervise(
     if not config.tracking.enabled:
         with progress:
             return _describe(config, train(), None)
-    from pipeline.training.tracking import open_run  # an untracked run needs no MLflow
+    from pipeline.training.tracking import JOURNAL_NAME, open_run  # an untracked run needs no MLflow
 
+    begun = (Path(config.run_dir) / JOURNAL_NAME).is_file()
     tracker = open_run(config, _lineage(config))
     tracker.log_dataset(
         name=f"{config.name}-shards",
@@ -168,7 +169,7 @@ def _supervise(
         num_samples=source.plan.num_samples,
         context="training",
     )
-    if rejected:
+    if rejected and not begun:  # once per run, however often it is started
         tracker.log_metrics({f"data/rejected/{reason}": number for reason, number in rejected.items()}, step=0)
     stopped = False
     try:

@@ -19,6 +19,7 @@ from pipeline.feature_cache.opening import check_tower
 from pipeline.loader import BatchSource, RankStep
 from pipeline.mix import check_past_changes
 from pipeline.training.batches import prepare_ahead
+from pipeline.training.bookkeeping import drop_replayed
 from pipeline.training.checkpoint import Checkpoint, CheckpointStore
 from pipeline.training.distributed import Workers
 from pipeline.training.lease import check_lease
@@ -138,6 +139,7 @@ def _set_up(
         restore(model, optimizer, checkpoint)
         _restore_random_state(checkpoint, workers, config.seed)
         ledger, trend = Ledger(**checkpoint.state["ledger"]), LossTrend(**checkpoint.state["trend"])
+    drop_replayed(run_dir / "quarantine", start_step, workers)
     return TrainingSession(
         config=config,
         plan=source.plan,

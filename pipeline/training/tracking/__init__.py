@@ -4,8 +4,16 @@
 it, `mlflow_run` the only module that imports mlflow, `lineage` the tags that tie a finetuning run to its projector.
 """
 
-from pipeline.training.tracking.journal import dashboard_command, resolve_tracking_uri
+from pipeline.training.tracking.journal import JOURNAL_NAME, dashboard_command, resolve_tracking_uri
 from pipeline.training.tracking.lineage import projector_lineage
 from pipeline.training.tracking.tracker import RunTracker, open_run, replay
 
-__all__ = ["RunTracker", "dashboard_command", "open_run", "projector_lineage", "replay", "resolve_tracking_uri"]
+__all__ = [
+    "JOURNAL_NAME",
+    "RunTracker",
+    "dashboard_command",
+    "open_run",
+    "projector_lineage",
+    "replay",
+    "resolve_tracking_uri",
+]

@@ -6,18 +6,29 @@ import json
 import os
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
 import webdataset
 
 from pipeline.convert.formats import SourceOptions, open_source
-from pipeline.convert.process_pool import local_run_map
 from pipeline.convert.run import Conversion, convert
 from pipeline.convert.shard_plan import ShardLimits
+from pipeline.crashes.children import run_in_processes
 from pipeline.shards.index import RunMap, run_serially
 from tests.pipeline.convert.datasets import llava_records, turns, write_llava
 
+DEADLY = """
+import ctypes, zlib
+import simplejpeg
+decode = simplejpeg.decode_jpeg
+def decode_or_die(data, *arguments, **options):
+    if zlib.crc32(data) == {crc32}:
+        ctypes.string_at(0)  # a real segmentation fault
+    return decode(data, *arguments, **options)
+simplejpeg.decode_jpeg = decode_or_die
+"""
 LIMITS = ShardLimits(max_samples=5, max_bytes=10**9)
 NUM_ENTRIES = 23
 
@@ -40,10 +51,26 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_convert_in_processes_gives_the_same_bytes_as_in_one(tmp_path: Path, source_file: Path) -> None:
     first = run(source_file, tmp_path / "a")
-    run(source_file, tmp_path / "b", run_map=local_run_map(2))
+    run(source_file, tmp_path / "b", run_map=run_in_processes(2))
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     assert len(contents(tmp_path / "a")) == len(first.shards) == 5
     assert (first.num_entries, first.num_samples, first.reasons()) == (23, 22, {"image_token_mismatch": 1})
+
+
+def test_image_that_ends_the_process_that_checks_it_is_skipped_by_name(tmp_path: Path, source_file: Path) -> None:
+    calm = run(source_file, tmp_path / "calm", seed=None)
+    deadly = zlib.crc32((source_file.parent / "images" / "coco" / "003.jpg").read_bytes())
+    (tmp_path / "sitecustomize.py").write_text(DEADLY.format(crc32=deadly))
+    script = ["-m", "jobs", "convert", str(source_file), "--images", str(source_file.parent / "images")]
+    subprocess.run(
+        [sys.executable, *script, "--out", str(tmp_path / "out"), "--max-samples", "5", "--workers", "2"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+        check=True,
+    )
+    skipped = [json.loads(line) for line in (tmp_path / "out" / "convert" / "skipped.jsonl").read_text().splitlines()]
+    assert [(entry["row"], entry["reason"]) for entry in skipped] == [(3, "decoder_crash"), (8, "image_token_mismatch")]
+    manifest = json.loads((tmp_path / "out" / "convert" / "manifest.json").read_text())
+    assert manifest["num_samples"] == calm.num_samples - 1
 
 
 def test_convert_again_rewrites_only_what_is_missing(tmp_path: Path, source_file: Path) -> None:
