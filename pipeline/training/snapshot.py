@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline.training.background import BackgroundWriter
+from pipeline.training.base_weights import digest_weights
 from pipeline.training.checkpoint import CheckpointStore, SaveJob, new_token
 from pipeline.training.fault_points import reached
 from pipeline.training.session import TrainingSession
@@ -126,6 +127,7 @@ def _facts(session: TrainingSession, next_step: int) -> Mapping[str, Any]:
         "world_size": session.workers.world_size,
         "plan_fingerprint": session.plan.fingerprint_before(next_step),
         "data_fingerprint": session.plan.data_fingerprint,
+        "weights": digest_weights(session.config.model),
         "config": config,
         "config_sha256": hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
         "mlflow": _tracked_run(Path(session.config.run_dir)),

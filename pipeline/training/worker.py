@@ -18,6 +18,7 @@ from pipeline.config import ConfigError, ExperimentConfig, MixChange
 from pipeline.feature_cache.opening import check_tower
 from pipeline.loader import BatchSource, RankStep
 from pipeline.mix import check_past_changes
+from pipeline.training.base_weights import check_same_weights
 from pipeline.training.batches import prepare_ahead
 from pipeline.training.bookkeeping import drop_replayed
 from pipeline.training.checkpoint import Checkpoint, CheckpointStore
@@ -136,6 +137,7 @@ def _set_up(
         announced = checkpoint.state["config"]["data"]["mix_changes"]
         check_past_changes([MixChange(**change) for change in announced], config.data.mix_changes, checkpoint.step)
         check_same_plan(checkpoint, source, config)
+        check_same_weights(checkpoint.state.get("weights", {}), config.model)
         restore(model, optimizer, checkpoint)
         _restore_random_state(checkpoint, workers, config.seed)
         ledger, trend = Ledger(**checkpoint.state["ledger"]), LossTrend(**checkpoint.state["trend"])
