@@ -129,7 +129,7 @@ def _run_map(launcher: str, num_workers: int) -> "RunMap":
 
     if launcher == "local":
         return run_in_processes(num_workers)
-    from pipeline.training.ray_launch import join_cluster, map_tasks
+    from pipeline.training.ray_cluster import join_cluster, map_tasks
 
     join_cluster(ClusterConfig(data_workers=num_workers))
     return survive_in_tasks(map_tasks)

@@ -51,7 +51,7 @@ def _measurements(
     from pipeline.benchmark.data_scale import measure_memory, measure_planning, measure_validation
     from pipeline.benchmark.image_path import measure_image_path
     from pipeline.benchmark.loaders import measure_loaders
-    from pipeline.training.ray_launch import join_cluster
+    from pipeline.training.ray_cluster import join_cluster
 
     def loaders() -> dict[str, Any]:
         join_cluster(ClusterConfig(data_workers=2))

@@ -65,7 +65,7 @@ def choose_run_map(cluster: ClusterConfig) -> RunMap:
         return run_on_cores
 
     def run(function: Callable[[Any], Any], items: Sequence[Any], /) -> Iterator[Any]:
-        from pipeline.training.ray_launch import join_cluster, map_tasks  # works where Ray is not installed
+        from pipeline.training.ray_cluster import join_cluster, map_tasks  # works where Ray is not installed
 
         if items:
             join_cluster(cluster)

@@ -26,7 +26,7 @@ from pipeline.crashes.marks import WorkMarks
 from pipeline.prepare import prepare_source
 from pipeline.stream import build_dataset, iterate_stream
 from pipeline.training.launch import run_training
-from pipeline.training.ray_launch import join_cluster
+from pipeline.training.ray_cluster import join_cluster
 from pipeline.training.speed import WARMUP_STEPS, verdict
 
 _NUM_SAMPLES: Final = 256

@@ -61,7 +61,7 @@ def check_ray(cluster: ClusterConfig) -> list[Finding]:
         return [Finding("Ray", "ok", "RAY_ADDRESS is not set: the run starts Ray on this machine")]
     try:
         check_listens(os.environ["RAY_ADDRESS"])
-        from pipeline.training.ray_launch import describe_nodes  # ray takes seconds to load
+        from pipeline.training.ray_cluster import describe_nodes  # ray takes seconds to load
 
         nodes = describe_nodes(cluster)
     except (ConfigError, ConnectionError, RuntimeError) as error:

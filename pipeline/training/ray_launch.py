@@ -7,12 +7,10 @@ workers; Ray's own checkpoint bookkeeping is not used. Like `pipeline.stream` th
 from __future__ import annotations
 
 import logging
-import math
 import os
 import time
 import uuid
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,10 +21,10 @@ import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 
-from pipeline.config import ClusterConfig, ConfigError, ExperimentConfig
+from pipeline.config import ConfigError, ExperimentConfig
 from pipeline.stream import PlanIngest, iterate_stream
 from pipeline.training.lease import next_attempt
-from pipeline.training.ray_address import check_listens
+from pipeline.training.ray_cluster import live_nodes
 from pipeline.training.ray_notices import RayNotices, forward_sigterm
 from pipeline.training.ray_start import RunStart, StreamBuilder, run_data
 from pipeline.training.resume import find_position
@@ -42,94 +40,12 @@ _CONTROLLERS_IN_VAIN = 7  # with the tries of each and a minute for each try, ha
 _STARTS_PER_CONTROLLER = 4
 _ELASTIC_START_TIMEOUT_S = 25  # Ray looks every 20 s which nodes are left; waiting longer for one that is gone is vain
 _WORKER_GROUP_FAILURES = 1000
-_MAP_RETRIES = 2
 _CONTROLLER_LOST = (ray.exceptions.ActorDiedError, WorkerGroupStartupTimeoutError, WorkerGroupStartupFailedError)
-_LOCAL_SETTINGS = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the end of a run is noticed by polling: 2 s by default
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody preempts the machine in front of you
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's coming default, which it would otherwise announce as a warning
-}
-
-
 _Result = TypeVar("_Result")
 
 
 class ClusterCapacityError(RuntimeError):
     """The cluster has no room for the workers of the run; the message says what it has."""
-
-
-def connect(cluster: ClusterConfig) -> None:
-    """Join the Ray cluster of this process's environment, or start a local one large enough for the run.
-
-    Raises:
-        ConfigError: the cluster lacks CPUs or GPUs for the workers and at least one preprocessing task.
-        ConnectionError: nothing answers at RAY_ADDRESS.
-    """
-    join_cluster(cluster)
-    resources = ray.cluster_resources()
-    wanted = cluster.min_workers * cluster.cpus_per_worker + 1
-    if resources.get("CPU", 0) < wanted:
-        raise ConfigError(
-            f"{cluster.min_workers} workers with {cluster.cpus_per_worker} CPUs each and one preprocessing task need "
-            f"{wanted} CPUs, the Ray cluster has {resources.get('CPU', 0)}; preprocessing would starve for ever. Lower "
-            "cluster.num_workers or cluster.cpus_per_worker, or add nodes"
-        )
-    if cluster.use_gpu and resources.get("GPU", 0) < cluster.min_workers:
-        raise ConfigError(
-            f"cluster.num_workers asks for {cluster.min_workers} with one GPU each, the Ray cluster has "
-            f"{resources.get('GPU', 0)} GPUs; lower cluster.num_workers or add nodes"
-        )
-
-
-def join_cluster(cluster: ClusterConfig) -> None:
-    """Join the Ray cluster of this process's environment, or start a local one; a second call does nothing."""
-    if ray.is_initialized():
-        return
-    if address := os.environ.get("RAY_ADDRESS"):
-        check_listens(address)
-        ray.init()
-    else:
-        start_local_cluster(cluster)
-
-
-def describe_nodes(cluster: ClusterConfig) -> list[tuple[str, float, float, float]]:
-    """Return `(name, free CPUs, CPUs, GPUs)` of every node of the cluster that the environment names.
-
-    Raises:
-        ConfigError: it lacks CPUs or GPUs for the run.
-        ConnectionError: it does not answer.
-    """
-    connect(cluster)
-    return _live_nodes()
-
-
-def _live_nodes() -> list[tuple[str, float, float, float]]:
-    free = ray._private.state.available_resources_per_node()
-    return [
-        (
-            str(node["NodeManagerHostname"]),
-            float(free.get(node["NodeID"], {}).get("CPU", 0)),
-            float(node["Resources"].get("CPU", 0)),
-            float(node["Resources"].get("GPU", 0)),
-        )
-        for node in ray.nodes()
-        if node["Alive"]
-    ]
-
-
-def start_local_cluster(cluster: ClusterConfig) -> None:
-    """Start Ray on this machine for the length of the process."""
-    for name, value in _LOCAL_SETTINGS.items():
-        os.environ.setdefault(name, value)
-    # Preprocessing and training share the cores of one machine; the operating system divides them.
-    slots = math.ceil(cluster.max_workers * cluster.cpus_per_worker + cluster.data_workers)
-    ray.init(
-        address="local",
-        num_cpus=max(slots + 1, os.cpu_count() or 1),
-        include_dashboard=False,
-        log_to_driver=False,  # what the workers do is in metrics.jsonl, why they fail in the exception
-        logging_level=logging.WARNING,
-    )
 
 
 def run_on_ray(config: ExperimentConfig, source: BatchSource, attempt: int) -> WorkerResult:
@@ -183,7 +99,7 @@ def _saved_step(config: ExperimentConfig) -> int:
 def _describe_capacity(config: ExperimentConfig, step: int, waited_s: float) -> str:
     cluster = config.cluster
     nodes = "; ".join(
-        f"{name} {free:g} of {cpus:g} CPUs free, {gpus:g} GPUs" for name, free, cpus, gpus in _live_nodes()
+        f"{name} {free:g} of {cpus:g} CPUs free, {gpus:g} GPUs" for name, free, cpus, gpus in live_nodes()
     )
     return (
         f"the Ray cluster had no room for {cluster.min_workers} workers of {cluster.cpus_per_worker:g} CPUs"
@@ -295,20 +211,3 @@ class _TrainFunction:
         ) as error:  # fmt: skip
             # Raised on every rank alike, and again after every restart: a value, so that Ray does not retry it.
             return error
-
-
-def map_tasks(function: Callable[[Any], Any], items: Sequence[Any], /) -> Iterator[Any]:
-    """Apply a picklable function to items in parallel Ray tasks; results come in order (a `RunMap`)."""
-
-    def apply(item: Any) -> Any:
-        return function(item)
-
-    task = ray.remote(max_retries=_MAP_RETRIES)(apply)
-    window = max(1, int(ray.cluster_resources().get("CPU", 1)) * 2)
-    pending: deque[ray.ObjectRef[Any]] = deque()
-    for item in items:
-        pending.append(task.remote(item))
-        if len(pending) >= window:  # keeps a million shards from becoming a million queued tasks
-            yield ray.get(pending.popleft())
-    while pending:
-        yield ray.get(pending.popleft())

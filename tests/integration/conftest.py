@@ -10,7 +10,7 @@ import ray
 
 from pipeline.config import ClusterConfig
 from pipeline.demo.shards import DemoSizes, write_demo_shards
-from pipeline.training.ray_launch import start_local_cluster
+from pipeline.training.ray_cluster import start_local_cluster
 
 WEIGHTS = Path(__file__).parents[2] / "pipeline" / "demo" / "weights"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.training.ray_launch import map_tasks
+from pipeline.training.ray_cluster import map_tasks
 from tests.pipeline.convert.datasets import llava_records, write_llava
 from tests.pipeline.convert.test_run import contents, run
 
