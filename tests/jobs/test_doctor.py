@@ -11,10 +11,8 @@ from pathlib import Path
 import pytest
 
 from jobs.doctor import check_token, examine
-from pipeline.config import parse_config
-from tests.pipeline.shards.archives import caption_files, tar_bytes
-
-WEIGHTS = Path(__file__).parents[2] / "pipeline" / "demo" / "weights"
+from pipeline.config import TrackingConfig
+from tests.pipeline.doctor.configs import small_config
 
 
 @contextmanager
@@ -45,18 +43,8 @@ def test_check_that_fails_itself_is_an_error_and_the_others_still_run(
         raise KeyError("entry")
 
     monkeypatch.setattr("pipeline.doctor.run_folder.check_disk", fail)
-    (tmp_path / "a.tar").write_bytes(tar_bytes(caption_files("key")))
-    tree = {
-        "name": "n",
-        "run_dir": str(tmp_path / "run"),
-        "stage": "finetune",
-        "data": {"shards": [str(tmp_path / "a.tar")]},
-        "model": {"language_model": str(WEIGHTS / "language_model"), "vision_tower": str(WEIGHTS / "tower")},
-        "training": {"global_batch_size": 2, "learning_rate": 0.1},
-        "cluster": {"launcher": "local"},
-        "tracking": {"enabled": False},
-    }
-    findings = {finding.check: finding for finding in examine(parse_config(tree, where="test"))}
+    config = small_config(tmp_path).model_copy(update={"tracking": TrackingConfig(enabled=False)})
+    findings = {finding.check: finding for finding in examine(config)}
     assert findings.pop("disk space")[1:] == ("error", "cannot be checked, KeyError: 'entry'")
     assert {finding.status for finding in findings.values()} == {"ok"}
     expected = {"lock", "config", "checkpoints", "index", "tokenizer and template", "language model", "projector"}

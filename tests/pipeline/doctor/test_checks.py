@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from pipeline.config import ExperimentConfig, parse_config
+from pipeline.config import ExperimentConfig
 from pipeline.doctor.data import check_encoder, check_index
 from pipeline.doctor.finding import Finding
 from pipeline.doctor.model_files import check_projector, check_weights
@@ -27,26 +27,13 @@ from pipeline.doctor.services import check_ray, check_tracking
 from pipeline.shards.index import ensure_index
 from pipeline.training.checkpoint import CheckpointStore
 from pipeline.training.lease import hold_run
+from tests.pipeline.doctor.configs import small_config
 from tests.pipeline.shards.archives import caption_files, tar_bytes
-
-WEIGHTS = Path(__file__).parents[3] / "pipeline" / "demo" / "weights"
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> ExperimentConfig:
-    (tmp_path / "a.tar").write_bytes(tar_bytes(caption_files("key")))
-    return parse_config(
-        {
-            "name": "n",
-            "run_dir": str(tmp_path / "run"),
-            "stage": "finetune",
-            "data": {"shards": [str(tmp_path / "a.tar")]},
-            "model": {"language_model": str(WEIGHTS / "language_model"), "vision_tower": str(WEIGHTS / "tower")},
-            "training": {"global_batch_size": 2, "learning_rate": 0.1},
-            "cluster": {"launcher": "local"},
-        },
-        where="test",
-    )
+    return small_config(tmp_path)
 
 
 def save(config: ExperimentConfig, *steps: int) -> None:
