@@ -3,6 +3,7 @@
 Each verb is a module of this package. Logging is configured here and nowhere else.
 """
 
+import atexit
 import logging
 import os
 import sys
@@ -75,15 +76,40 @@ def configure(log_level: LogLevel = "info") -> None:
 
 def main() -> None:
     """Run the command line; an error ends it with one message and the exit code of its kind."""
+    ending = _RankEnding()
+    atexit.register(ending.end)  # before all others, so that it is called after them
     try:
         app()
+    except SystemExit as ended:
+        ending.exit_code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        raise
     except (Exception, KeyboardInterrupt) as error:
         failure = classify(error)
         if not failure.is_explained or logging.getLogger("jobs").isEnabledFor(logging.DEBUG):
             traceback.print_exception(error)
         message = str(error) or type(error).__name__
         message_console().print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
+        ending.exit_code = failure.exit_code
         sys.exit(failure.exit_code)
+
+
+class _RankEnding:
+    """Ends a rank of a process group where Python would begin to take itself apart.
+
+    A thread of gloo lets go of its last tensor some time after the collective; when the interpreter is no longer there
+    for that, the process aborts with SIGABRT and a finished run counts as failed (pytorch/pytorch#190489).
+    """
+
+    def __init__(self) -> None:
+        self.exit_code = 1
+
+    def end(self) -> None:
+        distributed = sys.modules.get("torch.distributed")  # not imported here: it would cost every verb seconds
+        if distributed is None or not distributed.is_initialized():
+            return
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(self.exit_code)
 
 
 if __name__ == "__main__":

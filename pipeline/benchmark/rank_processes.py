@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 import tempfile
 import time
 import traceback
@@ -116,11 +117,13 @@ def _work(measure: Measure, place: _Place) -> None:
         if dist.is_initialized():
             dist.barrier()  # rank 0 holds the store that the others still ask
             dist.destroy_process_group()
-        faulthandler.cancel_dump_traceback_later()
     except Exception as error:
         text = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
         (place.folder / _ERROR.replace("*", str(place.rank))).write_text(text, encoding="utf-8")
         raise
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # gloo's threads may still hold tensors, and abort a process whose interpreter shuts down
 
 
 def _wait(processes: Sequence[BaseProcess], timeout_s: float) -> bool:

@@ -1,5 +1,7 @@
 """What a user sees: the verbs, and one clear message with the right exit code for each mistake."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,3 +88,29 @@ def test_dry_run_prints_config_and_plan_and_starts_no_run(run_command: RunComman
     assert "23 of 23 samples in 1 shards" in ended.output
     assert "4 steps of 7 samples" in ended.output
     assert not (run_dir / "config.yaml").exists()
+
+
+RANK = """
+import atexit, sys
+import jobs.cli
+
+class Last:
+    def __del__(self):
+        print("taken apart")
+
+def app():
+    import torch.distributed as dist
+    dist.init_process_group("gloo", init_method="file://{store}", rank=0, world_size=1)
+    atexit.register(print, "exit handler")
+    sys.exit(143)
+
+last = Last()
+jobs.cli.app = app
+jobs.cli.main()
+"""
+
+
+def test_rank_of_a_process_group_ends_before_python_takes_itself_apart_under_gloos_threads(tmp_path: Path) -> None:
+    script = RANK.replace("{store}", str(tmp_path / "store"))
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stdout) == (143, "exit handler\n")
