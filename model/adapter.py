@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from model.checkpoint_files import read_pickled_tensors
+from model.file_mode import follow_umask
 from model.tower_layouts import current_names, misfits
 
 PROJECTOR_FILE: Final = "mm_projector.safetensors"
@@ -55,6 +56,7 @@ def write_projector(state: Mapping[str, Tensor], path: str | Path, row_ids: Sequ
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     part = target.with_name(f"{target.name}.{os.getpid()}.part")
     save_file(tensors, part, metadata={"format": "pt"})
+    follow_umask(part)
     with part.open("rb") as written:
         os.fsync(written.fileno())
     part.replace(target)

@@ -17,6 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from model.backbones import BACKBONES
 from model.constants import DEFAULT_IMAGE_TOKEN
+from model.file_mode import follow_umask
 from model.hf_classes import (
     DEFAULT_VIDEO_TOKEN,
     LLAVA_ONEVISION,
@@ -66,6 +67,7 @@ def export_transformers(
     state = _exported_state(model, len(tokenizer))
     num_rows = state["language_model.model.embed_tokens.weight"].shape[0]
     save_torch_state_dict(state, target, max_shard_size="5GB", metadata={"format": "pt"})
+    follow_umask(target)
     write_json(target / "config.json", _exported_config(model, kind, tokenizer, num_rows))
     if model.generation_config is not None:
         model.generation_config.save_pretrained(target)

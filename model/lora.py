@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from model.adapter import load_projector, read_adapter, write_projector
 from model.checkpoint_files import read_pickled_tensors
+from model.file_mode import follow_umask
 from model.tower_layouts import misfits
 from model.vision_tokens import load_wrapping_rows
 from model.weights import LlavaModel, pretrained_state, projector_parameters
@@ -105,6 +106,7 @@ def save_lora(
     found = adapter_state(model) if state is None else state
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
     save_file(tensors, target / _WEIGHTS, metadata={"format": "pt"})
+    follow_umask(target / _WEIGHTS)
     configs: Any = model.peft_config
     configs["default"].base_model_name_or_path = base
     configs["default"].save_pretrained(str(target))

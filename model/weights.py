@@ -14,6 +14,7 @@ from model.adapter import load_projector, projector_state, write_projector
 from model.attention import AttentionKernel, enable_packed_attention
 from model.backbones import Backbone, backbone_of_language_model, backbone_of_llava
 from model.checkpoint_files import read_checkpoint_config, read_tensors
+from model.file_mode import follow_umask
 from model.llava_arch import LlavaForCausalLM
 from model.quantization import Quantization, quantization_config
 from model.resolution import PatchMerge
@@ -176,6 +177,7 @@ def save_llava(model: LlavaModel, path: str | Path, state: Mapping[str, Tensor] 
         state: weights to write in place of the model's own, which may be sharded over processes.
     """
     model.save_pretrained(str(path), state_dict=None if state is None else dict(state))
+    follow_umask(path)
 
 
 def save_projector(model: LlavaModel, path: str | Path) -> Path:

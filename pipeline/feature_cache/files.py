@@ -24,6 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from model.file_mode import follow_umask
 from model.resolution import ROLES, ImageView, Role
 
 _FEATURES: Final = "features"
@@ -129,6 +130,7 @@ def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+        follow_umask(temporary)
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(path)
