@@ -38,7 +38,7 @@ def run(
     from pipeline.model_facts import load_tokenizer
     from pipeline.model_folder import open_model
     from pipeline.shards.index import build_index
-    from pipeline.shards.storage import expand_shards
+    from pipeline.shards.listing import expand_shards
 
     opened = open_model(model, device)
     with tempfile.TemporaryDirectory() as folder:

@@ -21,8 +21,8 @@ from pipeline.samples.image import ImageLimits
 from pipeline.samples.lengths import build_token_columns
 from pipeline.samples.schema import SchemaPolicy
 from pipeline.shards.index import RunMap, ShardIndex, ensure_index, run_serially
+from pipeline.shards.listing import expand_shards
 from pipeline.shards.scan import Checks
-from pipeline.shards.storage import expand_shards
 
 _COUNTED_HERE = 5000
 """Samples whose tokens are counted in this process: another one takes seconds to load the tokenizer."""

@@ -15,7 +15,7 @@ from pipeline.rejection_budget import describe_excess
 from pipeline.shards import index_files
 from pipeline.shards.freshness import describe_changes
 from pipeline.shards.index import load_index
-from pipeline.shards.storage import expand_shards
+from pipeline.shards.listing import expand_shards
 
 _MAX_NAMED = 3
 

@@ -15,8 +15,8 @@ import pytest
 
 from pipeline.errors import Reason, ShardError
 from pipeline.shards.index import INDEX_SCHEMA, ShardIndex, build_index, ensure_index, load_index
+from pipeline.shards.listing import expand_shards
 from pipeline.shards.scan import Checks, index_shard
-from pipeline.shards.storage import expand_shards
 from tests.pipeline.shards.archives import caption_files, instruction_files, tar_bytes, write_tar
 
 REAL = Path(__file__).resolve().parents[4] / "shared" / "data" / "nlvr"
