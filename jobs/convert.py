@@ -29,7 +29,7 @@ ImagesOption = Annotated[Path | None, typer.Option(help="Folder that relative im
 ColumnOption = Annotated[str | None, typer.Option(help="Column of a table; found by its usual names when not given.")]
 SeedOption = Annotated[int | None, typer.Option(help="Shuffle with this seed; the order of the source when not given.")]
 CheckOption = Annotated[str, typer.Option(help="Images: `decode` every pixel, or read the `header` only.")]
-LauncherOption = Annotated[str, typer.Option(help="`local`: processes of this machine; `ray`: tasks on a cluster.")]
+LauncherOption = Annotated[str, typer.Option(help="`local`: processes of this machine; `ray`: Ray Data on a cluster.")]
 
 
 def run(
@@ -129,7 +129,8 @@ def _run_map(launcher: str, num_workers: int) -> "RunMap":
 
     if launcher == "local":
         return run_in_processes(num_workers)
-    from pipeline.training.ray_cluster import join_cluster, map_tasks
+    from pipeline.cluster_map import map_on_cluster
+    from pipeline.training.ray_cluster import join_cluster
 
     join_cluster(ClusterConfig(data_workers=num_workers))
-    return survive_in_tasks(map_tasks)
+    return survive_in_tasks(map_on_cluster)

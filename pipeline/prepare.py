@@ -65,11 +65,12 @@ def choose_run_map(cluster: ClusterConfig) -> RunMap:
         return run_on_cores
 
     def run(function: Callable[[Any], Any], items: Sequence[Any], /) -> Iterator[Any]:
-        from pipeline.training.ray_cluster import join_cluster, map_tasks  # works where Ray is not installed
+        from pipeline.cluster_map import map_on_cluster  # the others work where Ray is not installed
+        from pipeline.training.ray_cluster import join_cluster
 
         if items:
             join_cluster(cluster)
-            yield from map_tasks(function, items)
+            yield from map_on_cluster(function, items)
 
     return survive_in_tasks(run)
 

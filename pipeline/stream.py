@@ -22,7 +22,8 @@ from ray.data import ActorPoolStrategy, DataContext, DataIterator, Dataset, Exec
 from ray.train import DataConfig
 
 from pipeline.crashes.marks import WorkMarks
-from pipeline.stream_tasks import ROWS_PER_TASK, StreamTasks, read_task_numbers, task_numbers
+from pipeline.stream_tasks import ROWS_PER_TASK, StreamTasks
+from pipeline.task_numbers import read_task_numbers, task_numbers
 
 if TYPE_CHECKING:
     from pipeline.loader import BatchSource, RankStep

@@ -17,7 +17,7 @@ from pipeline.convert.downloads import DownloadSource
 from pipeline.convert.source import Source
 from pipeline.convert.tables import TableSource
 from pipeline.samples.schema import SchemaPolicy
-from pipeline.shards.storage import expand_shards
+from pipeline.shards.listing import expand_shards
 
 FORMATS = ("auto", "llava", "messages", "parquet", "img2dataset", "coco")
 _TABLE_ENDINGS = (".parquet", ".arrow")

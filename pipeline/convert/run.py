@@ -1,7 +1,7 @@
 """A conversion from start to end: list the source, plan the shards, write those that are missing, report.
 
-Runs on any `RunMap`: in this process, in a process pool, or as Ray tasks. Killed anywhere, the same command goes on
-with the shards that have no record and ends with the same bytes.
+Runs on any `RunMap`: in this process, in processes of this machine, or as a Ray Data job. Killed anywhere, the same
+command goes on with the shards that have no record and ends with the same bytes.
 """
 
 from __future__ import annotations

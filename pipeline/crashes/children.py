@@ -179,6 +179,8 @@ def survive_in_tasks(run_map: RunMap) -> RunMap:
 
 
 def _run_in_child(function: Survivable, item: Any) -> Any:
+    # every item gets a child of its own, but only the first one waits for the imports: 1.2 s, then 0.2 s
+    _CONTEXT.set_forkserver_preload([type(function).__module__])
     [result] = _run(function, [item], 1)
     return result
 

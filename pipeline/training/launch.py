@@ -67,13 +67,13 @@ def run_training(config: ExperimentConfig, console: Console | None = None) -> Tr
     config = config.with_absolute_paths()
     if config.cluster.launcher == "local":
         return _run_locally(config, join_torchrun(config.cluster.use_gpu), console)
-    from pipeline.training import ray_cluster, ray_launch  # the local launcher must work where Ray is not installed
+    from pipeline.cluster_map import map_on_cluster  # the local launcher must work where Ray is not installed
+    from pipeline.training import ray_cluster, ray_launch
 
     with hold_run(Path(config.run_dir)) as attempt:
         adopt_run_dir(config)
         ray_cluster.connect(config.cluster)
-        run_map = survive_in_tasks(ray_cluster.map_tasks)
-        source, rejected = _prepare(config, console, run_map)
+        source, rejected = _prepare(config, console, survive_in_tasks(map_on_cluster))
         return _supervise(config, source, rejected, console, lambda: ray_launch.run_on_ray(config, source, attempt))
 
 

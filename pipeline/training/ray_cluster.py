@@ -1,20 +1,16 @@
-"""The Ray cluster of a run: joined or started, looked at, and used for tasks."""
+"""The Ray cluster of a run: joined or started, and looked at."""
 
 from __future__ import annotations
 
 import logging
 import math
 import os
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import ray
 
 from pipeline.config import ClusterConfig, ConfigError
 from pipeline.training.ray_address import check_listens
 
-_MAP_RETRIES = 2
 _LOCAL_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the end of a run is noticed by polling: 2 s by default
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody preempts the machine in front of you
@@ -95,20 +91,3 @@ def start_local_cluster(cluster: ClusterConfig) -> None:
         log_to_driver=False,  # what the workers do is in metrics.jsonl, why they fail in the exception
         logging_level=logging.WARNING,
     )
-
-
-def map_tasks(function: Callable[[Any], Any], items: Sequence[Any], /) -> Iterator[Any]:
-    """Apply a picklable function to items in parallel Ray tasks; results come in order (a `RunMap`)."""
-
-    def apply(item: Any) -> Any:
-        return function(item)
-
-    task = ray.remote(max_retries=_MAP_RETRIES)(apply)
-    window = max(1, int(ray.cluster_resources().get("CPU", 1)) * 2)
-    pending: deque[ray.ObjectRef[Any]] = deque()
-    for item in items:
-        pending.append(task.remote(item))
-        if len(pending) >= window:  # keeps a million shards from becoming a million queued tasks
-            yield ray.get(pending.popleft())
-    while pending:
-        yield ray.get(pending.popleft())

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.crashes.marks import WorkMarks
-from pipeline.stream_tasks import ROWS_PER_TASK, StreamTasks, TaskNumbers, task_numbers
+from pipeline.stream_tasks import ROWS_PER_TASK, StreamTasks
 
 
 def tasks_of(start_step: int, end_step: int, num_ranks: int) -> StreamTasks:
@@ -23,11 +23,3 @@ def test_places_of_all_tasks_are_every_step_and_rank_once_in_order(
     places = [place for number in range(tasks.num_tasks) for place in tasks.places(number)]
     assert places == [(step, rank) for step in range(start_step, end_step) for rank in range(num_ranks)]
     assert len(places) == tasks.num_rows
-
-
-def test_task_numbers_are_read_in_order_one_to_a_block_whatever_the_parallelism() -> None:
-    for parallelism in (1, 17):
-        reads = TaskNumbers(600).get_read_tasks(parallelism)
-        numbers = [task_numbers(block) for read in reads for block in read()]
-        assert numbers == [[number] for number in range(600)]
-        assert sum(read.metadata.num_rows for read in reads) == 600
