@@ -7,20 +7,18 @@ transformers' own LLaVA in tests/model/test_parity.py and tests/pipeline/benchma
 
 from __future__ import annotations
 
-import os
-import socket
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-from torch.multiprocessing.spawn import spawn
 
 from model.llava_llama import LlavaLlamaForCausalLM
 from model.packed import pack_samples
 from model.resolution import ImageView
 from model.weights import set_trainable
+from pipeline.benchmark.rank_processes import run_ranks
 from pipeline.benchmark.shapes import build_model, features_per_image
 from pipeline.feature_cache.files import ShardReader, ShardWriter
 from pipeline.training.distributed import Workers
@@ -105,24 +103,16 @@ def test_cached_features_equal_computed_ones(tmp_path: Path) -> None:
 def test_two_sharded_ranks_equal_one_process(tmp_path: Path) -> None:
     alone = tiny_model()
     wanted_loss = run(alone, [[0, 1], [2, 3]])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    spawn(_run_rank, args=(port, str(tmp_path / "found.pt")), nprocs=2)
+    run_ranks(partial(_run_rank, tmp_path / "found.pt"), 2, use_gpu=False, timeout_s=120.0)
     found: dict[str, Any] = torch.load(tmp_path / "found.pt", weights_only=True)
     assert found["loss"] == pytest.approx(wanted_loss, rel=1e-6)
     assert_close(found["gradients"], gradients(alone))
 
 
-def _run_rank(rank: int, port: int, path: str) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=2)
-    workers = Workers(rank, 2, CPU)
+def _run_rank(path: Path, workers: Workers) -> None:
     model = tiny_model()
     shard_model(model, workers, torch.float32)
-    loss = workers.sum([run(model, [[[0, 1], [2, 3]][rank]])])[0]
+    loss = workers.sum([run(model, [[[0, 1], [2, 3]][workers.rank]])])[0]
     found = gradients(model)
     if workers.is_first:
         torch.save({"loss": loss, "gradients": found}, path)
-    workers.barrier()
-    dist.destroy_process_group()
