@@ -18,10 +18,10 @@ from pipeline.convert.image_field import ORIGINAL_NAMES, listed_names, with_stor
 from pipeline.convert.readable import name_unreadable
 from pipeline.convert.source import Entry, Members, entry_table, refused, stored_bytes
 from pipeline.errors import DataError, Reason, ShardError
+from pipeline.samples.annotation import read_annotation
 from pipeline.samples.image_names import resolve_images, sort_images
 from pipeline.samples.read import read_members
 from pipeline.samples.schema import has_turns
-from pipeline.samples.strict_json import parse_json
 from pipeline.shards.grouping import MemberGroup, group_members
 from pipeline.shards.scan import MEMBER_TYPE
 from pipeline.shards.storage import open_shard, stat_shard
@@ -95,7 +95,7 @@ def _without_key(key: str, members: Members) -> Members:
     """
     if "json" not in members or "txt" in members:
         return members
-    tree = parse_json(members["json"])
+    tree = read_annotation(members["json"])
     if not isinstance(tree, dict) or not has_turns(tree) or not (names := listed_names(tree)):
         return members
     present = sort_images([extension for extension in members if extension != "json"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pipeline.samples.annotation import TURNS, either_field, part_kind
 from pipeline.samples.conversation import split_placeholders
 from pipeline.samples.schema import SchemaPolicy
 from pipeline.samples.strict_json import JsonValue
@@ -11,7 +12,7 @@ _ASSISTANT, _USER = ("gpt", "assistant"), ("human", "user")
 
 def repair_turns(tree: dict[str, JsonValue], policy: SchemaPolicy, *, num_images: int) -> dict[str, JsonValue]:
     """Return the annotation with the repairs of a policy; malformed ones pass through for the schema to refuse."""
-    field = "conversations" if "conversations" in tree else "messages"
+    field = either_field(tree, TURNS) or TURNS[0]
     turns = tree.get(field)
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         return tree
@@ -47,4 +48,4 @@ def _shows_image(turn: JsonValue) -> bool:
     content = turn.get("value", turn.get("content")) if isinstance(turn, dict) else None
     if isinstance(content, str):
         return any(not isinstance(part, str) for part in split_placeholders(content))
-    return isinstance(content, list) and any(isinstance(part, dict) and part.get("type") != "text" for part in content)
+    return isinstance(content, list) and any(isinstance(part, dict) and part_kind(part) != "text" for part in content)

@@ -17,8 +17,9 @@ from pipeline.convert.image_folder import image_extension
 from pipeline.convert.repair import repair_turns
 from pipeline.convert.source import Members
 from pipeline.errors import DataError, Reason
+from pipeline.samples.annotation import TURNS, either, read_annotation
 from pipeline.samples.schema import SchemaPolicy
-from pipeline.samples.strict_json import JsonValue, parse_json
+from pipeline.samples.strict_json import JsonValue
 
 _IMAGE_NAMES = ("images", "image", "jpg", "jpeg", "png", "webp", "img")
 _TURN_NAMES = ("conversations", "messages", "texts", "conversation")
@@ -30,17 +31,21 @@ _JSON_TURNS = re.compile(r"[\s\ufeff]*(?:\[\s*\{|\{.*\"(?:conversations|messages
 class Columns(NamedTuple):
     """The columns of a table that make up a sample."""
 
-    image: str | None
-    text: str
+    images: tuple[str, ...]
+    """Those that may hold a row's images; the first one that is not null does."""
+    texts: tuple[str, ...]
+    """The same for its text."""
     id: str | None
 
     def names(self) -> list[str]:
         """Return the columns to read."""
-        return [name for name in self if name is not None]
+        return [*self.images, *self.texts, *([self.id] if self.id is not None else [])]
 
 
 def find_columns(schema: pa.Schema, image: str | None, text: str | None, where: str) -> Columns:
     """Return the columns of a sample: those that were named, else those with usual names.
+
+    Merged tables have a column per name that a part brought along, each null in the rows of the others.
 
     Raises:
         ValueError: there is no such column.
@@ -48,14 +53,15 @@ def find_columns(schema: pa.Schema, image: str | None, text: str | None, where: 
     for name in (image, text):
         if name is not None and name not in schema.names:
             raise ValueError(f"{where}: no column {name!r}; it has {', '.join(schema.names)}")
-    image = image or next((name for name in _IMAGE_NAMES if name in schema.names), None)
-    text = text or next((name for name in (*_TURN_NAMES, *_CAPTION_NAMES) if name in schema.names), None)
-    if text is None:
+    images = [image] if image else [name for name in _IMAGE_NAMES if name in schema.names]
+    texts = [text] if text else [name for name in _TURN_NAMES if name in schema.names]
+    texts = texts or [name for name in _CAPTION_NAMES if name in schema.names][:1]
+    if not texts:
         raise ValueError(
             f"{where}: no column with captions or conversations among {', '.join(schema.names)}; name it with "
             "--text-column"
         )
-    return Columns(image, text, "id" if "id" in schema.names else None)
+    return Columns(tuple(images), tuple(texts), "id" if "id" in schema.names else None)
 
 
 def row_members(row: Mapping[str, Any], columns: Columns, policy: SchemaPolicy) -> Members:
@@ -64,11 +70,12 @@ def row_members(row: Mapping[str, Any], columns: Columns, policy: SchemaPolicy) 
     Raises:
         DataError: an image is missing or of another format, or the text has none of the known shapes.
     """
-    images = _images(row[columns.image]) if columns.image is not None else []
-    text = row[columns.text]
-    if text is None:
-        raise DataError(Reason.MISSING_ANNOTATION, f"column {columns.text[:40]!a} is empty")
-    turns = _turns(text, len(images), is_caption=isinstance(text, str) and not _holds_turns(columns.text, text))
+    images = _images(next((row[name] for name in columns.images if row[name] is not None), None))
+    column = next((name for name in columns.texts if row[name] is not None), None)
+    if column is None:
+        raise DataError(Reason.MISSING_ANNOTATION, f"column {columns.texts[0][:40]!a} is empty")
+    text = row[column]
+    turns = _turns(text, len(images), is_caption=isinstance(text, str) and not _holds_turns(column, text))
     if turns is None:
         if len(images) == 1:
             return {image_extension(images[0]): images[0], "txt": _encode(text)}
@@ -108,14 +115,29 @@ def _turns(text: Any, num_images: int, *, is_caption: bool) -> list[dict[str, Js
     if is_caption:
         return None
     if isinstance(text, str):
-        text = parse_json(_encode(text))
+        text = read_annotation(_encode(text))
     if isinstance(text, dict):  # the annotation as a whole, of which a row needs the turns
-        text = text.get("conversations", text.get("messages"))
+        text = _rows_of_columns(text) or either(text, TURNS)
+    if isinstance(text, list) and text and all(isinstance(one, str) for one in text):
+        raise DataError(
+            Reason.JSON_INVALID,
+            f"{len(text)} texts in one row: choose one, or give each a row of its own (in datasets: `map` with "
+            "batched=True)",
+        )
     if not isinstance(text, list) or not all(isinstance(turn, dict) for turn in text):
         raise DataError(Reason.JSON_INVALID, "text that is neither a caption nor a list of turns")
     if text and "user" in text[0] and "assistant" in text[0]:
         return _pairs(text, num_images)
     return [_without_nulls(turn, 0) for turn in text]
+
+
+def _rows_of_columns(text: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return turns stored as a list per field, as datasets' `Sequence` of a struct is; none for anything else."""
+    if not text or not all(isinstance(values, list) for values in text.values()):
+        return []
+    if not {"from", "role"} & text.keys() or len({len(values) for values in text.values()}) != 1:
+        return []
+    return [dict(zip(text, values, strict=True)) for values in zip(*text.values(), strict=True)]
 
 
 def _pairs(pairs: list[dict[str, Any]], num_images: int) -> list[dict[str, Any]]:

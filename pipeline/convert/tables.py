@@ -42,7 +42,7 @@ class TableSource:
             columns = self._columns(table, unit)
             counts, sizes = table.rows_per_block, table.bytes_per_block
         num_rows = sum(counts)
-        text_bytes = stored_bytes(1) if columns.image else 0  # its content is in the mean, its header is not
+        text_bytes = stored_bytes(1) if columns.images else 0  # its content is in the mean, its header is not
         means = [stored_bytes(size // max(1, count)) + text_bytes for count, size in zip(counts, sizes, strict=True)]
         empty = pa.array([""] * num_rows, pa.string())
         values = [

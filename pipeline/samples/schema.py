@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from pipeline.errors import DataError, Reason
+from pipeline.samples.annotation import IMAGE_PARTS, IMAGES, TURNS, either, either_field, part_kind, read_annotation
 from pipeline.samples.conversation import Conversation, Image, Part, Role, Turn, split_placeholders
 from pipeline.samples.image_names import resolve_images, sort_images
-from pipeline.samples.strict_json import JsonValue, decode_text, parse_json
+from pipeline.samples.strict_json import JsonValue, decode_text
 from pipeline.samples.video import has_video, read_as_images, show_frames
 
 Kind = Literal["caption", "instruction", "video"]
@@ -30,7 +31,6 @@ _ROLES: dict[str, Role] = {
     "assistant": "assistant",
     "system": "system",
 }
-_IMAGE_PARTS = ("image", "image_url")
 
 
 @dataclass(frozen=True)
@@ -119,12 +119,12 @@ def named_images(tree: Mapping[str, JsonValue]) -> list[str]:
         DataError: `image` is neither a name nor a list of names.
     """
     names = _image_names(tree)
-    listed = tree.get("conversations", tree.get("messages"))
+    listed = either(tree, TURNS)
     if names or not isinstance(listed, list):
         return names
     contents = [turn.get("value", turn.get("content")) for turn in listed if isinstance(turn, dict)]
     parts = [part for content in contents if isinstance(content, list) for part in content if isinstance(part, dict)]
-    return [name for part in parts if part.get("type") in _IMAGE_PARTS for name in _part_names(part)]
+    return [name for part in parts if part_kind(part) in IMAGE_PARTS for name in _part_names(part)]
 
 
 def _annotation(texts: Mapping[str, bytes]) -> dict[str, JsonValue] | None:
@@ -137,12 +137,12 @@ def _annotation(texts: Mapping[str, bytes]) -> dict[str, JsonValue] | None:
             raise DataError(Reason.MISSING_ANNOTATION, "neither KEY.txt nor KEY.json")
         return None
     if "txt" not in texts:
-        tree = parse_json(texts["json"])
+        tree = read_annotation(texts["json"])
         if not isinstance(tree, dict) or not has_turns(tree):
             raise DataError(Reason.MISSING_ANNOTATION, "KEY.json has neither `conversations` nor `messages`")
         return tree
     try:
-        tree = parse_json(texts["json"])
+        tree = read_annotation(texts["json"])
     except DataError:
         return None
     if isinstance(tree, dict) and has_turns(tree):
@@ -152,7 +152,7 @@ def _annotation(texts: Mapping[str, bytes]) -> dict[str, JsonValue] | None:
 
 def has_turns(tree: Mapping[str, JsonValue]) -> bool:
     """Whether an object is an annotation in one of the two dialects."""
-    return "conversations" in tree or "messages" in tree
+    return either_field(tree, TURNS) is not None
 
 
 def _caption(text: bytes, images: tuple[str, ...]) -> Layout:
@@ -171,7 +171,7 @@ def _instruction(
 ) -> Layout:
     is_video = has_video(tree)
     tree = read_as_images(tree) if is_video else tree
-    listed = tree.get("conversations", tree.get("messages"))
+    listed = either(tree, TURNS)
     if not isinstance(listed, list) or not listed:
         raise DataError(Reason.CONVERSATION_EMPTY, "`conversations` holds no turn")
     turns = tuple(_turn(turn, idx) for idx, turn in enumerate(listed))
@@ -200,16 +200,17 @@ def _check_number(num_images: int) -> None:
 
 
 def _declares_images(tree: Mapping[str, JsonValue]) -> bool:
-    return tree.get("image", tree.get("images")) is not None
+    return either_field(tree, IMAGES) is not None
 
 
 def _image_names(tree: Mapping[str, JsonValue]) -> list[str]:
-    """Return the names in `image` (a string or a list) or `images`."""
-    value = tree.get("image", tree.get("images"))
-    names = [value] if isinstance(value, str) else [] if value is None else value
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    """Return the names in `image` or `images`: one or a list, as text or as an object with its `path` or `url`."""
+    value = either(tree, IMAGES)
+    listed = value if isinstance(value, list) else [] if value is None else [value]
+    names = [[one] if isinstance(one, str) else _part_names(one) if isinstance(one, dict) else [] for one in listed]
+    if not all(len(found) == 1 for found in names):
         raise DataError(Reason.JSON_INVALID, "`image` is neither a file name nor a list of them")
-    return [name for name in names if isinstance(name, str)]
+    return [name for [name] in names]
 
 
 def _turn(turn: object, idx: int) -> Turn:
@@ -241,10 +242,10 @@ def _typed_parts(content: Sequence[JsonValue], idx: int) -> tuple[Part, ...]:
     """Read `[{"type": "text", "text": ...}, {"type": "image"}]`; text is taken literally, `<image>` in it too."""
     parts: list[Part] = []
     for part in content:
-        kind = part.get("type") if isinstance(part, dict) else None
+        kind = part_kind(part)
         if isinstance(part, dict) and kind == "text" and isinstance(text := part.get("text"), str):
             parts += [text] if text else []
-        elif isinstance(part, dict) and kind in _IMAGE_PARTS:
+        elif isinstance(part, dict) and kind in IMAGE_PARTS:
             parts.append(Image())
         else:
             raise DataError(Reason.JSON_INVALID, f"turn {idx} has a part that is neither text nor image")

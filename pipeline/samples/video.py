@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from model.constants import DEFAULT_IMAGE_TOKEN
 from pipeline.errors import DataError, Reason
+from pipeline.samples.annotation import IMAGES, TURNS, VIDEO, either_field, part_kind
 from pipeline.samples.conversation import Conversation, Image, Part, Turn
 from pipeline.samples.strict_json import JsonValue
 
@@ -17,7 +18,7 @@ VIDEO_PLACE = "<video>"
 
 def has_video(tree: Mapping[str, JsonValue]) -> bool:
     """Whether an annotation names the frames of a video."""
-    return tree.get("video") is not None
+    return VIDEO in tree
 
 
 def read_as_images(tree: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
@@ -26,13 +27,13 @@ def read_as_images(tree: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
     Raises:
         DataError: `video` is no list of names, or stands beside images.
     """
-    frames = tree["video"]
+    frames = tree[VIDEO]
     if not isinstance(frames, list) or not frames or not all(isinstance(name, str) for name in frames):
         raise DataError(Reason.JSON_INVALID, "`video` is no list of frames; store its frames as images and name these")
-    if tree.get("image", tree.get("images")) is not None:
+    if either_field(tree, IMAGES) is not None:
         raise DataError(Reason.JSON_INVALID, "`video` and `image` in one sample")
-    field = "conversations" if "conversations" in tree else "messages"
-    turns = tree[field]
+    field = either_field(tree, TURNS) or TURNS[0]
+    turns = tree.get(field)
     changed = [_as_image(turn) for turn in turns] if isinstance(turns, list) else turns
     return {**tree, "image": frames, field: changed}
 
@@ -66,4 +67,4 @@ def _as_image(turn: JsonValue) -> JsonValue:
 
 
 def _part_as_image(part: JsonValue) -> JsonValue:
-    return {"type": "image"} if isinstance(part, dict) and part.get("type") == "video" else part
+    return {"type": "image"} if part_kind(part) == VIDEO else part

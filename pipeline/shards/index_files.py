@@ -26,7 +26,7 @@ from pipeline.samples.schema import SchemaPolicy
 from pipeline.shards.scan import Checks, ShardScan
 from pipeline.shards.storage import ShardStat
 
-FORMAT = 2
+FORMAT = 3
 """Raised whenever the meaning of a stored column or a verdict changes; other versions are built again."""
 _MANIFEST = "index.json"
 _SCANS = "scans"

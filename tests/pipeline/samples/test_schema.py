@@ -57,6 +57,7 @@ def test_caption_with_metadata_json_ignores_it(metadata: bytes) -> None:
         ({"jpg": b"i", "txt": b"\xff"}, "text_invalid_unicode"),
         ({"jpg": b"i", "json": b'{"url": "x"}'}, "missing_annotation"),
         ({"jpg": b"i", "json": b"[1]"}, "missing_annotation"),
+        ({"jpg": b"i", "json": b'{"conversations": null}'}, "missing_annotation"),
         ({"jpg": b"i", "json": b"{"}, "json_invalid"),
         (
             {"jpg": b"i", "txt": b"a", "json": json.dumps({"conversations": [ASKED, GPT]}).encode()},
@@ -163,7 +164,6 @@ def test_leading_answer_is_refused_unless_the_policy_drops_it() -> None:
     [
         ([], "conversation_empty"),
         ("text", "conversation_empty"),
-        (None, "conversation_empty"),
         (["hi"], "json_invalid"),
         ([HUMAN], "no_assistant"),
         ([HUMAN, HUMAN, GPT], "role_order"),
@@ -224,6 +224,33 @@ def test_image_names_decide_the_order(names: Any, stored: tuple[str, ...], expec
 def test_image_names_that_do_not_fit_are_refused(names: Any, stored: tuple[str, ...], reason: str) -> None:
     turn = {"from": "human", "value": "<image>" * len(stored) + "?"}
     assert reason_of({"image": names, "conversations": [turn, GPT]}, pictures(*stored)) == reason
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {"image": None, "images": ["1.jpg", "0.jpg"]},
+        {"image": [], "images": ["1.jpg", "0.jpg"]},
+        {"image": "", "images": ["1.jpg", "0.jpg"], "video": None},
+        {"image": ["1.jpg", "0.jpg"], "images": None, "video": []},
+        {"images": [{"path": "1.jpg"}, {"path": "0.jpg", "bytes": None}], "video": ""},
+    ],
+)
+def test_fields_without_content_are_as_good_as_absent(tree: dict[str, Any]) -> None:
+    turns = [{"from": "human", "value": "<image><image>What?", "role": None, "content": None}, GPT]
+    for fields in ({"conversations": turns, "messages": None}, {"conversations": None, "messages": turns}):
+        assert parse({**tree, **fields}, pictures("0.jpg", "1.jpg")).images == (b"1.jpg", b"0.jpg")
+
+
+def test_text_with_an_empty_image_name_needs_no_image() -> None:
+    assert parse({"image": "", "conversations": [HUMAN, GPT]}).images == ()
+
+
+def test_parts_without_a_type_are_told_by_what_they_hold() -> None:
+    content = [{"image": "1.jpg"}, {"text": "and"}, {"image": "0.jpg"}, {"text": "Which?"}]
+    sample = parse({"messages": [{"role": "user", "content": content}, GPT]}, pictures("0.jpg", "1.jpg"))
+    assert sample.images == (b"1.jpg", b"0.jpg")
+    assert sample.conversation.turns[0].parts == (Image(), "and", Image(), "Which?")
 
 
 def test_image_url_part_is_refused() -> None:
