@@ -33,6 +33,7 @@ def run(config: ConfigOption, overrides: OverridesArgument = None, report: Repor
     console = output_console()
 
     from pipeline.indexed_data import index_data, index_folder
+    from pipeline.inspect.locate import short_names
     from pipeline.prepare import build_encoder, choose_run_map
     from pipeline.rejected import list_rejected
     from pipeline.rejection_budget import describe_excess
@@ -46,7 +47,7 @@ def run(config: ConfigOption, overrides: OverridesArgument = None, report: Repor
     rejected = list_rejected(index, tokens)
     console.print(summary_table(index, tokens))
     if rejected:
-        console.print(rejected_table(rejected[:_MAX_LISTED], len(rejected)))
+        console.print(rejected_table(rejected[:_MAX_LISTED], len(rejected), short_names(index)))
     console.print(f"index: {index_folder(experiment)}, fingerprint {index.fingerprint[:12]}")
     if report is not None:
         report.write_text("".join(json.dumps(row._asdict()) + "\n" for row in rejected), encoding="utf-8")
@@ -103,12 +104,12 @@ def summary_table(index: "ShardIndex", tokens: "pa.Table") -> Table:
     return table
 
 
-def rejected_table(rows: "list[RejectedSample]", num_rejected: int) -> Table:
-    """Render the first rejected samples."""
+def rejected_table(rows: "list[RejectedSample]", num_rejected: int, shards: "dict[str, str]") -> Table:
+    """Render the first rejected samples; `shards` is what to call each shard."""
     from pipeline.inspect.prompt import visible
 
     more = f", {len(rows)} of {num_rejected}; --report FILE lists all" if num_rejected > len(rows) else ""
     table = Table("shard", "key", "reason", "detail", title=f"Rejected samples{more}")
     for row in rows:  # as Text: keys come from outside and must not be read as markup
-        table.add_row(*(Text(visible(cell)) for cell in (Path(row.shard).name, row.key, row.reason, row.detail)))
+        table.add_row(*(Text(visible(cell)) for cell in (shards[row.shard], row.key, row.reason, row.detail)))
     return table

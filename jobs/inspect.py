@@ -10,7 +10,7 @@ from rich.text import Text
 
 from jobs.config_source import ConfigOption, OverridesArgument, read_config
 from jobs.console import output_console
-from jobs.index import summary_table
+from jobs.index import summary_table, warn_of_refusal
 from pipeline.config import ConfigError, ExperimentConfig
 
 if TYPE_CHECKING:  # torch takes seconds to load; config errors need not wait for it
@@ -76,6 +76,7 @@ def _show_overview(inspection: "Inspection", num_samples: int, console: Console)
     overview = inspection.overview(num_samples)
     console.print(summary_table(inspection.data.index, inspection.data.tokens))
     console.print(distribution_table(overview.histograms))
+    warn_of_refusal(console, inspection.no_plan or None)
     if overview.packing is not None:
         console.print(packing_table(overview.packing, inspection.config))
     return "inspect.html", render_overview(inspection.config, overview)
@@ -90,16 +91,18 @@ def _show_sample(inspection: "Inspection", name: str, console: Console) -> tuple
 
 
 def _show_step(inspection: "Inspection", step: int, console: Console) -> tuple[str, str]:
+    from pipeline.inspect.locate import short_names
     from pipeline.inspect.page import render_step
     from pipeline.inspect.prompt import visible
 
     view = inspection.step(step)
+    shards = short_names(inspection.data.index)
     columns = [Column(name, overflow="fold") for name in _STEP_COLUMNS]
     table = Table(*columns, title=f"Step {step}")
     for rank in view.ranks:
         for number, batch in enumerate(rank.micro_batches):
             for shown in batch.samples:
-                place = f"{Path(shown.shard).name}:{shown.ordinal}"
+                place = f"{shards[shown.shard]}:{shown.ordinal}"
                 reason = view.quarantined.get(shown.sample_id, shown.reason)
                 cells = (rank.rank, number, shown.num_tokens, shown.sample_id, place, shown.key, len(shown.pictures))
                 table.add_row(*(Text(visible(str(cell))) for cell in (*cells, reason)))

@@ -8,7 +8,7 @@ it held.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -74,7 +74,11 @@ def check_rejected(data: IndexedData, limits: DataConfig) -> None:
 
 def describe_excess(data: IndexedData, limits: DataConfig) -> str | None:
     """Say why a run on these data would be refused; None when it would not."""
-    return _describe_defects(data.index.shards, limits) or _describe_rejected(data, limits)
+    return (
+        _describe_defects(data.index.shards, limits)
+        or _describe_rejected(data, limits)
+        or _describe_empty_source(data, limits)
+    )
 
 
 def _describe_defects(shards: Sequence[ShardInfo], limits: DataConfig) -> str | None:
@@ -84,9 +88,8 @@ def _describe_defects(shards: Sequence[ShardInfo], limits: DataConfig) -> str | 
     if len(defects) <= allowed:
         return None
     reasons = Counter(shard.defect_reason for shard in defects)
-    listing = ", ".join(f"{reason} {number}" for reason, number in reasons.most_common())
     return (
-        f"{len(defects)} of {len(shards)} shards are defective ({listing}), more than the {allowed} that "
+        f"{len(defects)} of {len(shards)} shards are defective ({_listed(reasons)}), more than the {allowed} that "
         f"data.max_rejected_fraction allows; begin with {defects[0].url}: {defects[0].defect_detail}. Write them "
         "again, leave them out of the config, or raise the limit"
     )
@@ -99,15 +102,31 @@ def _describe_rejected(data: IndexedData, limits: DataConfig) -> str | None:
     if exceeded is None:
         return None
     counts = {one["values"]: one["counts"] for one in pc.value_counts(reasons).to_pylist() if one["values"]}
-    listing = ", ".join(f"{reason} {number}" for reason, number in sorted(counts.items(), key=lambda one: -one[1]))
     row = exceeded.first_row
     shard = data.index.shards[data.index.samples["shard"][row].as_py()].url
     where = f"begin with sample {data.index.samples['key'][row].as_py()!a} of {shard} ({reasons[row].as_py()})"
     return (
-        f"{int(rejected.sum())} of {rejected.size} samples are unusable ({listing}): {exceeded.found} "
+        f"{int(rejected.sum())} of {rejected.size} samples are unusable ({_listed(counts)}): {exceeded.found} "
         f"{_WHERE[exceeded.field]}, more than the {exceeded.allowed} that data.{exceeded.field} allows; {where}. "
         "`ray-llava index --report FILE` lists each of them. Repair the shards, or raise the limit"
     )
+
+
+def _describe_empty_source(data: IndexedData, limits: DataConfig) -> str | None:
+    """Judge the sources of a mix: one that gives nothing is few samples of all, but not what was asked for."""
+    for name, first, end in data.sources:
+        reasons = data.tokens["reason"].slice(first, end - first)
+        if limits.draws_from(name) and not pc.any(pc.equal(reasons, "")).as_py():
+            found = Counter(reasons.to_pylist())
+            return (
+                f"source {name!r} has no usable sample ({_listed(found) or 'its shards are empty'}); `ray-llava index "
+                "--report FILE` lists each of them. Repair its shards, or take it out of data.sources"
+            )
+    return None
+
+
+def _listed(reasons: Mapping[str, int]) -> str:
+    return ", ".join(f"{reason} {number}" for reason, number in Counter(reasons).most_common())
 
 
 _WHERE = {

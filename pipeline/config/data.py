@@ -51,7 +51,10 @@ class DataConfig(Section):
     drop_leading_answer: Annotated[bool, Fixed] = False
     """Leave out the first turn of a conversation that begins with the assistant, as LLaVA does."""
     max_rejected_fraction: Annotated[float, Free, Field(ge=0, le=1)] = 0.001
-    """The run stops when more than max(20, this share) of the samples, or max(1, this share) of the shards, are bad."""
+    """The run stops when more than max(20, this share) of the samples, or max(1, this share) of the shards, are bad.
+
+    While training, that many of each epoch.
+    """
     max_rejected_per_shard: Annotated[int | None, Free, Field(ge=0)] = 50
     """The run does not start when more samples of one shard are unusable; null for no limit."""
     max_rejected_in_a_row: Annotated[int | None, Free, Field(ge=0)] = 100
@@ -83,6 +86,13 @@ class DataConfig(Section):
     def shards_by_source(self) -> dict[str, tuple[str, ...]]:
         """Shards of each source; the only one of a run without a mix has the name ""."""
         return {name: source.shards for name, source in self.sources.items()} or {"": self.shards}
+
+    def draws_from(self, name: str) -> bool:
+        """Whether a source of the mix ever gives samples to the run; the only one of a run without a mix does."""
+        source = self.sources.get(name)
+        if source is None:
+            return True
+        return source.weight != 0 or any(change.weights.get(name) for change in self.mix_changes)
 
     def allowed_rejected(self, num_samples: int) -> int:
         """Return how many of `num_samples` may be rejected; a small data set may lose 20 whatever their share."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -14,7 +15,7 @@ def find_sample(index: ShardIndex, name: str) -> int:
     """Return the row of `SHARD:INDEX`.
 
     SHARD is the shard's number in the list, its file name or its URL; INDEX the sample's number in the shard or its
-    key.
+    key. Numbers are written without leading zeros: `000000003` is a key.
 
     Raises:
         ValueError: no such shard or sample, or a file name that several shards share; says what there is.
@@ -24,7 +25,7 @@ def find_sample(index: ShardIndex, name: str) -> int:
         raise ValueError(f"sample {name!r}: expected SHARD:INDEX, such as train-000.tar:17 or 0:17")
     shard = _find_shard(index, shard_name)
     first, end = np.searchsorted(index.samples["shard"].to_numpy(), [shard, shard + 1]).tolist()
-    if place.isdecimal() and int(place) < end - first:
+    if _is_number_below(place, end - first):
         return int(first) + int(place)
     offset = pc.index(index.samples["key"].slice(first, end - first), place).as_py()
     if offset < 0:
@@ -33,8 +34,25 @@ def find_sample(index: ShardIndex, name: str) -> int:
     return int(first) + int(offset)
 
 
+def short_names(index: ShardIndex) -> dict[str, str]:
+    """Return what `find_sample` takes for the shard of each URL: its file name, or its number where several share that.
+
+    Sources of a mix often name their shards alike.
+    """
+    names = [PurePosixPath(shard.url).name for shard in index.shards]
+    shared = {name for name, number in Counter(names).items() if number > 1}
+    return {
+        shard.url: str(number) if name in shared else name
+        for number, (shard, name) in enumerate(zip(index.shards, names, strict=True))
+    }
+
+
+def _is_number_below(text: str, end: int) -> bool:
+    return text.isdecimal() and text == str(int(text)) and int(text) < end
+
+
 def _find_shard(index: ShardIndex, name: str) -> int:
-    if name.isdecimal() and int(name) < len(index.shards):
+    if _is_number_below(name, len(index.shards)):
         return int(name)
     urls = [shard.url for shard in index.shards]
     if name in urls:

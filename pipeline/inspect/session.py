@@ -34,8 +34,9 @@ class Inspection(NamedTuple):
     config: ExperimentConfig
     data: Inspected
     plan: Plan | None
-    """None when no sample is usable."""
     num_ranks: int
+    no_plan: str = ""
+    """Why there is no plan, such as a source without a usable sample."""
 
     def overview(self, num_samples: int) -> Overview:
         """Describe the data set, with its first `num_samples` samples in training order and some rejected ones.
@@ -63,12 +64,12 @@ class Inspection(NamedTuple):
         """Show a global step.
 
         Raises:
-            ValueError: it lies outside the run, or no sample is usable.
+            ValueError: it lies outside the run, or there is no plan.
             ConfigError: the run in the config's folder was trained on other data.
             OSError: storage failed.
         """
         if self.plan is None:
-            raise ValueError("no sample is usable, so there are no steps; `ray-llava inspect` without --step says why")
+            raise ValueError(f"there are no steps: {self.no_plan}")
         check_same_run(self.config, self.plan)
         return view_step(self.data, self.plan, step, self.num_ranks, Path(self.config.run_dir))
 
@@ -93,10 +94,13 @@ def open_inspection(config: ExperimentConfig, *, console: Console, num_ranks: in
     lenient = config.data.model_copy(update={"on_bad_shard": "quarantine"})
     lenient_config = config.model_copy(update={"data": lenient})
     data = index_data(lenient_config, encoder, console=console, run_map=choose_run_map(config.cluster))
-    usable = bool((data.tokens["num_tokens"].to_numpy() > 0).any())
-    plan = plan_run(config, data, encoder) if usable else None
+    plan, no_plan = None, ""
+    try:
+        plan = plan_run(config, data, encoder)
+    except ValueError as error:  # of the data, which is what to look at
+        no_plan = str(error)
     refused = {} if plan is None else read_refused(Path(config.run_dir), plan.data_fingerprint)
-    return Inspection(config, Inspected(data.index, data.tokens, encoder, refused), plan, num_ranks)
+    return Inspection(config, Inspected(data.index, data.tokens, encoder, refused), plan, num_ranks, no_plan)
 
 
 def _examples(tokens: pa.Table) -> list[int]:

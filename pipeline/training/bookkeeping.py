@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from model.packed_decoder import computed_tokens
+from pipeline.config import DataConfig
 from pipeline.loader import Rejected
 from pipeline.training.batches import PreparedStep
 from pipeline.training.distributed import Workers
 from pipeline.training.memory import memory_peak_bytes
+from pipeline.training.metrics import Ledger
 from pipeline.training.run_files import append_line, read_entries, replace_file
 from pipeline.training.session import StepOutcome, TrainingSession
 from pipeline.training.speed import StepSpeed
@@ -33,12 +35,30 @@ def book(session: TrainingSession, prepared: PreparedStep, outcome: StepOutcome)
                 reasons[reason] = reasons.get(reason, 0) + number
         _write_rejected(session.quarantine_file, prepared.step, prepared.rejected)
     session.ledger.add(outcome.counts, reasons, outcome.by_source)
-    allowed = session.config.data.allowed_rejected(session.plan.num_samples)
-    if session.ledger.quarantined > allowed:
+    try:
+        check_budget(session.ledger, session.plan.num_samples, session.config.data)
+    except RejectedBudgetError as error:
+        where = session.quarantine_file.parent
+        raise RejectedBudgetError(f"step {prepared.step}: {error}; each is listed in {where}") from None
+
+
+def check_budget(ledger: Ledger, num_samples: int, limits: DataConfig) -> None:
+    """Compare what was rejected so far with what may be; a sample that cannot be decoded is rejected in every epoch.
+
+    Args:
+        ledger: of the run.
+        num_samples: usable samples of the data, one epoch.
+        limits: how many of them may be rejected.
+
+    Raises:
+        RejectedBudgetError: there are too many.
+    """
+    epochs = -(-(ledger.trained + ledger.quarantined) // num_samples)
+    allowed = limits.allowed_rejected(num_samples) * epochs
+    if ledger.quarantined > allowed:
         raise RejectedBudgetError(
-            f"step {prepared.step}: {session.ledger.quarantined} samples were rejected while training "
-            f"({session.ledger.reasons}), more than the {allowed} that data.max_rejected_fraction allows; each is "
-            f"listed in {session.quarantine_file.parent}"
+            f"{ledger.quarantined} samples were rejected while training ({ledger.reasons}), more than the {allowed} "
+            f"that data.max_rejected_fraction allows in {epochs} {'epoch' if epochs == 1 else 'epochs'}"
         )
 
 

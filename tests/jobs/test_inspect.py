@@ -133,6 +133,23 @@ def test_inspect_of_what_does_not_exist_ends_with_two(
     assert message in " ".join(ended.messages.split())
 
 
+def test_mix_that_cannot_be_planned_is_still_shown_with_the_reason(
+    run_command: RunCommand, tmp_path: Path, arguments: list[str]
+) -> None:
+    good, bad = arguments[2].removeprefix("data.shards="), tmp_path / "bad.tar"
+    with TarWriter(str(bad)) as writer:
+        writer.write({"__key__": "k", "txt": b"no image"})
+    sources = f"data.sources={{good: {{shards: {good}, weight: 1}}, bad: {{shards: [{bad}], weight: 1}}}}"
+    mix = [*arguments[:2], sources, *arguments[3:]]
+    ended = run_command("inspect", *mix, "--num-samples", "0")
+    assert ended.exit_code in (None, 0)
+    assert "missing_image" in ended.output
+    assert "a run on these data would be refused: source 'bad' has no usable sample" in " ".join(ended.output.split())
+    assert "missing_image" in run_command("inspect", *mix, "--sample", "bad.tar:0").output
+    ended = run_command("inspect", *mix, "--step", "0")
+    assert (ended.exit_code, "there are no steps: source 'bad'" in " ".join(ended.messages.split())) == (2, True)
+
+
 def test_inspect_step_of_a_run_started_on_another_seed_is_refused(
     run_command: RunCommand, tmp_path: Path, arguments: list[str]
 ) -> None:

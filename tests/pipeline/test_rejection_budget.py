@@ -11,8 +11,9 @@ import pytest
 
 from pipeline.config import ConfigError, DataConfig
 from pipeline.indexed_data import IndexedData, SourceRows
-from pipeline.rejection_budget import Exceeded, check_rejected, find_exceeded
+from pipeline.rejection_budget import Exceeded, check_rejected, describe_excess, find_exceeded
 from pipeline.shards.index import build_index
+from pipeline.shards.scan import Checks
 from tests.pipeline.shards.archives import caption_files, write_tar
 
 
@@ -87,3 +88,28 @@ def test_check_rejected_counts_defective_shards_by_themselves(tmp_path: Path) ->
     for part in ("2 of 5 shards are defective (shard_empty 2), more than the 1", str(cut[0]), "max_rejected_fraction"):
         assert part in str(caught.value)
     check_rejected(data_of(*shards, *map(str, cut)), limits(max_rejected_fraction=0.4))
+
+
+@pytest.mark.parametrize(
+    ("sources", "is_refused"),
+    [
+        ({"good": {}, "bad": {}}, True),
+        ({"good": {"epochs": 1}, "bad": {"epochs": 2}}, True),
+        ({"good": {"weight": 1}, "bad": {"weight": 1}}, True),
+        ({"good": {"weight": 1}, "bad": {"weight": 0}}, False),
+    ],
+)
+def test_source_of_a_mix_without_a_usable_sample_is_refused_however_small(
+    sources: dict[str, dict[str, float]], is_refused: bool, tmp_path: Path
+) -> None:
+    paths = {"good": write_tar(tmp_path / "good.tar", caption_files("k")),
+             "bad": write_tar(tmp_path / "bad.tar", [("k.txt", b"x")])}  # fmt: skip
+    mix = DataConfig.model_validate(
+        {"sources": {name: {"shards": (paths[name],), **how} for name, how in sources.items()}}
+    )
+    index = build_index(list(paths.values()), tmp_path / "index", checks=Checks(allow_duplicate_keys=True))
+    data = IndexedData(
+        index, pa.table({"reason": index.samples["reason"]}), (SourceRows("good", 0, 1), SourceRows("bad", 1, 2))
+    )
+    found = describe_excess(data, mix)
+    assert (found is not None and "source 'bad' has no usable sample (missing_image 1)" in found) is is_refused

@@ -2,7 +2,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.inspect.locate import find_sample
+from pipeline.inspect.locate import find_sample, short_names
 from pipeline.shards.index import INDEX_SCHEMA, ShardIndex, ShardInfo
 from pipeline.shards.scan import Checks
 
@@ -39,6 +39,20 @@ def test_find_sample_takes_number_name_or_url_and_number_or_key(name: str, row: 
 def test_find_sample_names_what_there_is(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         find_sample(INDEX, name)
+
+
+def test_find_sample_takes_digits_with_leading_zeros_for_a_key() -> None:
+    index = make_index(("/d/00000.tar", ["000000000", "000000001", "000000003", "000000004"]))
+    found = [find_sample(index, f"00000.tar:{place}") for place in ("000000003", "000000001", "3", "1")]
+    assert found == [2, 1, 3, 1]
+    with pytest.raises(ValueError, match="none with the key '000000002'"):
+        find_sample(index, "00000.tar:000000002")
+
+
+def test_short_names_find_their_shard_again() -> None:
+    names = short_names(INDEX)
+    assert list(names.values()) == ["a-0.tar", "1", "2"]
+    assert [find_sample(INDEX, f"{names[shard.url]}:0") for shard in INDEX.shards] == [0, 3, 5]
 
 
 def test_find_sample_agrees_with_row_numbers() -> None:
