@@ -1,6 +1,8 @@
 """`ray-llava convert`: from annotation files, tables or downloads to verified WebDataset shards."""
 
+import json
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +13,7 @@ from rich.text import Text
 
 from jobs.console import output_console
 from pipeline.config import ClusterConfig, ConfigError
+from pipeline.errors import Reason
 
 if TYPE_CHECKING:  # torch takes seconds to load; usage errors need not wait for it
     from pipeline.convert.run import Conversion
@@ -59,7 +62,7 @@ def run(
         raise ConfigError(f"--prefix {prefix!r}: expected letters, digits, dashes and underscores")
     if "://" in out:
         raise ConfigError(f"--out {out}: expected a local folder; write the shards there, then copy them to the URL")
-    from pipeline.convert.formats import SourceOptions, open_source
+    from pipeline.convert.formats import SourceOptions, open_source, searched_folder
     from pipeline.convert.run import convert
     from pipeline.convert.shard_plan import ShardLimits
     from pipeline.samples.schema import SchemaPolicy
@@ -68,6 +71,9 @@ def run(
     policy = SchemaPolicy(prepend_missing_placeholder=add_placeholder, drop_leading_answer=drop_leading_answer)
     folder = None if images is None else str(images)
     options = SourceOptions(folder, image_column, text_column, first_caption, policy)
+    opened = open_source(
+        [os.path.abspath(path) if "://" not in path else path for path in source], source_format, options
+    )
     console = output_console()
     columns = (
         TextColumn("writing shards"),
@@ -79,9 +85,7 @@ def run(
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("shards", total=None)
         result = convert(
-            open_source(
-                [os.path.abspath(path) if "://" not in path else path for path in source], source_format, options
-            ),
+            opened,
             Path(out).absolute(),
             limits=ShardLimits(max_samples, max_mb * _MEGABYTE),
             shuffle_seed=shuffle_seed,
@@ -93,10 +97,27 @@ def run(
     console.print(summary_table(result))
     if result.skipped:
         console.print(skipped_table(result))
-        console.print(f"{len(result.skipped)} skipped entries listed in {Path(out) / 'convert' / 'skipped.jsonl'}")
+        listed = f"{len(result.skipped)} skipped entries listed in {Path(out) / 'convert' / 'skipped.jsonl'}"
+        console.print(listed, markup=False, soft_wrap=True)
     if not result.num_samples:
-        raise ConfigError("nothing was written: every entry was skipped; see the reasons above")
-    console.print(f"to train on them: data.shards=[{out}]", markup=False)
+        raise ConfigError(f"nothing was written: every entry was skipped; {_advice(result, searched_folder(opened))}")
+    console.print(f"to train on them: {shards_override(out)}", markup=False, soft_wrap=True)
+
+
+def shards_override(folder: str) -> str:
+    """Return the argument that names a folder of shards, quoted for YAML and for the shell."""
+    return shlex.quote(f"data.shards=[{json.dumps(folder, ensure_ascii=False)}]")
+
+
+def _advice(result: "Conversion", folder: str | None) -> str:
+    """Return what to do about a conversion that wrote nothing; `folder` is where it looked for images."""
+    reason, number = next(iter(result.reasons().items()))
+    if reason != Reason.MISSING_IMAGE or folder is None:
+        return "see the reasons above"
+    return (
+        f"{number} of {result.num_entries} name an image that is not in {folder}; pass the folder that the image paths "
+        "begin at with --images"
+    )
 
 
 def summary_table(result: "Conversion") -> Table:

@@ -7,9 +7,12 @@ names that the images get in the shard. What the files were called before is kep
 from __future__ import annotations
 
 import codecs
+import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import BinaryIO, cast
 
@@ -21,11 +24,14 @@ from pipeline.convert.json_stream import iterate_array
 from pipeline.convert.repair import repair_turns
 from pipeline.convert.source import Entry, Members, entry_table, refused, stored_bytes
 from pipeline.errors import DataError, Reason
+from pipeline.samples.annotation import read_annotation
 from pipeline.samples.schema import SchemaPolicy, has_turns
-from pipeline.samples.strict_json import MAX_JSON_BYTES, JsonValue, parse_json
+from pipeline.samples.strict_json import MAX_JSON_BYTES, JsonValue
 from pipeline.samples.video import has_video
 from pipeline.shards.storage import open_shard
 
+LINE_ENDINGS = (".jsonl", ".ndjson")
+_GZIP_MAGIC = b"\x1f\x8b"
 _HEAD_BYTES = 2 * MAX_JSON_BYTES
 _NUM_TRIED = 17
 """Lines at the start that are looked at to tell one object per line from an array."""
@@ -51,7 +57,7 @@ class AnnotationSource:
         entries: list[Entry] = []
         texts: list[bytes] = []
         lines = holds_lines(unit)
-        with open_shard(unit) as file:
+        with open_annotations(unit) as file:
             try:
                 for row, text in enumerate(_lines(file) if lines else iterate_array(file)):
                     entries.append(self._entry(row, text))
@@ -95,11 +101,40 @@ class AnnotationSource:
         return members
 
 
+def plain_name(path: str) -> str:
+    """Return a path in small letters and without the ending of gzip, to compare its ending."""
+    return path.casefold().removesuffix(".gz")
+
+
+def is_gzipped(path: str) -> bool:
+    """Whether a file holds gzip, by its first bytes."""
+    with open_shard(path) as file:
+        return file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
+
+
+@contextmanager
+def open_annotations(path: str) -> Iterator[BinaryIO]:
+    """Open an annotation file for reading from start to end, unpacked if it is compressed with gzip.
+
+    Raises:
+        ValueError: the compressed file is damaged.
+    """
+    with open_shard(path) as file:
+        if not is_gzipped(path):
+            yield file
+            return
+        try:
+            with gzip.open(file) as unpacked:
+                yield cast(BinaryIO, unpacked)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise ValueError(f"{path}: not readable as gzip ({error}); fetch or write the file again") from error
+
+
 def holds_lines(path: str) -> bool:
     """Whether an annotation file holds one object per line: its ending says so, or one of its first lines is one."""
-    if path.endswith((".jsonl", ".ndjson")):
+    if plain_name(path).endswith(LINE_ENDINGS):
         return True
-    with open_shard(path) as file:
+    with open_annotations(path) as file:
         head = file.read(_HEAD_BYTES).removeprefix(codecs.BOM_UTF8).lstrip()
     return not head.startswith(b"[") and any(_is_annotation(line) for line in head.split(b"\n")[:_NUM_TRIED])
 
@@ -123,7 +158,7 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _parse(text: bytes) -> dict[str, JsonValue]:
-    tree = parse_json(text)
+    tree = read_annotation(text)
     if not isinstance(tree, dict) or not has_turns(tree):
         raise DataError(Reason.MISSING_ANNOTATION, "an entry with neither `conversations` nor `messages`")
     return tree

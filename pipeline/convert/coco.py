@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from pipeline.convert.annotations import open_annotations
 from pipeline.convert.image_folder import image_extension, image_size_bytes, read_image_file
 from pipeline.convert.source import Entry, Members, entry_table, refused, stored_bytes
 from pipeline.errors import DataError, Reason
-from pipeline.shards.storage import open_shard
+from pipeline.samples.strict_json import decode_text
 
 _Id = int | float | str
 
@@ -32,7 +33,7 @@ class CocoSource:
     files: tuple[str, ...]
     image_folder: str
     first_caption_only: bool = False
-    """Keep one caption of each image, the first in the file; each sample holds its own copy of the image."""
+    """Keep one caption of each image, the first usable one; each sample holds its own copy of the image."""
     kind: str = "coco"
 
     def units(self) -> list[str]:
@@ -87,16 +88,11 @@ class CocoSource:
             else:
                 files[image_id] = _repeated() if image_id in files else _file_of(image, self.image_folder)
         uncaptioned = dict.fromkeys(files)
-        seen: set[_Id] = set()
-        for note in notes:
+        for note in _first_usable(notes) if self.first_caption_only else notes:
             try:
                 image_id = _id_of(note, "image_id")
                 uncaptioned.pop(image_id, None)
-                if self.first_caption_only and image_id in seen:
-                    continue
-                text = _text_of(note)
-                seen.add(image_id)
-                yield _caption(image_id, text, files.get(image_id))
+                yield _caption(image_id, _text_of(note), files.get(image_id))
             except DataError as error:
                 yield error
         yield from [DataError(Reason.MISSING_ANNOTATION, "an image without caption")] * len(uncaptioned)
@@ -105,7 +101,7 @@ class CocoSource:
 
 def _load(unit: str) -> tuple[list[Any], list[Any]]:
     """Return what stands in `images` and `annotations`."""
-    with open_shard(unit) as file:
+    with open_annotations(unit) as file:
         content = file.read()
     try:
         tree = json.loads(content)
@@ -130,6 +126,31 @@ def _id_of(entry: Any, field: str) -> _Id:
     if isinstance(value, int | float | str):
         return value
     raise DataError(Reason.JSON_INVALID, f"`{field}` is {_kind(value)}, expected a number or text")
+
+
+def _first_usable(notes: list[Any]) -> list[Any]:
+    """Return the first usable caption of each image, or its first one if none is; notes without image stay."""
+    chosen: dict[_Id, int] = {}
+    usable: set[_Id] = set()
+    nowhere: list[int] = []
+    for place, note in enumerate(notes):
+        try:
+            image_id = _id_of(note, "image_id")
+        except DataError:
+            nowhere.append(place)
+            continue
+        if image_id not in usable and _is_usable(note):
+            usable.add(image_id)
+            chosen[image_id] = place
+        chosen.setdefault(image_id, place)
+    return [notes[place] for place in sorted([*chosen.values(), *nowhere])]
+
+
+def _is_usable(note: dict[str, Any]) -> bool:
+    try:
+        return bool(decode_text(_text_of(note).encode()).strip())
+    except (DataError, UnicodeEncodeError):
+        return False
 
 
 def _text_of(note: dict[str, Any]) -> str:

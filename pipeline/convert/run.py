@@ -24,6 +24,8 @@ from pipeline.convert.shard_job import (
     ShardTask,
     Skipped,
     read_record,
+    read_records,
+    remove_records,
     write_json,
 )
 from pipeline.convert.shard_plan import Ids, ShardLimits, cut_shards, order_entries
@@ -32,7 +34,7 @@ from pipeline.shards.index import Progress, RunMap, run_serially
 from pipeline.shards.scan import Checks
 from pipeline.shards.storage import stat_shard
 
-FORMAT = 2
+FORMAT = 3
 """Raised whenever the same source would give other bytes."""
 
 
@@ -172,7 +174,7 @@ def _fingerprint(listing: pa.Table, units: Sequence[str], settings: dict[str, An
 
 
 def _claim(folder: Path, plan: str, description: dict[str, Any]) -> None:
-    """Note in the folder which conversion it belongs to.
+    """Note in the folder which conversion it belongs to; another one that wrote no sample gives way.
 
     Raises:
         ValueError: it holds another one.
@@ -182,14 +184,17 @@ def _claim(folder: Path, plan: str, description: dict[str, Any]) -> None:
     path = folder / "convert" / "plan.json"
     if path.is_file():
         found = json.loads(path.read_text(encoding="utf-8"))
-        if found["plan"] != plan:
+        if found["plan"] == plan:
+            return
+        if any(folder.glob("*.tar")) or any(record.num_samples for record in read_records(folder)):
             changed = [name for name, value in description.items() if found.get(name) != value] or ["source files"]
             raise ValueError(
                 f"{folder} holds the shards of another conversion ({', '.join(changed)} differ): a resumed conversion "
-                "must see the same source and settings; choose another folder or remove this one"
+                f"must see the same source and settings; choose another folder, or remove {found['prefix']}-*.tar and "
+                "convert/ in this one"
             )
-        return
-    if any(folder.glob("*.tar")):
+        remove_records(folder)
+    elif any(folder.glob("*.tar")):
         raise ValueError(f"{folder} already holds tar files that no conversion wrote; choose another folder")
     write_json(path, {"plan": plan, **description})
 

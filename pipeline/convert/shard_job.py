@@ -25,6 +25,8 @@ from pipeline.shards.tar import MAX_MEMBER_BYTES
 from pipeline.shards.writer import open_shard_writer
 
 _HASH_BYTES = 4 * 1024 * 1024
+_PLAN_CHARS = 8
+"""Of the plan at the start of each key: the shards of two conversions may be trained on together."""
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +42,7 @@ class Skipped(NamedTuple):
     key: str
     reason: str
     detail: str
-    """What was found; never user text."""
+    """What was found; of the user's text at most the start of a name, escaped."""
 
 
 class ShardRecord(NamedTuple):
@@ -109,7 +111,7 @@ class ShardTask:
     def _samples(self, job: ShardJob, skipped: list[Skipped], measure: MeasureImages) -> Iterator[dict[str, Any]]:
         """Yield the samples that pass; the others are appended to `skipped`."""
         for unit, row, outcome in self._outcomes(job.entries):
-            key = f"{unit:05d}-{row:09d}"
+            key = f"{job.plan[:_PLAN_CHARS]}-{unit:05d}-{row:09d}"
             try:
                 if isinstance(outcome, DataError):
                     raise outcome
@@ -155,14 +157,25 @@ def record_path(folder: str | Path, shard_name: str) -> Path:
 
 def read_record(folder: str | Path, shard_name: str, plan: str) -> ShardRecord | None:
     """Return the record of a finished shard of this very conversion, or None when it must be written."""
-    try:
-        facts = json.loads(record_path(folder, shard_name).read_text(encoding="utf-8"))
-        record = ShardRecord(**{**facts, "skipped": tuple(Skipped(**entry) for entry in facts["skipped"])})
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    record = _from_json(record_path(folder, shard_name))
+    if record is None:
         return None
     path = Path(folder) / shard_name
     size = path.stat().st_size if path.is_file() else 0
     return record if record.plan == plan and size == record.size_bytes else None
+
+
+def read_records(folder: str | Path) -> list[ShardRecord]:
+    """Return the records of whatever conversion a folder belongs to, without those that are damaged."""
+    records = (_from_json(path) for path in sorted(record_path(folder, "").parent.glob("*.tar.json")))
+    return [record for record in records if record is not None]
+
+
+def remove_records(folder: str | Path) -> None:
+    """Remove what a conversion noted in a folder beside its plan."""
+    notes = record_path(folder, "").parent
+    for path in [*notes.glob("*.tar.json"), notes / "manifest.json", notes / "skipped.jsonl"]:
+        path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -174,6 +187,14 @@ def write_json(path: Path, content: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def _from_json(path: Path) -> ShardRecord | None:
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        return ShardRecord(**{**facts, "skipped": tuple(Skipped(**entry) for entry in facts["skipped"])})
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _to_json(record: ShardRecord) -> dict[str, Any]:

@@ -8,7 +8,12 @@ from collections.abc import Sequence
 
 from pipeline.errors import DataError, Reason
 
-_REMOTE = re.compile(r"\s*(?:[a-z][a-z0-9+.-]*:|//)", re.IGNORECASE)
+_URL = re.compile(r"\s*(?:[a-z][a-z0-9+.-]*://|data:|//)", re.IGNORECASE)
+
+
+def is_url(name: str) -> bool:
+    """Whether a name means something on a network or data in place; a colon alone may stand in a file name."""
+    return _URL.match(name) is not None
 
 
 def sort_images(extensions: Sequence[str]) -> tuple[str, ...]:
@@ -40,7 +45,7 @@ def resolve_images(key: str, names: Sequence[str], present: tuple[str, ...], *, 
         DataError: a remote name, a name without file, or a file that is not named.
     """
     for name in names:
-        if _REMOTE.match(name):
+        if is_url(name):
             raise DataError(Reason.REMOTE_IMAGE_FORBIDDEN, "an image is named by URL")
     if not names:
         if declared and present:

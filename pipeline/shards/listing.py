@@ -27,7 +27,7 @@ def expand_shards(patterns: Sequence[str]) -> list[str]:
     Raises:
         ValueError: a scheme that is not allowed, a pattern that matches nothing, or a shard that is named twice.
     """
-    shards = [shard for pattern in patterns for braced in _expand_braces(pattern) for shard in _expand(braced)]
+    shards = [shard for pattern in patterns for braced in expand_braces(pattern) for shard in _expand(braced)]
     if not shards:
         raise ValueError("no shards given; pass folders, globs or URLs of WebDataset tar files")
     seen: set[str] = set()
@@ -38,12 +38,17 @@ def expand_shards(patterns: Sequence[str]) -> list[str]:
     return shards
 
 
-def _expand_braces(pattern: str) -> list[str]:
+def expand_braces(pattern: str) -> list[str]:
+    """Return a path or URL for each choice that the `{a,b}` and `{0..7}` in a pattern leave.
+
+    Raises:
+        ValueError: a range that is none, or is too long.
+    """
     match = _BRACES.search(pattern)
     if match is None:
         return [pattern]
     head, tail = pattern[: match.start()], pattern[match.end() :]
-    return [head + choice + rest for choice in _choices(match.group(1), pattern) for rest in _expand_braces(tail)]
+    return [head + choice + rest for choice in _choices(match.group(1), pattern) for rest in expand_braces(tail)]
 
 
 def _choices(body: str, pattern: str) -> list[str]:

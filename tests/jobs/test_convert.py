@@ -1,7 +1,10 @@
+import json
+import shlex
 from pathlib import Path
 
 import pytest
 
+from jobs.config_source import read_config
 from tests.jobs.conftest import RunCommand
 from tests.pipeline.convert.datasets import llava_records, turns, write_llava
 
@@ -25,6 +28,30 @@ def test_convert_of_which_nothing_is_left_ends_with_two(run_command: RunCommand,
     ended = run_command("convert", str(path), "--out", str(tmp_path / "out"), "--workers", "1")
     assert ended.exit_code == 2
     assert "every entry was skipped" in ended.messages
+
+
+def test_convert_whose_images_are_elsewhere_names_the_folder_and_the_option(
+    run_command: RunCommand, tmp_path: Path
+) -> None:
+    arguments = ["convert", str(write_llava(tmp_path, llava_records(tmp_path, 3))), "--out", str(tmp_path / "out")]
+    ended = run_command(*arguments, "--workers", "1")
+    assert ended.exit_code == 2
+    assert f"3 of 3 name an image that is not in {tmp_path}" in ended.messages
+    assert "with --images" in ended.messages
+    skipped = (tmp_path / "out" / "convert" / "skipped.jsonl").read_text()
+    assert json.loads(skipped.splitlines()[1])["detail"].endswith("not in the image folder: 'coco/001.jpg'")
+    assert run_command(*arguments, "--workers", "1", "--images", str(tmp_path / "images")).exit_code in (None, 0)
+
+
+def test_convert_ends_with_an_argument_that_names_any_folder(run_command: RunCommand, tmp_path: Path) -> None:
+    out = tmp_path / "it's [a], b"
+    path = write_llava(tmp_path, [*llava_records(tmp_path, 1), {"conversations": []}])
+    arguments = ["convert", str(path), "--images", str(tmp_path / "images"), "--out", str(out), "--workers", "1"]
+    lines = run_command(*arguments).output.splitlines()
+    assert f"1 skipped entries listed in {out}/convert/skipped.jsonl" in lines
+    (hint,) = [line for line in lines if line.startswith("to train on them: ")]
+    overrides = shlex.split(hint.removeprefix("to train on them: "))
+    assert read_config("nlvr_pretrain", overrides).data.shards == (str(out),)
 
 
 def test_convert_with_wrong_option_or_source_ends_with_two(run_command: RunCommand, tmp_path: Path) -> None:

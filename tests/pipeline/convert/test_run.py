@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import zlib
@@ -16,7 +17,7 @@ from pipeline.convert.formats import SourceOptions, open_source
 from pipeline.convert.run import Conversion, convert
 from pipeline.convert.shard_plan import ShardLimits
 from pipeline.crashes.children import run_in_processes
-from pipeline.shards.index import RunMap, run_serially
+from pipeline.shards.index import RunMap, build_index, run_serially
 from tests.pipeline.convert.datasets import llava_records, turns, write_llava
 
 DEADLY = """
@@ -43,6 +44,11 @@ def source_file(tmp_path: Path) -> Path:
 def run(path: Path, out: Path, seed: int | None = 3, run_map: RunMap = run_serially) -> Conversion:
     source = open_source([str(path)], options=SourceOptions(str(path.parent / "images")))
     return convert(source, out, limits=LIMITS, shuffle_seed=seed, run_map=run_map)
+
+
+def plan_of(folder: Path) -> str:
+    plan: str = json.loads((folder / "convert" / "plan.json").read_text())["plan"]
+    return plan
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -138,19 +144,56 @@ def test_convert_into_a_folder_of_another_conversion_is_refused(tmp_path: Path, 
         run(source_file, tmp_path / "other")
 
 
+def test_two_conversions_are_indexed_together_without_duplicate_keys(tmp_path: Path, source_file: Path) -> None:
+    first, second = run(source_file, tmp_path / "a", seed=3), run(source_file, tmp_path / "b", seed=5)
+    index = build_index([*first.shards, *second.shards], tmp_path / "index")
+    assert index.summary() == {}
+    assert index.num_samples == first.num_samples + second.num_samples
+
+
+def test_folder_of_a_conversion_that_wrote_nothing_is_given_to_the_next(tmp_path: Path, source_file: Path) -> None:
+    out = tmp_path / "out"
+    lost = tmp_path / "lost"
+    lost.mkdir()
+    source = open_source([str(source_file)], options=SourceOptions(str(lost)))
+    assert convert(source, out, limits=ShardLimits(2, 10**9), prefix="x").num_samples == 0
+    result = run(source_file, out, seed=None)
+    assert (result.num_samples, result.num_resumed) == (22, 0)
+    run(source_file, tmp_path / "fresh", seed=None)
+    assert contents(out) == contents(tmp_path / "fresh")
+    assert sorted(path.name for path in (out / "convert").iterdir()) == sorted(
+        path.name for path in (tmp_path / "fresh" / "convert").iterdir()
+    )
+
+
+def test_folder_of_a_conversion_that_wrote_something_is_kept_with_advice(tmp_path: Path, source_file: Path) -> None:
+    out = tmp_path / "out"
+    run(source_file, out)
+    advice = re.escape("remove train-*.tar and convert/ in this one")
+    for record in out.glob("convert/*.tar.json"):
+        record.unlink()  # killed between shard and record
+    with pytest.raises(ValueError, match=advice):
+        run(source_file, out, seed=5)
+    run(source_file, out)
+    for shard in out.glob("*.tar"):
+        shard.unlink()  # moved elsewhere
+    with pytest.raises(ValueError, match=advice):
+        run(source_file, out, seed=5)
+
+
 def test_convert_writes_report_and_manifest(tmp_path: Path, source_file: Path) -> None:
     out = tmp_path / "out"
     result = run(source_file, out, seed=None)
     (line,) = (out / "convert" / "skipped.jsonl").read_text().splitlines()
+    manifest = json.loads((out / "convert" / "manifest.json").read_text())
     assert json.loads(line) == {
         "source": str(source_file),
         "row": 8,
         "shard": "train-000001.tar",
-        "key": "00000-000000008",
+        "key": f"{manifest['plan'][:8]}-00000-000000008",
         "reason": "image_token_mismatch",
         "detail": "0 <image> placeholders but 1 image",
     }
-    manifest = json.loads((out / "convert" / "manifest.json").read_text())
     assert [shard["num_samples"] for shard in manifest["shards"]] == [5, 4, 5, 5, 3]
     assert manifest["skipped"] == {"image_token_mismatch": 1}
     assert result.size_bytes == sum(path.stat().st_size for path in out.glob("*.tar"))
@@ -159,7 +202,8 @@ def test_convert_writes_report_and_manifest(tmp_path: Path, source_file: Path) -
 def test_converted_shards_are_read_by_webdataset_in_order(tmp_path: Path, source_file: Path) -> None:
     result = run(source_file, tmp_path / "out", seed=None)
     found = list(webdataset.WebDataset(list(result.shards), shardshuffle=False))
-    assert [item["__key__"] for item in found] == [f"00000-{row:09d}" for row in range(NUM_ENTRIES) if row != 8]
+    start = f"{plan_of(tmp_path / 'out')[:8]}-00000"
+    assert [item["__key__"] for item in found] == [f"{start}-{row:09d}" for row in range(NUM_ENTRIES) if row != 8]
     tree = json.loads(found[1]["json"])
     assert (tree["id"], tree["image"], tree["source_images"]) == ("a.1", ["0.png"], ["coco/001.jpg"])
     assert found[1]["0.png"] == (source_file.parent / "images" / "coco" / "001.jpg").read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import re
@@ -112,6 +113,40 @@ def test_messages_lines_with_typed_parts_and_bad_lines(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.JSONL", "a.json.gz", "a.JSON", "a.json"])
+def test_annotations_compressed_or_in_capitals_are_read_as_any(tmp_path: Path, name: str) -> None:
+    entries = [json.dumps({"conversations": turns("Why?", f"Answer {idx}.")}) for idx in range(3)]
+    text = "\n".join(entries) if "jsonl" in name.casefold() else f"[{', '.join(entries)}]"
+    is_compressed = name in ("a.jsonl.gz", "a.json.gz", "a.json")
+    (tmp_path / name).write_bytes(gzip.compress(text.encode()) if is_compressed else text.encode())
+    result, samples = converted(tmp_path, tmp_path / name)
+    assert answers(samples) == ["Answer 0.", "Answer 1.", "Answer 2."]
+    assert result.skipped == ()
+
+
+def test_compressed_coco_captions_are_read(tmp_path: Path) -> None:
+    path = write_coco(tmp_path, 3)
+    (tmp_path / "captions.json.gz").write_bytes(gzip.compress(path.read_bytes()))
+    options = SourceOptions(str(tmp_path / "images"))
+    assert answers(converted(tmp_path, tmp_path / "captions.json.gz", options=options)[1])[0] == "caption 0 of 101"
+
+
+def test_compressed_file_that_breaks_off_is_named(tmp_path: Path) -> None:
+    records = [{"id": str(idx), "conversations": turns(f"Why {idx}?")} for idx in range(997)]
+    packed = gzip.compress(write_llava(tmp_path, records).read_bytes())
+    for content in (packed[:-500], packed[:500] + b"\xff" * 99 + packed[599:]):
+        (tmp_path / "a.json.gz").write_bytes(content)
+        with pytest.raises(ValueError, match=r"a\.json\.gz: not readable as gzip .*; fetch or write the file again"):
+            converted(tmp_path, tmp_path / "a.json.gz")
+
+
+def test_other_compressed_file_is_to_be_unpacked_first(tmp_path: Path) -> None:
+    for name in ("a.parquet.gz", "a.tar.gz"):
+        (tmp_path / name).write_bytes(gzip.compress(b"x"))
+        with pytest.raises(ValueError, match=rf"{name}: compressed; gunzip it first"):
+            open_source([str(tmp_path / name)])
+
+
 def test_line_above_the_json_limit_costs_only_itself(tmp_path: Path) -> None:
     long = json.dumps({"conversations": turns("x" * 3_000_000)})
     (tmp_path / "a.jsonl").write_text(f"{long}\n{json.dumps({'conversations': turns('Why?')})}\n")
@@ -170,6 +205,29 @@ def test_coco_with_first_caption_only_keeps_one_per_image(tmp_path: Path) -> Non
     path = write_coco(tmp_path, 5)
     _, samples = converted(tmp_path, path, options=SourceOptions(str(tmp_path / "images"), first_caption_only=True))
     assert answers(samples) == [f"caption 0 of {idx}" for idx in (101, 102, 103)]
+
+
+def test_coco_with_first_caption_only_keeps_the_first_usable_one(tmp_path: Path) -> None:
+    images = [{"id": idx, "file_name": f"{idx}.jpg"} for idx in range(4)]
+    for one in images:
+        (tmp_path / str(one["file_name"])).write_bytes(picture(13, 19, "JPEG"))
+    captions: list[Any] = [
+        (0, " "),
+        (1, None),
+        (2, "\ud800"),
+        (0, "a"),
+        (3, ""),
+        (1, "b"),
+        (2, "c"),
+        (0, "d"),
+        (3, "\0"),
+    ]
+    notes = [{"image_id": image_id, "caption": caption} for image_id, caption in captions]
+    path = tmp_path / "coco.json"
+    path.write_text(json.dumps({"images": images, "annotations": notes}))
+    result, samples = converted(tmp_path, path, options=SourceOptions(first_caption_only=True))
+    assert answers(samples) == ["a", "b", "c"]
+    assert skipped(result) == [(1, "turn_empty")]
 
 
 def test_coco_entries_of_wrong_types_are_skipped_one_by_one(tmp_path: Path) -> None:
@@ -453,8 +511,58 @@ def test_folder_of_one_split_is_read_without_caches(tmp_path: Path) -> None:
     assert [Path(unit).name for unit in open_source([str(tmp_path)]).units()] == sorted(names[1:])
 
 
+def test_table_with_its_ending_in_capitals_is_read(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "d" / "A.PARQUET", [{"image": image(), "text": "a ball"}])
+    assert answers(converted(tmp_path / "file", path)[1]) == ["a ball"]
+    assert answers(converted(tmp_path / "folder", path.parent)[1]) == ["a ball"]
+
+
+def test_file_that_is_named_twice_is_refused(tmp_path: Path) -> None:
+    folder = write_downloads(tmp_path / "laion", 2, 3)
+    (tmp_path / "a.jsonl").write_text("{}")
+    (tmp_path / "link.jsonl").symlink_to("a.jsonl")
+    first = str(folder / "00000.tar")
+    for paths, kind in (
+        ([first, first], "auto"),
+        ([str(folder), first], "auto"),
+        ([str(folder), str(folder)], "auto"),
+        ([first, str(folder / "*.tar")], "img2dataset"),
+        ([str(tmp_path / "a.jsonl"), str(tmp_path / "link.jsonl")], "auto"),
+        ([str(tmp_path / "*.jsonl")], "auto"),
+    ):
+        with pytest.raises(ValueError, match=r"(00000\.tar|link\.jsonl) is named twice, the first time as "):
+            open_source(paths, kind)
+
+
+@pytest.mark.parametrize("kind", ["auto", "img2dataset"])
+def test_folder_whose_links_lead_to_one_file_is_read(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "blob").write_bytes(b"x")
+    (tmp_path / "snapshot").mkdir()
+    for name in ("a.tar", "b.tar"):
+        (tmp_path / "snapshot" / name).symlink_to(tmp_path / "blob")
+    assert len(open_source([str(tmp_path / "snapshot")], kind).units()) == 2
+
+
+def test_ranges_and_choices_in_braces_are_expanded(tmp_path: Path) -> None:
+    folder = write_downloads(tmp_path / "laion", 3, 3)
+    named = open_source([f"{folder}/{{00001..00002}}.tar"])
+    assert (named.kind, [Path(unit).name for unit in named.units()]) == ("img2dataset", ["00001.tar", "00002.tar"])
+    for name in ("b.jsonl", "a.jsonl", "{c,d}.jsonl"):
+        (tmp_path / name).write_text("{}")
+    assert open_source([f"{tmp_path}/{{b,a}}.jsonl"]).units() == [f"{tmp_path}/{name}.jsonl" for name in "ba"]
+    assert open_source([f"{tmp_path}/{{c,d}}.js*"]).units() == [f"{tmp_path}/{{c,d}}.jsonl"]
+    with pytest.raises(ValueError, match=r"00003\.tar: no such file or folder"):
+        open_source([f"{folder}/{{00002..00003}}.tar"])
+
+
 def test_url_of_another_format_is_refused() -> None:
-    for url in ("file:///data/x.parquet", "s3://bucket/x.arrow?region=eu", "gs://bucket/x.jsonl"):
+    for url in (
+        "file:///data/x.parquet",
+        "s3://bucket/x.jsonl.gz",
+        "s3://bucket/X.JSON",
+        "s3://bucket/x.arrow?region=eu",
+        "gs://bucket/x.jsonl",
+    ):
         with pytest.raises(ValueError, match="only tar shards are read; copy the files"):
             open_source([url])
     with pytest.raises(ValueError, match="--format parquet: with URLs only tar shards"):
@@ -503,7 +611,8 @@ def test_rows_of_large_groups_are_all_found(tmp_path: Path, monkeypatch: pytest.
     found = [read_sample(index, idx) for idx in range(index.num_samples)]
     assert all(int(sample.key.rpartition("-")[2]) == int(answers([sample])[0][5:]) for sample in found)
     keys = [sample.key for sample in found]
-    assert sorted(keys) == [f"00000-{idx:09d}" for idx in range(19)]
+    start = keys[0].rpartition("-")[0]
+    assert sorted(keys) == [f"{start}-{idx:09d}" for idx in range(19)]
     assert (keys == sorted(keys)) is (seed is None)
 
 
