@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import traceback
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -75,40 +76,43 @@ def configure(log_level: LogLevel = "info") -> None:
 
 
 def main() -> None:
-    """Run the command line; an error ends it with one message and the exit code of its kind."""
-    ending = _RankEnding()
+    """Be the program `ray-llava`: run the command line, and end so that no thread can spoil the exit code.
+
+    Threads that still work, such as gloo's or one that prepares the next batch, abort a process whose interpreter takes
+    itself apart: a finished run then counts as failed (pytorch/pytorch#190489). So the process ends where that begins.
+    """
+    ending = _Ending()
     atexit.register(ending.end)  # before all others, so that it is called after them
     try:
-        app()
+        run()
     except SystemExit as ended:
         ending.exit_code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
         raise
+
+
+def run() -> None:
+    """Run the command line; an error ends it with one message and the exit code of its kind."""
+    try:
+        app()
     except (Exception, KeyboardInterrupt) as error:
         failure = classify(error)
         if not failure.is_explained or logging.getLogger("jobs").isEnabledFor(logging.DEBUG):
             traceback.print_exception(error)
         message = str(error) or type(error).__name__
         message_console().print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
-        ending.exit_code = failure.exit_code
         sys.exit(failure.exit_code)
 
 
-class _RankEnding:
-    """Ends a rank of a process group where Python would begin to take itself apart.
-
-    A thread of gloo lets go of its last tensor some time after the collective; when the interpreter is no longer there
-    for that, the process aborts with SIGABRT and a finished run counts as failed (pytorch/pytorch#190489).
-    """
+class _Ending:
+    """The end of the process, with the exit code it is to have."""
 
     def __init__(self) -> None:
         self.exit_code = 1
 
     def end(self) -> None:
-        distributed = sys.modules.get("torch.distributed")  # not imported here: it would cost every verb seconds
-        if distributed is None or not distributed.is_initialized():
-            return
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with suppress(OSError, ValueError):  # nobody reads any more, or it is closed
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(self.exit_code)
 
 

@@ -122,15 +122,18 @@ class PlanIngest(DataConfig):  # type: ignore[misc]  # Ray Train publishes no ty
     The public way to do so is to override `configure`, which Ray Train calls once per start of the worker group.
     """
 
-    def __init__(self, build: Callable[[StreamStart, int], Dataset]) -> None:
-        """Build streams with `build(start, number of ranks)`."""
+    def __init__(
+        self, build: Callable[[StreamStart, int], Dataset], record: Callable[[StreamStart, int], StreamStart]
+    ) -> None:
+        """Let `record(start, number of ranks)` have its say about each start, and build streams with `build`."""
         super().__init__(datasets_to_split="all", execution_options=ExecutionOptions(preserve_order=True))
-        self._build = build
+        self._build, self._record = build, record
 
     def configure(
         self, datasets: dict[str, StreamStart], world_size: int, *args: Any, **kwargs: Any
     ) -> list[dict[str, DataIterator | NoStream]]:
         """Return each worker's share of the stream; `origin` of the start travels along as an attribute."""
+        datasets = {name: self._record(start, world_size) for name, start in datasets.items()}
         errors = {name: start.origin for name, start in datasets.items() if isinstance(start.origin, Exception)}
         if errors:  # building the stream may be what fails at every start
             return [{name: NoStream(error) for name, error in errors.items()} for _ in range(world_size)]

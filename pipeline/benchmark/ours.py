@@ -121,7 +121,7 @@ def time_session(
     )
     if inspect is not None:
         inspect(session, one_step)
-    prepared.close()  # type: ignore[attr-defined]  # a generator: ends its thread
+    prepared.close()  # ends its thread
     return timing
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -22,6 +22,8 @@ from pipeline.loader import RankStep, Rejected
 from pipeline.plan.sources import NO_MIX, Sources
 from pipeline.training.metrics import StepCounts
 from pipeline.training.sources import SourceTally, tally_sources
+
+_LAST_STEP_S = 5.0
 
 
 class MicroBatch(NamedTuple):
@@ -136,11 +138,11 @@ def _pack(
 
 def prepare_ahead(
     rank_steps: Iterator[RankStep], resolution: Resolution, device: torch.device, sources: Sources = NO_MIX
-) -> Iterator[PreparedStep]:
+) -> Generator[PreparedStep, None, None]:
     """Yield prepared steps, always working on the next one in a thread while the caller computes.
 
     On a GPU the copies run on a stream of their own, so they overlap with compute. An error in the stream is raised
-    here, in order.
+    here, in order. Closed early, it waits a little for the thread: what it works on may be the process's last.
     """
     results: queue.Queue[PreparedStep | BaseException | None] = queue.Queue(maxsize=1)
     stopped = threading.Event()
@@ -176,3 +178,4 @@ def prepare_ahead(
             yield item
     finally:
         stopped.set()
+        thread.join(_LAST_STEP_S)  # not for ever: the data may be what does not come

@@ -29,11 +29,18 @@ class Workers:
     device: torch.device
     patient_group: dist.ProcessGroup | None = None
     """Group of all ranks whose members wait for days."""
+    num_local: int | None = None
+    """Ranks on this machine; None for all."""
 
     @property
     def is_first(self) -> bool:
         """Whether this is rank 0, the only one that writes checkpoints and metrics."""
         return self.rank == 0
+
+    @property
+    def ranks_here(self) -> int:
+        """Ranks on this machine."""
+        return self.world_size if self.num_local is None else self.num_local
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Sum each value over all ranks, in float64."""
@@ -111,7 +118,7 @@ def join_torchrun(use_gpu: bool) -> Workers:
     if world_size > 1 and not dist.is_initialized():
         dist.init_process_group(backends(use_gpu), timeout=_GROUP_TIMEOUT)
     patient_group = dist.new_group(backend="gloo", timeout=_PATIENCE) if world_size > 1 else None
-    return Workers(rank, world_size, device, patient_group)
+    return Workers(rank, world_size, device, patient_group, int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
 
 
 def pick_device(use_gpu: bool, local_rank: int) -> torch.device:

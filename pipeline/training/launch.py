@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -24,7 +25,7 @@ from pipeline.prepare import prepare_run, prepare_source
 from pipeline.rejected import record_rejected
 from pipeline.shards.index import RunMap
 from pipeline.training.distributed import Workers, join_torchrun
-from pipeline.training.lease import hold_run
+from pipeline.training.lease import hold_checkpoints, hold_run
 from pipeline.training.local_stream import iterate_despite_deaths
 from pipeline.training.loop import StopRequestedError
 from pipeline.training.notices import SignalNotices, sigterm_as_request
@@ -70,7 +71,7 @@ def run_training(config: ExperimentConfig, console: Console | None = None) -> Tr
     from pipeline.cluster_map import map_on_cluster  # the local launcher must work where Ray is not installed
     from pipeline.training import ray_cluster, ray_launch
 
-    with hold_run(Path(config.run_dir)) as attempt:
+    with hold_run(Path(config.run_dir)) as attempt, hold_checkpoints(config.checkpoint.folder):
         adopt_run_dir(config)
         ray_cluster.connect(config.cluster)
         source, rejected = _prepare(config, console, survive_in_tasks(map_on_cluster))
@@ -86,13 +87,14 @@ def adopt_run_dir(config: ExperimentConfig) -> None:
         ConfigError: a field that must not change on resume differs.
     """
     saved = Path(config.run_dir) / "config.yaml"
-    if saved.is_file() and _has_begun(config):
+    if saved.is_file() and has_begun(config):
         check_resumable(load_config(saved), config)
     saved.parent.mkdir(parents=True, exist_ok=True)
     replace_file(saved, config.to_yaml())
 
 
-def _has_begun(config: ExperimentConfig) -> bool:
+def has_begun(config: ExperimentConfig) -> bool:
+    """Whether a run has left more in its folder than its config."""
     traces = (Path(config.run_dir) / name for name in ("metrics.jsonl", "mlflow.json"))
     return any(path.exists() for path in traces) or bool(run_storage(config).generations())
 
@@ -109,7 +111,7 @@ def _run_locally(config: ExperimentConfig, workers: Workers, console: Console) -
         workers.wait_patiently()  # rank 0 builds the index meanwhile
         source = with_cached_features(config, prepare_source(config, console=Console(quiet=True)))
         return _describe(config, _train_rank(config, source, workers, attempt=0), None)
-    with hold_run(Path(config.run_dir)) as attempt:
+    with hold_run(Path(config.run_dir)) as attempt, hold_checkpoints(config.checkpoint.folder):
         adopt_run_dir(config)
         source, rejected = _prepare(config, console, run_on_cores)
         workers.wait_patiently()
@@ -139,7 +141,8 @@ def _train_rank(config: ExperimentConfig, source: BatchSource, workers: Workers,
     with sigterm_as_request() as requested:
         position = workers.gather(find_position(config) if workers.is_first else None)[0]
         if workers.is_first:
-            record_start(Path(config.run_dir), attempt, position.step if position else 0, cluster.max_failures)
+            step = position.step if position else 0
+            record_start(Path(config.run_dir), attempt, step, cluster.max_failures, workers.world_size)
         notices = SignalNotices(requested.is_set)
         return run_worker(config, source, workers, open_stream, position=position, attempt=attempt, notices=notices)
 
@@ -179,7 +182,8 @@ def _supervise(
         tracker.finish("FINISHED")
     except BaseException as error:
         stopped = isinstance(error, StopRequestedError | KeyboardInterrupt)
-        tracker.finish("KILLED" if stopped else "FAILED")
+        with suppress(OSError):  # of a full disk, say; what ended the run is told in any case
+            tracker.finish("KILLED" if stopped else "FAILED")
         raise
     finally:
         num_pending = tracker.close(_STOP_SEND_TIMEOUT_S if stopped else _SEND_TIMEOUT_S)

@@ -12,8 +12,9 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from pipeline.training.run_files import read_object, replace_file
 
 LOCK_NAME = "lease.lock"
 _HOLDER = "lease.json"
+_CHECKPOINTS_LOCK = "checkpoints.lock"
 
 
 class RunHeldError(RuntimeError):
@@ -44,13 +46,39 @@ def hold_run(run_dir: Path) -> Iterator[int]:
         run_dir.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
         raise FileExistsError(f"run_dir {run_dir}: expected a folder, found a file; choose another run_dir") from error
-    descriptor = os.open(run_dir / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
+    with _locked(run_dir / LOCK_NAME, partial(describe_holder, run_dir)):
+        yield next_attempt(run_dir)
+
+
+@contextmanager
+def hold_checkpoints(folder: str | None) -> Iterator[None]:
+    """Hold a checkpoint folder that lies outside the run folder, where a run elsewhere may write too.
+
+    Args:
+        folder: local path, held; None or a URL, where nothing can be held.
+
+    Raises:
+        RunHeldError: another run holds it.
+    """
+    if folder is None or "://" in folder:
+        yield
+        return
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    refusal = f"checkpoint.folder {folder} is in use by another run; give each run its own"
+    with _locked(path / _CHECKPOINTS_LOCK, lambda: refusal):
+        yield
+
+
+@contextmanager
+def _locked(path: Path, describe: Callable[[], str]) -> Iterator[None]:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise RunHeldError(describe_holder(run_dir)) from error
-        yield next_attempt(run_dir)
+            raise RunHeldError(describe()) from error
+        yield
     finally:
         os.close(descriptor)
 

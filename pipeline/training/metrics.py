@@ -24,6 +24,9 @@ METRICS_FIELDS = ("step", "metrics")
 """What every line of metrics.jsonl has."""
 
 
+METRICS_FILE = "metrics.jsonl"
+
+
 class MetricsLog:
     """Append-only metrics file of a run; survives being killed, or a full disk, in the middle of a line."""
 

@@ -119,11 +119,12 @@ def _fit(config: ExperimentConfig, source: BatchSource, attempt: int, stop: Any)
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_ELASTIC_START_TIMEOUT_S))
     source_ref = ray.put(source)
     data = run_data(config, source.plan.data_fingerprint, source_ref)
+    start = RunStart(config, data, attempt, source.plan.total_steps)
     trainer = TorchTrainer(
         _TrainFunction(config, source_ref, attempt, stop),
         torch_config=TorchConfig(backend=backends(config.cluster.use_gpu), timeout_s=_GROUP_TIMEOUT_S),
-        datasets={"train": RunStart(config, data, attempt, source.plan.total_steps)},
-        dataset_config=PlanIngest(StreamBuilder(config, source_ref, source.plan.total_steps)),
+        datasets={"train": start},
+        dataset_config=PlanIngest(StreamBuilder(config, source_ref, source.plan.total_steps), start.record),
         scaling_config=ScalingConfig(
             num_workers=config.cluster.num_workers,
             elastic_resize_monitor_interval_s=config.cluster.resize_interval_s,
@@ -180,7 +181,12 @@ class _TrainFunction:
         from pipeline.training.worker import run_worker
 
         context = ray.train.get_context()
-        workers = Workers(context.get_world_rank(), context.get_world_size(), ray_torch.get_device())
+        workers = Workers(
+            context.get_world_rank(),
+            context.get_world_size(),
+            ray_torch.get_device(),
+            num_local=context.get_local_world_size(),
+        )
         source = ray.get(self.source)
         shard = ray.train.get_dataset_shard("train")
         if isinstance(shard.origin, Exception):

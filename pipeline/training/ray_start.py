@@ -43,12 +43,21 @@ class RunStart:
             return StreamStart(0, {}, error)
         done = 0 if position is None else position.step
         # With nothing left to train the workers never open the stream; one step keeps Ray's split well-formed.
-        start = StreamStart(min(done, self.total_steps - 1), {}, position)
+        return StreamStart(min(done, self.total_steps - 1), refused_samples(self.data), position)
+
+    def record(self, start: StreamStart, num_ranks: int) -> StreamStart:
+        """Write down that so many workers start; returns the start, or one whose origin is the error that forbids it.
+
+        Ray Train asks where to start before it knows how many will, and again whenever their number changes.
+        """
+        if isinstance(start.origin, Exception):
+            return start
+        done = 0 if start.origin is None else start.origin.step
         try:
-            record_start(self.data.run_dir, self.attempt, done, self.config.cluster.max_failures)
-        except CrashLoopError as error:
+            record_start(self.data.run_dir, self.attempt, done, self.config.cluster.max_failures, num_ranks)
+        except (CrashLoopError, OSError) as error:
             return dataclasses.replace(start, origin=error)
-        return dataclasses.replace(start, refused=refused_samples(self.data))
+        return start
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,14 +1,15 @@
 """Starts of a run's workers and how they ended, in files of the run folder; and the end of starting again in vain.
 
-`restarts.jsonl` has a line per start, `{"attempt", "step", "time_s"}`; `failures.jsonl` one per rank that failed with
-an error, `{"attempt", "start", "rank", "step", "error", "time_s"}`, where `start` is the number of lines in the former.
-A start without a failure line was ended from outside.
+`restarts.jsonl` has a line per start, `{"attempt", "step", "ranks", "time_s"}`; `failures.jsonl` one per rank that
+failed with an error, `{"attempt", "start", "rank", "step", "error", "time_s"}`, where `start` is the number of lines in
+the former. A start without a failure line was ended from outside.
 """
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.training.run_files import append_line, read_entries
@@ -24,7 +25,7 @@ class CrashLoopError(RuntimeError):
     """The workers fail again and again without a new checkpoint; the message says how each start ended."""
 
 
-def record_start(run_dir: Path, attempt: int, step: int, max_restarts: int) -> None:
+def record_start(run_dir: Path, attempt: int, step: int, max_restarts: int, num_ranks: int = 1) -> None:
     """Write down that the workers start at `step`.
 
     Args:
@@ -32,19 +33,25 @@ def record_start(run_dir: Path, attempt: int, step: int, max_restarts: int) -> N
         attempt: number under which the launcher holds it; starts of earlier launchers do not count.
         step: optimizer steps that the checkpoint holds from which they start.
         max_restarts: restarts from one step that are tried.
+        num_ranks: workers that start. An elastic run that changes their number without a failure has not failed.
 
     Raises:
         CrashLoopError: this would be one more.
     """
     starts = list(read_entries(run_dir / RESTARTS_FILE, _START_FIELDS))
-    in_vain = 0
-    for start in reversed(starts):
+    failed = {entry["start"] for entry in read_entries(run_dir / FAILURES_FILE, _FAILURE_FIELDS)}
+    in_vain: list[int] = []
+    next_ranks = num_ranks
+    for number, start in reversed(list(enumerate(starts, 1))):
         if (start["attempt"], start["step"]) != (attempt, step):
             break
-        in_vain += 1
-    if in_vain > max_restarts:
-        raise CrashLoopError(_diagnose(run_dir, step, len(starts) - in_vain, len(starts)))
-    entry = {"attempt": attempt, "step": step, "time_s": round(time.time(), 3)}
+        ranks = start.get("ranks", next_ranks)
+        if number in failed or ranks == next_ranks:
+            in_vain.append(number)
+        next_ranks = ranks
+    if len(in_vain) > max_restarts:
+        raise CrashLoopError(_diagnose(run_dir, step, in_vain[::-1]))
+    entry = {"attempt": attempt, "step": step, "ranks": num_ranks, "time_s": round(time.time(), 3)}
     append_line(run_dir / RESTARTS_FILE, json.dumps(entry))
 
 
@@ -64,18 +71,18 @@ def record_failure(run_dir: Path, attempt: int, rank: int, step: int, error: Bas
     append_line(run_dir / FAILURES_FILE, json.dumps({"attempt": attempt, "start": start, **entry}))
 
 
-def _diagnose(run_dir: Path, step: int, first: int, end: int) -> str:
+def _diagnose(run_dir: Path, step: int, in_vain: Sequence[int]) -> str:
     failures = list(read_entries(run_dir / FAILURES_FILE, _FAILURE_FIELDS))
     lines = [
-        f"{end - first} starts from step {step} ended without a new checkpoint, so another one is not tried "
+        f"{len(in_vain)} starts from step {step} ended without a new checkpoint, so another one is not tried "
         "(cluster.max_failures):"
     ]
-    for number in range(first + 1, end + 1):
+    for number in in_vain:
         own = [entry for entry in failures if entry["start"] == number]
         told = [f"rank {entry['rank']} at step {entry['step']}: {entry['error']}" for entry in own]
         how = "; ".join(told) or "ended from outside: out of memory, lost node, signal"
         lines.append(f"  start {number}: {how}")
-    steps = sorted({entry["step"] for entry in failures if first < entry["start"] <= end})
+    steps = sorted({entry["step"] for entry in failures if entry["start"] in in_vain})
     if steps:
         lines.append(f"`ray-llava inspect --step {steps[0]}` shows the samples of step {steps[0]}.")
     lines.append("If the starts were ended from outside, checkpoints may be too rare: lower checkpoint.every_steps.")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -14,11 +15,9 @@ from typing import NamedTuple
 import torch
 import transformers
 
-from pipeline.config import ConfigError, ExperimentConfig, MixChange
+from pipeline.config import ExperimentConfig
 from pipeline.feature_cache.opening import check_tower
 from pipeline.loader import BatchSource, RankStep
-from pipeline.mix import check_past_changes
-from pipeline.training.base_weights import check_same_weights
 from pipeline.training.batches import prepare_ahead
 from pipeline.training.bookkeeping import drop_replayed
 from pipeline.training.checkpoint import Checkpoint, CheckpointStore
@@ -26,9 +25,10 @@ from pipeline.training.distributed import Workers
 from pipeline.training.lease import check_lease
 from pipeline.training.lineage import describe_sample
 from pipeline.training.loop import StopRequestedError, train
-from pipeline.training.metrics import Ledger, MetricsLog
+from pipeline.training.metrics import METRICS_FILE, Ledger, MetricsLog
 from pipeline.training.notices import Notices
 from pipeline.training.optim import build_optimizer
+from pipeline.training.own_checkpoint import check_own
 from pipeline.training.restarts import record_failure
 from pipeline.training.resume import run_storage
 from pipeline.training.session import TrainingSession
@@ -89,7 +89,8 @@ def run_worker(
         raise
     except Exception as error:
         step = session.current_step if session else (position.step if position else 0)
-        record_failure(Path(config.run_dir), attempt, workers.rank, step, error)
+        with suppress(OSError):  # of a full disk, say; what ended the run is told in any case
+            record_failure(Path(config.run_dir), attempt, workers.rank, step, error)
         raise
 
 
@@ -108,6 +109,7 @@ def _train(session: TrainingSession, source: BatchSource, open_stream: OpenStrea
             )
         return metrics
     finally:
+        steps.close()
         session.snapshots.abandon(_LAST_WRITE_S)
 
 
@@ -134,13 +136,12 @@ def _set_up(
     store = _open_store(config, workers, attempt, start_step)
     if position is not None:
         checkpoint = store.open(position)
-        announced = checkpoint.state["config"]["data"]["mix_changes"]
-        check_past_changes([MixChange(**change) for change in announced], config.data.mix_changes, checkpoint.step)
-        check_same_plan(checkpoint, source, config)
-        check_same_weights(checkpoint.state.get("weights", {}), config.model)
+        check_own(checkpoint, source, config)
         restore(model, optimizer, checkpoint)
         _restore_random_state(checkpoint, workers, config.seed)
         ledger, trend = Ledger(**checkpoint.state["ledger"]), LossTrend(**checkpoint.state["trend"])
+    if workers.is_first:
+        store.storage.sweep()  # only now: before, the folder may have turned out to be another run's
     drop_replayed(run_dir / "quarantine", start_step, workers)
     return TrainingSession(
         config=config,
@@ -150,7 +151,7 @@ def _set_up(
         model=model,
         optimizer=optimizer,
         snapshots=Snapshots(store, attempt, start_step),
-        log=MetricsLog(run_dir / "metrics.jsonl") if workers.is_first else None,
+        log=MetricsLog(run_dir / METRICS_FILE) if workers.is_first else None,
         ledger=ledger,
         trend=trend,
         attempt=attempt,
@@ -162,32 +163,13 @@ def _set_up(
 
 def _open_store(config: ExperimentConfig, workers: Workers, attempt: int, start_step: int) -> CheckpointStore:
     storage, policy = run_storage(config), config.checkpoint
-    if workers.is_first:
-        storage.sweep()
     may_commit = partial(check_lease, Path(config.run_dir), attempt)
     return CheckpointStore(storage, policy.keep_last, may_commit, policy.keep_best, start_step)
 
 
-def check_same_plan(checkpoint: Checkpoint, source: BatchSource, config: ExperimentConfig) -> None:
-    """Refuse to continue on other data than the checkpoint was trained on.
-
-    Raises:
-        ConfigError: the fingerprints differ.
-    """
-    before, now = checkpoint.state["plan_fingerprint"], source.plan.fingerprint_before(checkpoint.step)
-    if before != now:
-        then, today = checkpoint.state["config"]["data"], config.model_dump(mode="json")["data"]
-        changed = [f"data.{name}: {then[name]} before, {today[name]} now" for name in then if then[name] != today[name]]
-        raise ConfigError(
-            f"checkpoint {checkpoint.folder} was trained on plan {before[:12]}, the data now give plan {now[:12]}: "
-            f"shards, tokenizer, template or batch size changed since ({'; '.join(changed) or 'not by the config'}). "
-            "Restore them to resume, or choose another run_dir to start a new run"
-        )
-
-
 def _use_threads(config: ExperimentConfig, workers: Workers) -> None:
     """Pin the number of intra-op threads: it decides how sums are split, so equal runs need equal numbers."""
-    threads = config.cluster.torch_threads or max(1, (os.cpu_count() or 1) // workers.world_size)
+    threads = config.cluster.torch_threads or max(1, (os.cpu_count() or 1) // workers.ranks_here)
     torch.set_num_threads(threads)
 
 

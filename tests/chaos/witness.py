@@ -11,7 +11,7 @@ import os
 import signal
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,7 @@ def mark_start(path: Path) -> None:
     after("restore", "restored")
     prepare_ahead = batches.prepare_ahead
 
-    def prepare_marked(*arguments: Any) -> Iterator[PreparedStep]:
+    def prepare_marked(*arguments: Any) -> Generator[PreparedStep, None, None]:
         prepared = prepare_ahead(*arguments)
         first = next(prepared)
         mark("data")

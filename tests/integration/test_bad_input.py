@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.cli import main
+from jobs.cli import run as run_command_line
 from tests.integration.conftest import WriteConfig
 
 Members = Mapping[str, bytes]
@@ -68,7 +68,7 @@ def run_command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[st
     def run(*arguments: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["ray-llava", *arguments])
         with pytest.raises(SystemExit) as end:
-            main()
+            run_command_line()
         output = capfd.readouterr()
         return int(end.value.code or 0), output.out + output.err
 

@@ -77,6 +77,22 @@ def test_two_ranks_train_the_same_batches_with_the_same_loss(write_config: Write
     assert [loss for _, loss in two] == pytest.approx([loss for _, loss in one], rel=2e-5)
 
 
+def test_checkpoints_of_another_run_or_config_are_never_continued(write_config: WriteConfig, tmp_path: Path) -> None:
+    folder = f"checkpoint.folder={tmp_path / 'shared'}"
+    run_training(load_config(write_config("a"), [folder]))
+    kept = sorted(path.name for path in (tmp_path / "shared").iterdir())
+    with pytest.raises(ConfigError, match=rf"holds the checkpoints of the run in {tmp_path / 'a'}, and run_dir is"):
+        run_training(load_config(write_config("b"), [folder]))
+    assert sorted(path.name for path in (tmp_path / "shared").iterdir()) == kept
+    shutil.rmtree(tmp_path / "a")  # a lost machine: the checkpoints are elsewhere, the same command goes on
+    with pytest.raises(ConfigError, match=r"training\.learning_rate: the run was started with 0\.001, now 0\.5"):
+        run_training(load_config(write_config("a"), [folder, "training.learning_rate=0.5"]))
+    shutil.rmtree(tmp_path / "a")
+    shutil.rmtree(tmp_path / "shared" / "step-00000007")
+    run_training(load_config(write_config("a"), [folder]))
+    assert [step for step, _ in losses(tmp_path / "a")] == [6]
+
+
 def test_finished_run_started_again_trains_nothing(write_config: WriteConfig, tmp_path: Path) -> None:
     config = load_config(write_config("once"))
     run_training(config)

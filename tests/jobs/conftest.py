@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.cli import main
+from jobs.cli import run as run_command_line
 
 
 class Ended(NamedTuple):
@@ -30,7 +30,7 @@ def run_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
     def run(*arguments: str) -> Ended:
         monkeypatch.setattr("sys.argv", ["ray-llava", *arguments])
         with pytest.raises(SystemExit) as ended:
-            main()
+            run_command_line()
         captured = capsys.readouterr()
         return Ended(ended.value.code, captured.out, captured.err)
 

