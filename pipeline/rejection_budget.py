@@ -116,7 +116,7 @@ def _describe_empty_source(data: IndexedData, limits: DataConfig) -> str | None:
     """Judge the sources of a mix: one that gives nothing is few samples of all, but not what was asked for."""
     for name, first, end in data.sources:
         reasons = data.tokens["reason"].slice(first, end - first)
-        if limits.draws_from(name) and not pc.any(pc.equal(reasons, "")).as_py():
+        if name and limits.draws_from(name) and not pc.any(pc.equal(reasons, "")).as_py():
             found = Counter(reasons.to_pylist())
             return (
                 f"source {name!r} has no usable sample ({_listed(found) or 'its shards are empty'}); `ray-llava index "

@@ -88,11 +88,8 @@ class DataConfig(Section):
         return {name: source.shards for name, source in self.sources.items()} or {"": self.shards}
 
     def draws_from(self, name: str) -> bool:
-        """Whether a source of the mix ever gives samples to the run; the only one of a run without a mix does."""
-        source = self.sources.get(name)
-        if source is None:
-            return True
-        return source.weight != 0 or any(change.weights.get(name) for change in self.mix_changes)
+        """Whether a source of the mix ever gives samples to the run."""
+        return self.sources[name].weight != 0 or any(change.weights[name] for change in self.mix_changes)
 
     def allowed_rejected(self, num_samples: int) -> int:
         """Return how many of `num_samples` may be rejected; a small data set may lose 20 whatever their share."""

@@ -113,7 +113,7 @@ def test_defect_found_on_every_rank_ends_the_run_once_with_its_own_error(
     config = load_config(write_config("run"), ON_RAY)
     (tmp_path / "run" / "config.yaml").unlink()
     changed = ["data.shards=[" + config.data.shards[0].replace("pretrain-0", "finetune-0") + "]", "data.template=v1"]
-    with pytest.raises(ConfigError, match="was trained on plan"):
+    with pytest.raises(ConfigError, match="holds a run that these changes would falsify"):
         run_training(load_config(write_config("run"), [*ON_RAY, *changed]))
     assert len(losses(tmp_path / "run")) == 2
 
