@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from jobs.console import output_console
-from pipeline.training.tracking import replay
+from pipeline.training.tracking import replay, without_credentials
 
 RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of the run.")]
 Uri = Annotated[str | None, typer.Option(help="Send it there instead of where the run was tracked.")]
@@ -16,7 +16,11 @@ def run(run_dir: RunDir, uri: Uri = None) -> None:
     """Send everything of a run that its MLflow server lacks; sending twice changes nothing."""
     sender = replay(run_dir, uri)
     console = output_console()
-    console.print(f"MLflow run {sender.state.run_id} at {sender.state.tracking_uri} is complete")
+    place = f"MLflow run {sender.state.run_id} at {without_credentials(sender.state.tracking_uri)}"
+    if missing := len(sender.state.missing_artifacts):
+        what = "1 artifact" if missing == 1 else f"{missing} artifacts"
+        raise FileNotFoundError(f"{place} lacks {what} whose files are not there, see above")
+    console.print(f"{place} is complete")
     if sender.num_refused:
         console.print(f"{sender.num_refused} records were refused by the server, see above")
         raise typer.Exit(1)

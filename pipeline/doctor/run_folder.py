@@ -10,7 +10,6 @@ from pathlib import Path
 
 from pipeline.config import ConfigError, ExperimentConfig, check_resumable, load_config
 from pipeline.doctor.finding import Finding
-from pipeline.doctor.model_files import num_elements
 from pipeline.training.checkpoint_storage import FolderStorage, fsync
 from pipeline.training.lease import LOCK_NAME, describe_holder
 from pipeline.training.manifest import CheckpointError
@@ -20,7 +19,6 @@ from pipeline.training.verification import readable_manifests, verify
 _SLOW_FSYNC_S = 0.5
 CHECKPOINTS_NEEDED = 2.5
 """Room for the newest, the one being written, and the rest of a run's files."""
-_WEIGHTS_TO_CHECKPOINT = 3.0  # a weight and two moments of the optimizer, each in the master type
 
 
 def check_file_system(run_dir: Path) -> list[Finding]:
@@ -47,9 +45,13 @@ def check_checkpoint_folder(config: ExperimentConfig) -> list[Finding]:
 
 def check_resume(config: ExperimentConfig) -> Finding:
     """Compare the config with that of the run that the folder holds."""
+    from pipeline.training.launch import has_begun  # transformers takes seconds to load
+
     saved = Path(config.run_dir) / "config.yaml"
     if not saved.is_file():
         return Finding("config", "ok", "the folder holds no run yet")
+    if not has_begun(config):
+        return Finding("config", "ok", f"replaces {saved}, with which no run has begun")
     try:
         check_resumable(load_config(saved), config)
     except ConfigError as error:
@@ -127,12 +129,17 @@ def check_disk(config: ExperimentConfig) -> Finding:
 
 
 def _estimate_checkpoint(config: ExperimentConfig) -> int:
-    """Return the bytes of a checkpoint; 0 when they cannot be known from files on this machine."""
-    element_bytes = 4 if config.training.master_dtype == "float32" else 2
-    if config.stage == "pretrain" or config.lora.rank is not None:
-        return 300 << 20  # the largest usual projector, or adapters of a 7B model
-    numel = sum(num_elements(path) for path in Path(config.model.language_model).glob("*.safetensors"))
-    return int(numel * element_bytes * _WEIGHTS_TO_CHECKPOINT)
+    """Return the bytes of a checkpoint, what learns and its moments; 0 when the model's configs are not to be had."""
+    from pipeline.estimate.memory import estimate_memory  # torch and transformers take seconds to load
+    from pipeline.estimate.skeleton import build_skeleton
+
+    try:
+        model = build_skeleton(config)
+    except (ValueError, OSError):
+        return 0
+    whole = config.training.model_copy(update={"sharding": "none", "cpu_offload": False})
+    memory = estimate_memory(model, config.model_copy(update={"training": whole}), num_ranks=1, micro_batch_tokens=1)
+    return memory.gradients + memory.optimizer  # a gradient is as large as what it belongs to
 
 
 def check_checkpoints(config: ExperimentConfig) -> Finding:

@@ -12,6 +12,7 @@ from pathlib import Path
 from pipeline.config import ClusterConfig, ConfigError, ExperimentConfig
 from pipeline.doctor.finding import Finding
 from pipeline.training.ray_address import check_listens
+from pipeline.training.tracking.credentials import without_credentials
 from pipeline.training.tracking.journal import resolve_tracking_uri
 
 _TIMEOUT_S = 3.0
@@ -24,20 +25,21 @@ def check_tracking(config: ExperimentConfig) -> Finding:
     if not config.tracking.enabled:
         return Finding("MLflow", "ok", "switched off (tracking.enabled)")
     uri = resolve_tracking_uri(config.tracking.uri, os.environ, Path(config.run_dir))
+    shown = without_credentials(uri)
     later = "the run goes on without it and sends everything later"
     try:
         if uri.startswith(("http://", "https://")):
-            with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=_TIMEOUT_S) as response:
-                return Finding("MLflow", "ok", f"{uri} answers with status {response.status}")
+            with urllib.request.urlopen(f"{shown.rstrip('/')}/health", timeout=_TIMEOUT_S) as response:
+                return Finding("MLflow", "ok", f"{shown} answers with status {response.status}")
         if uri.startswith("sqlite:///"):
             return _try_database(uri, Path(uri.removeprefix("sqlite:///")))
     except (OSError, ValueError, http.client.HTTPException, sqlite3.Error) as error:
-        return Finding("MLflow", "warning", f"{uri}: {error}; {later}")
+        return Finding("MLflow", "warning", f"{shown}: {error}; {later}")
     if uri.startswith(_UNTRIED):
-        return Finding("MLflow", "ok", f"{uri}, not tried")
+        return Finding("MLflow", "ok", f"{shown}, not tried")
     kinds = f"http(s)://HOST, sqlite:///FILE, {', '.join(_UNTRIED)}, or what an MLflow plugin adds"
     return Finding(
-        "MLflow", "warning", f"{uri}: expected {kinds}; correct tracking.uri (or MLFLOW_TRACKING_URI), {later}"
+        "MLflow", "warning", f"{shown}: expected {kinds}; correct tracking.uri (or MLFLOW_TRACKING_URI), {later}"
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.shards.index import ShardIndex
-from pipeline.training.run_files import append_line
+from pipeline.training.run_files import append_line, read_entries, replace_file
 from pipeline.training.session import TrainingSession
 
 NONFINITE_FILE = "nonfinite.jsonl"
@@ -27,6 +27,14 @@ def record_step(session: TrainingSession, file_name: str, step: int, numbers: di
     written = {name: value if value is None or math.isfinite(value) else str(value) for name, value in numbers.items()}
     line = {"step": step, **written, "samples": samples_of_step(session, step)}
     append_line(Path(session.config.run_dir) / file_name, json.dumps(line, allow_nan=False))
+
+
+def drop_replayed_records(run_dir: Path, start_step: int) -> None:
+    """Remove records of steps that are computed again, which write them anew; only for the one who appends, rank 0."""
+    for path in (run_dir / NONFINITE_FILE, run_dir / SPIKE_FILE):
+        if path.is_file():
+            entries = [entry for entry in read_entries(path, ("step",)) if entry["step"] < start_step]
+            replace_file(path, "".join(json.dumps(entry) + "\n" for entry in entries))
 
 
 def samples_of_step(session: TrainingSession, step: int) -> list[dict[str, Any]]:

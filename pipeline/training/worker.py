@@ -23,7 +23,7 @@ from pipeline.training.bookkeeping import drop_replayed
 from pipeline.training.checkpoint import Checkpoint, CheckpointStore
 from pipeline.training.distributed import Workers
 from pipeline.training.lease import check_lease
-from pipeline.training.lineage import describe_sample
+from pipeline.training.lineage import describe_sample, drop_replayed_records
 from pipeline.training.loop import StopRequestedError, train
 from pipeline.training.metrics import METRICS_FILE, Ledger, MetricsLog
 from pipeline.training.notices import Notices
@@ -143,6 +143,8 @@ def _set_up(
     if workers.is_first:
         store.storage.sweep()  # only now: before, the folder may have turned out to be another run's
     drop_replayed(run_dir / "quarantine", start_step, workers)
+    if workers.is_first:
+        drop_replayed_records(run_dir, start_step)
     return TrainingSession(
         config=config,
         plan=source.plan,

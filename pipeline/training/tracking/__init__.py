@@ -1,9 +1,11 @@
 """Experiment tracking as a sink: training writes files, a background thread copies them to MLflow.
 
-`journal` is what the run folder remembers, `recovery` what checkpoints remember of it, `tracker` the thread that sends
-it, `mlflow_run` the only module that imports mlflow, `lineage` the tags that tie a finetuning run to its projector.
+`journal` is what the run folder remembers, `recovery` what helps where that is damaged, `tracker` the thread that sends
+it, `mlflow_run` the only module that imports mlflow, `lineage` the tags that tie a finetuning run to its projector,
+`credentials` what takes them out of all that others read.
 """
 
+from pipeline.training.tracking.credentials import without_credentials
 from pipeline.training.tracking.journal import JOURNAL_NAME, dashboard_command, resolve_tracking_uri
 from pipeline.training.tracking.lineage import projector_lineage
 from pipeline.training.tracking.tracker import RunTracker, open_run, replay
@@ -16,4 +18,5 @@ __all__ = [
     "projector_lineage",
     "replay",
     "resolve_tracking_uri",
+    "without_credentials",
 ]

@@ -14,12 +14,15 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from pipeline.training.run_files import append_line, complete_lines, cut_unfinished_line, replace_file
+from pipeline.training.tracking.credentials import without_credentials
 
 logger = logging.getLogger(__name__)
 
 JOURNAL_NAME = "tracking.jsonl"
 METRICS_NAME = "metrics.jsonl"
 STATE_NAME = "mlflow.json"
+RUN_DIR_TAG = "ray_llava.run_dir"
+"""Of an opening: where the run folder was then."""
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -79,6 +82,7 @@ class LogArtifacts(Operation):
 
     kind: Literal["artifacts"] = "artifacts"
     path: str
+    """Relative to the run folder, which may be moved before it is sent, or absolute for what lies elsewhere."""
     artifact_path: str | None
     """Folder inside the run's artifacts; None is their root."""
 
@@ -106,7 +110,11 @@ class SentState(BaseModel):
     run_id: str | None = None
     num_operations: int = 0
     """Lines of the journal."""
+    missing_artifacts: tuple[int, ...] = ()
+    """Lines among them whose files were not there; each process that sends tries them once more."""
     metrics_offset_bytes: int = 0
+    knows_more: bool = False
+    """Whether the server may have steps beyond the offset; then it is asked which, and those are not sent."""
 
     def restarted(self, tracking_uri: str) -> "SentState":
         """Return the state in which everything is still to be sent, to a server that has nothing of the run."""
@@ -132,7 +140,7 @@ class Journal:
 
     def append(self, operation: AnyOperation) -> None:
         """Add an operation with a single write, so that readers never see half of it while this process lives."""
-        append_line(self.path, operation.model_dump_json())
+        append_line(self.path, without_credentials(operation.model_dump_json()))
 
     def read(self, start: int = 0) -> list[AnyOperation]:
         """Return the operations after the first `start` lines."""
@@ -145,7 +153,7 @@ class Journal:
         """
         for number, line in enumerate(complete_lines(self.path)[start:], start + 1):
             try:
-                yield number, _PARSER.validate_json(line)
+                yield number, _parse_operation(line)
             except ValidationError as error:
                 if number not in self._reported:
                     self._reported.add(number)
@@ -155,6 +163,12 @@ class Journal:
     def repair(self) -> None:
         """Cut off a last line that a killed process left half written."""
         cut_unfinished_line(self.path)
+
+
+def _parse_operation(line: bytes) -> AnyOperation:
+    """Return the operation in a line; journals of older versions hold credentials, which nothing here may pass on."""
+    text = without_credentials(line.decode(errors="surrogateescape"))
+    return _PARSER.validate_json(text.encode(errors="surrogateescape"))
 
 
 def read_metric_lines(path: Path, offset_bytes: int) -> Iterator[tuple[int, list[MetricPoint]]]:
@@ -225,9 +239,10 @@ def resolve_tracking_uri(configured: str | None, environment: Mapping[str, str],
 
 def dashboard_command(tracking_uri: str) -> str:
     """Return what opens the tracking server's pages: its address, or the command that serves a local database."""
-    if tracking_uri.startswith(("http://", "https://")):
-        return tracking_uri
-    return f"mlflow ui --backend-store-uri {shlex.quote(tracking_uri)}"
+    shown = without_credentials(tracking_uri)
+    if shown.startswith(("http://", "https://")):
+        return shown
+    return f"mlflow ui --backend-store-uri {shlex.quote(shown)}"
 
 
 def flatten_params(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

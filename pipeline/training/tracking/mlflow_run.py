@@ -5,8 +5,10 @@ Every call may raise whatever the server or its client raises; retrying is the c
 
 import getpass
 import json
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlparse
 
@@ -28,6 +30,7 @@ from mlflow.utils.validation import (
     MAX_TAG_VAL_LENGTH,
 )
 
+from pipeline.training.tracking.credentials import without_credentials
 from pipeline.training.tracking.journal import (
     AnyOperation,
     FinishRun,
@@ -82,6 +85,10 @@ class MlflowRun:
         metrics = [Metric(p.key, p.value, int(p.time_s * 1000), p.step) for p in points]
         self._client.log_batch(self._run_id, metrics=metrics)
 
+    def steps_of(self, key: str) -> set[int]:
+        """Return the steps of a metric that the server has."""
+        return {metric.step for metric in self._client.get_metric_history(self._run_id, key)}
+
     def _reopen(self, operation: OpenRun) -> None:
         self._client.update_run(self._run_id, status="RUNNING")
         self._set_tags(operation.tags | {ATTEMPT_TAG: str(operation.attempt)})
@@ -132,7 +139,8 @@ def connect(state: SentState, opening: OpenRun) -> SentState:
     if state.run_id is not None and _is_active(client, state.run_id):
         return state
     experiment_id = _experiment_id(client, state.tracking_uri, opening.experiment)
-    run = _find_run(client, experiment_id, state.run_key) or client.create_run(
+    found = _find_run(client, experiment_id, state.run_key)
+    run = found or client.create_run(
         experiment_id,
         start_time=int(opening.time_s * 1000),
         run_name=opening.run_name,
@@ -144,14 +152,12 @@ def connect(state: SentState, opening: OpenRun) -> SentState:
         },
     )
     return state.restarted(state.tracking_uri).model_copy(
-        update={"experiment_id": experiment_id, "run_id": run.info.run_id}
+        update={"experiment_id": experiment_id, "run_id": run.info.run_id, "knows_more": found is not None}
     )
 
 
 def is_refusal(error: Exception) -> bool:
     """Tell whether repeating the same call is pointless: the server understood it and said no."""
-    if isinstance(error, FileNotFoundError):
-        return True
     if not isinstance(error, MlflowException):
         return False
     return error.error_code in {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS"}
@@ -165,6 +171,31 @@ def bound_client_waiting() -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+def quiet_client() -> None:
+    """Silence what the client's connections say of every try in this process; our own message names the failure."""
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+
+
+@contextmanager
+def failures_explained(tracking_uri: str) -> Iterator[None]:
+    """Raise failures of the server inside the block as errors that say what to do.
+
+    Raises:
+        ConnectionError: it did not answer, or failed.
+        ValueError: it will refuse the same again.
+    """
+    try:
+        yield
+    except MlflowException as error:
+        reason, _, _ = str(error).strip().partition("\n")
+        what = without_credentials(f"MLflow at {tracking_uri}: {reason}")
+        if is_refusal(error):
+            raise ValueError(f"{what}; correct tracking.uri or tracking.experiment, or pass --uri") from error
+        raise ConnectionError(
+            f"{what}; nothing is lost: once the server answers, run the same command again, or name another with --uri"
+        ) from error
 
 
 def _is_active(client: MlflowClient, run_id: str) -> bool:

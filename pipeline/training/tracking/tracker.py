@@ -12,7 +12,9 @@ from pathlib import Path
 
 from pipeline.config import ExperimentConfig, load_config
 from pipeline.training.lease import hold_run
+from pipeline.training.tracking.credentials import without_credentials
 from pipeline.training.tracking.journal import (
+    RUN_DIR_TAG,
     AnyOperation,
     FinishRun,
     Journal,
@@ -25,7 +27,7 @@ from pipeline.training.tracking.journal import (
     flatten_params,
     resolve_tracking_uri,
 )
-from pipeline.training.tracking.recovery import recover_state
+from pipeline.training.tracking.recovery import recover_position, recover_state
 from pipeline.training.tracking.sender import Sender
 
 logger = logging.getLogger(__name__)
@@ -46,6 +48,7 @@ class RunTracker:
             sender: Sends to the server; None only writes the journal, for `replay` to send later.
             interval_s: Pause between two looks at the files.
         """
+        self._run_dir = run_dir.resolve()
         self._journal = Journal(run_dir)
         self._sender = sender
         self._interval_s = interval_s
@@ -59,8 +62,8 @@ class RunTracker:
 
     @property
     def tracking_uri(self) -> str | None:
-        """Where the run is sent; None if it is not."""
-        return self._sender.state.tracking_uri if self._sender else None
+        """Where the run is sent, without credentials; None if it is not."""
+        return without_credentials(self._sender.state.tracking_uri) if self._sender else None
 
     @property
     def run_id(self) -> str | None:
@@ -103,8 +106,10 @@ class RunTracker:
 
     def log_artifacts(self, path: str | Path, artifact_path: str | None = None) -> None:
         """Store a file, or the content of a folder, with the run; it must stay in place until it was sent."""
-        absolute = str(Path(path).resolve())
-        self._write(LogArtifacts(time_s=time.time(), path=absolute, artifact_path=artifact_path))
+        place = Path(path).resolve()
+        if place.is_relative_to(self._run_dir):  # which may be moved before it is sent
+            place = place.relative_to(self._run_dir)
+        self._write(LogArtifacts(time_s=time.time(), path=str(place), artifact_path=artifact_path))
 
     def finish(self, status: RunStatus) -> None:
         """Give the run its end and status."""
@@ -113,15 +118,19 @@ class RunTracker:
     def close(self, timeout_s: float = 30.0) -> int:
         """Wait until everything is sent, at most `timeout_s`; returns how many records are not.
 
-        A server that has not answered for a while gets a few seconds only: it is a sink, not worth holding GPUs for.
+        A server that has not answered for a while gets a few seconds only, and one that turns out not to answer now a
+        few tries: it is a sink, not worth holding GPUs for.
         """
         if self._sender is None:
             return 0
-        is_dead = self._num_failures >= _DEAD_AFTER_FAILURES
+        timeout_s = min(timeout_s, _LAST_TRY_S) if self._is_dead() else timeout_s
         self._closing.set()
         self._wake.set()
-        self._thread.join(min(timeout_s, _LAST_TRY_S) if is_dead else timeout_s)
+        self._thread.join(timeout_s)
         return self._sender.num_pending()
+
+    def _is_dead(self) -> bool:
+        return self._num_failures >= _DEAD_AFTER_FAILURES
 
     def _write(self, operation: AnyOperation) -> None:
         self._journal.append(operation)
@@ -142,10 +151,10 @@ class RunTracker:
                     level,
                     "MLflow at %s: %s; training goes on, sending is tried again (failure %d in a row)",
                     self.tracking_uri,
-                    error,
+                    without_credentials(str(error)),
                     self._num_failures,
                 )
-            if closing and not self._num_failures:
+            if closing and (not self._num_failures or self._is_dead()):
                 return
             if closing:
                 time.sleep(self._interval_s)
@@ -169,6 +178,7 @@ def open_run(config: ExperimentConfig, tags: Mapping[str, str], interval_s: floa
     run_dir.mkdir(parents=True, exist_ok=True)
     journal = Journal(run_dir)
     journal.repair()
+    recover_position(run_dir)
     attempt = 1 + sum(isinstance(operation, OpenRun) for operation in journal.read())
     journal.append(
         OpenRun(
@@ -177,7 +187,7 @@ def open_run(config: ExperimentConfig, tags: Mapping[str, str], interval_s: floa
             experiment=config.tracking.experiment,
             run_name=config.name,
             params=flatten_params(config.model_dump(mode="json")),
-            tags={"ray_llava.stage": config.stage, "ray_llava.run_dir": str(run_dir.resolve()), **tags},
+            tags={"ray_llava.stage": config.stage, RUN_DIR_TAG: str(run_dir.resolve()), **tags},
             config_yaml=config.to_yaml(),
         )
     )
@@ -196,17 +206,21 @@ def replay(run_dir: Path, tracking_uri: str | None) -> Sender:
         tracking_uri: Where to send it; None takes what the run's config, or else the environment, says.
 
     Raises:
-        ValueError: the folder holds no tracked run.
+        ValueError: the folder holds no tracked run, or the server refuses it.
         RunHeldError: the run is going on and sends by itself.
-        Exception: whatever the server or its client raises.
+        ConnectionError: the server did not answer, or failed.
     """
     if not Journal(run_dir).path.is_file():
         raise ValueError(f"{run_dir}: no tracked run here ({Journal(run_dir).path.name} is missing)")
+    from pipeline.training.tracking.mlflow_run import failures_explained  # takes two seconds
+
     with hold_run(run_dir):
         if (saved := run_dir / "config.yaml").is_file():
             config = load_config(saved).model_copy(update={"run_dir": str(run_dir)})
             recover_state(config)
             tracking_uri = tracking_uri or config.tracking.uri
+        recover_position(run_dir)
         sender = Sender(run_dir, resolve_tracking_uri(tracking_uri, os.environ, run_dir))
-        sender.send()
+        with failures_explained(sender.state.tracking_uri):
+            sender.send()
     return sender

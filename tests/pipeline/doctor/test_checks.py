@@ -7,7 +7,7 @@ import shutil
 import socket
 import sqlite3
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -27,6 +27,7 @@ from pipeline.doctor.services import check_ray, check_tracking
 from pipeline.shards.index import ensure_index
 from pipeline.training.checkpoint import CheckpointStore
 from pipeline.training.lease import hold_run
+from pipeline.training.stage import build_model
 from tests.pipeline.doctor.configs import small_config
 from tests.pipeline.shards.archives import caption_files, tar_bytes
 
@@ -34,6 +35,12 @@ from tests.pipeline.shards.archives import caption_files, tar_bytes
 @pytest.fixture
 def config(tmp_path: Path) -> ExperimentConfig:
     return small_config(tmp_path)
+
+
+class Usage(NamedTuple):
+    """Of a disk."""
+
+    free: int
 
 
 def save(config: ExperimentConfig, *steps: int) -> None:
@@ -67,14 +74,48 @@ def test_disk_needs_room_for_two_and_a_half_checkpoints(
 ) -> None:
     save(config, 3)
     size = sum(path.stat().st_size for path in Path(config.run_dir).rglob("*.safetensors"))
-
-    class Usage(NamedTuple):
-        free: int
-
     for free, status in ((int(2.6 * size), "ok"), (int(2.4 * size), "error")):
         with monkeypatch.context() as patch:
             patch.setattr(shutil, "disk_usage", lambda _, free=free: Usage(free))
             assert check_disk(config).status == status
+
+
+@pytest.mark.parametrize(
+    ("stage", "rank", "training"),
+    [
+        ("pretrain", None, {}),
+        ("finetune", None, {}),
+        ("finetune", None, {"sharding": "fsdp", "cpu_offload": True}),
+        ("finetune", 7, {}),
+        ("finetune", 13, {"vision_tower_lr": 1e-4}),
+    ],
+)
+def test_first_checkpoint_is_estimated_from_what_the_run_trains(
+    config: ExperimentConfig, monkeypatch: pytest.MonkeyPatch, stage: str, rank: int | None, training: dict[str, Any]
+) -> None:
+    config = config.model_copy(
+        update={
+            "stage": stage,
+            "lora": config.lora.model_copy(update={"rank": rank}),
+            "training": config.training.model_copy(update=training),
+        }
+    )
+    model = build_model(config, torch.device("cpu"))
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    size = 3 * 4 * trained  # a weight and two moments in float32
+
+    for free, status in ((int(2.51 * size), "ok"), (int(2.49 * size), "error")):
+        with monkeypatch.context() as patch:
+            patch.setattr(shutil, "disk_usage", lambda _, free=free: Usage(free))
+            assert check_disk(config).status == status
+
+
+def test_checkpoint_of_a_model_that_is_not_here_is_of_unknown_size(config: ExperimentConfig) -> None:
+    parts = config.model.model_copy(update={"language_model": "/nope"})
+    for rank in (None, 128):
+        lora = config.lora.model_copy(update={"rank": rank})
+        finding = check_disk(config.model_copy(update={"model": parts, "lora": lora}))
+        assert (finding.status, "the model is not on this machine" in finding.detail) == ("warning", True)
 
 
 def test_checkpoints_newest_damaged_is_a_warning_all_damaged_an_error(config: ExperimentConfig) -> None:
@@ -109,12 +150,24 @@ def test_field_that_must_not_change_on_resume_is_an_error_with_both_values(confi
     saved = Path(config.run_dir) / "config.yaml"
     saved.parent.mkdir()
     saved.write_text(config.to_yaml())
-    assert check_resume(config).status == "ok"
+    save(config, 3)
+    assert "continues the run" in check_resume(config).detail
     finding = check_resume(config.model_copy(update={"seed": 13}))
     assert finding.status == "error"
     assert "seed: the run was started with 0, now 13" in finding.detail
     saved.write_text("name: [")
     assert check_resume(config).status == "error"
+
+
+def test_config_of_a_start_that_failed_before_the_run_began_may_be_corrected(config: ExperimentConfig) -> None:
+    saved = Path(config.run_dir) / "config.yaml"
+    saved.parent.mkdir()
+    for first in (config.to_yaml(), "name: ["):
+        saved.write_text(first)
+        finding = check_resume(config.model_copy(update={"seed": 13}))
+        assert (finding.status, finding.detail) == ("ok", f"replaces {saved}, with which no run has begun")
+    save(config, 3)
+    assert check_resume(config.model_copy(update={"seed": 13})).status == "error"
 
 
 def test_language_model_without_weights_or_with_damaged_ones_is_an_error_naming_them(
@@ -197,6 +250,20 @@ def test_tracking_server_that_is_away_or_locked_is_a_warning(
     for uri in ("foo://bar", "notauri", "http://[", "sqlite:////proc/m.db", f"sqlite:///{tmp_path}/file/m.db"):
         assert check_tracking(track(uri)).status == "warning", uri
     assert check_tracking(track("postgresql+psycopg2://u@h/d")).status == "ok"
+
+
+def test_tracking_server_is_asked_and_named_without_the_password(config: ExperimentConfig) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        place = f"127.0.0.1:{free.getsockname()[1]}"
+    for uri, said in (
+        (f"http://me:s3cret@{place}", f"http://{place}: <urlopen error [Errno 111] Connection refused>"),
+        ("postgresql://me:s3cret@h/d", "postgresql://h/d, not tried"),
+        ("foo://me:s3cret@h", "foo://h: expected"),
+    ):
+        tracking = config.tracking.model_copy(update={"uri": uri})
+        detail = check_tracking(config.model_copy(update={"tracking": tracking})).detail
+        assert detail.startswith(said)
+        assert "s3cret" not in detail
 
 
 def test_ray_is_not_started_where_it_is_not_addressed(

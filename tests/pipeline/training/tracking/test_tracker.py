@@ -4,52 +4,27 @@ import json
 import os
 import socket
 import sqlite3
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from mlflow import MlflowClient
-from mlflow.entities import Run
 
-from pipeline.config import ExperimentConfig
 from pipeline.training.checkpoint import CheckpointStore
 from pipeline.training.lease import RunHeldError, hold_run
 from pipeline.training.tracking import RunTracker, open_run, replay
-
-MakeConfig = Callable[..., ExperimentConfig]
-
-
-def write_steps(config: ExperimentConfig, steps: range, keys: tuple[str, ...] = ("train/loss",)) -> None:
-    """Append metric lines as the training loop writes them; values and times are functions of the step."""
-    with (Path(config.run_dir) / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        for step in steps:
-            metrics = {key: 100.0 * index + 1.0 / (step + 1) for index, key in enumerate(keys)}
-            file.write(json.dumps({"step": step, "time_s": 1700000000.25 + step, "metrics": metrics}) + "\n")
-
-
-def runs_of(config: ExperimentConfig, uri: str) -> list[Run]:
-    client = MlflowClient(uri)
-    experiment = client.get_experiment_by_name(config.tracking.experiment)
-    return list(client.search_runs([experiment.experiment_id])) if experiment else []
-
-
-def history(uri: str, run_id: str, key: str) -> list[tuple[int, float, int]]:
-    return [(m.step, m.value, m.timestamp) for m in MlflowClient(uri).get_metric_history(run_id, key)]
-
-
-def expected_history(steps: range) -> list[tuple[int, float, int]]:
-    return [(step, 1.0 / (step + 1), 1700000000250 + 1000 * step) for step in steps]
-
-
-def track(config: ExperimentConfig, steps: range) -> RunTracker:
-    """Track one attempt from start to end; everything must have arrived."""
-    tracker = open_run(config, tags={}, interval_s=0.05)
-    write_steps(config, steps)
-    tracker.finish("FINISHED")
-    assert tracker.close() == 0
-    return tracker
+from pipeline.training.tracking.sender import Sender
+from tests.pipeline.training.tracking.tracked_runs import (
+    MakeConfig,
+    expected_history,
+    history,
+    runs_of,
+    track,
+    write_steps,
+)
 
 
 def test_finished_run_holds_params_tags_config_data_metrics_and_artifacts(
@@ -177,16 +152,15 @@ def test_more_points_than_one_call_may_carry_all_arrive(make_config: MakeConfig,
 
 
 def test_record_that_the_server_refuses_is_counted_and_does_not_hold_up_the_rest(
-    make_config: MakeConfig, tracking_uri: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    make_config: MakeConfig, tracking_uri: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = make_config(enabled=False)
     tracker = open_run(config, tags={})
     tracker.log_metrics({"no#such?name": 1.0}, step=1)
-    tracker.log_artifacts(tmp_path / "missing")
     tracker.set_tags({"after": "yes"})
     sender = replay(Path(config.run_dir), tracking_uri)
-    assert (sender.num_refused, sender.num_pending()) == (2, 0)
-    assert "no such file or folder" in caplog.text
+    assert (sender.num_refused, sender.num_pending()) == (1, 0)
+    assert "operation 'metrics' refused and left out" in caplog.text
     (run,) = runs_of(config, tracking_uri)
     assert run.data.tags["after"] == "yes"
 
@@ -237,6 +211,25 @@ def test_server_dead_for_a_while_does_not_hold_the_end_of_the_run(
     while tracker._num_failures < 3:
         time.sleep(0.01)
     assert tracker.close(timeout_s=10_000) == 6  # opening, 5 values
+
+
+def test_server_that_fails_only_when_the_run_ends_is_given_up_after_a_few_tries(
+    make_config: MakeConfig, tracking_uri: str
+) -> None:
+    class Failing(Sender):
+        tried = threading.Event()
+
+        def send(self) -> None:
+            self.tried.set()
+            raise ConnectionError("refused")
+
+    config = make_config(enabled=False)
+    open_run(config, tags={})
+    sender = Failing(Path(config.run_dir), tracking_uri)
+    tracker = RunTracker(Path(config.run_dir), sender, interval_s=0.5)
+    sender.tried.wait()  # the second try comes a second later
+    assert tracker.close(timeout_s=20.0) == 1
+    assert not tracker._thread.is_alive()
 
 
 def test_locked_database_is_tried_again_until_it_is_free(
