@@ -11,8 +11,14 @@ image size in pixels.
 
 from __future__ import annotations
 
+import atexit
+import os
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from multiprocessing import popen_spawn_posix
+from multiprocessing.context import SpawnContext, SpawnProcess
+from multiprocessing.process import BaseProcess
 from typing import NamedTuple
 
 import numpy as np
@@ -204,6 +210,41 @@ class _RankSteps(Dataset[RankStep]):
         return build_rank_step(self._source, self._source.plan.split(step, self._num_ranks)[self._rank])
 
 
+class _UntilKilled(popen_spawn_posix.Popen):
+    """A process that is not asked to end: torch and the end of the interpreter do so by SIGTERM."""
+
+    def terminate(self) -> None:
+        self.kill()
+
+
+def _start_deaf(process_obj: BaseProcess) -> _UntilKilled:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # what is started now inherits this
+    try:
+        return _UntilKilled(process_obj)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _DataWorker(SpawnProcess):
+    """A process of the DataLoader that SIGTERM does not concern; it ends when the loader is closed or its parent ends.
+
+    Torchrun, clusters and service managers send SIGTERM to all processes of a job. The rank then finishes its step, and
+    for this it needs its data.
+    """
+
+    _Popen = staticmethod(_start_deaf)
+
+    def run(self) -> None:
+        super().run()
+        atexit.register(os._exit, 0)  # the interpreter takes a second to take itself apart, which the parent waits for
+
+
+class _DataWorkers(SpawnContext):
+    """What the DataLoader starts its processes with."""
+
+    Process = _DataWorker
+
+
 def iterate_locally(
     source: BatchSource, *, start_step: int, rank: int, num_ranks: int, num_workers: int, prefetch_steps: int, pin: bool
 ) -> Iterator[RankStep]:
@@ -227,8 +268,9 @@ def iterate_locally(
         pin_memory=pin,
         # opening the iterator draws a seed: from the global generator that would shift the dropout of a resumed run
         generator=torch.Generator(),
-        # fork would copy the locks of the parent's threads (OpenMP, metrics) in whatever state they are
-        multiprocessing_context="forkserver" if num_workers else None,
+        # fork would copy the locks of the parent's threads (OpenMP, metrics) in whatever state they are, and a fork
+        # server ends by SIGTERM, and its children with it
+        multiprocessing_context=_DataWorkers() if num_workers else None,
     )
     for step, rank_step in enumerate(loader, start=start_step):
         yield verify(RankStep(*rank_step), source.plan.split(step, num_ranks)[rank])

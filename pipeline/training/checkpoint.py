@@ -3,19 +3,21 @@
 Tensors in safetensors, all else in the manifest, never pickle. A checkpoint is `GROUP.safetensors` per group of tensors
 (model, optimizer, random), or, when every rank writes its own share, `GROUP-RANK.safetensors` in the Hugging Face
 format of torch.distributed.checkpoint, which any number of ranks can read. Ranks prove their shares by
-`part-RANK.json`, `{NAME: [size, sha256]}`; rank 0 gathers these into the manifest. A process killed anywhere leaves the
-previous one.
+`part-RANK.json`, `{NAME: [size, sha256]}`, or say there why they could not write them, `{"error": TEXT}`; rank 0
+gathers these into the manifest. A process killed anywhere leaves the previous one.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import secrets
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,13 +32,22 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_state_di
 from pipeline.training.checkpoint_cache import local_folder
 from pipeline.training.checkpoint_storage import CheckpointStorage, open_storage
 from pipeline.training.fault_points import reached
-from pipeline.training.manifest import MANIFEST_NAME, FileProof, Manifest, encode_manifest
+from pipeline.training.manifest import MANIFEST_NAME, CheckpointError, FileProof, Manifest, encode_manifest
 from pipeline.training.retention import superseded
 from pipeline.training.tensor_file import Piece, whole, write_tensors
-from pipeline.training.verification import Position, newest_verified, readable_manifests
+from pipeline.training.verification import Position, newest_verified, read_manifest
 
-_PARTS_TIMEOUT_S = 600.0
-_POLL_S = 0.05
+# Ranks whose share is written, or failed, may wait in a collective meanwhile, which gives up after 10 minutes.
+_PARTS_TIMEOUT_S = 480.0  # from the beginning of the write, which is the same on all ranks
+_LAST_PARTS_S = 60.0  # at least so long after rank 0's own share, however long that took
+_POLL_S = 0.05  # per rank that is awaited
+_MAX_POLL_S = 5.0
+
+logger = logging.getLogger(__name__)
+
+
+class MissingShareError(OSError):
+    """Another rank did not write its share of a checkpoint; the cause is with that rank."""
 
 
 @dataclass(frozen=True)
@@ -152,17 +163,21 @@ class CheckpointStore:
         Raises:
             OSError: the storage refused, or another rank's share did not come; earlier checkpoints are untouched.
         """
+        deadline = time.monotonic() + _PARTS_TIMEOUT_S
         place = self.storage.begin(job.step, job.token)
         try:
             files = self._write_files(place, job)
             if job.rank != 0:
                 return place
-            files |= self._gather_parts(place, range(1, job.num_writers))
+            deadline = max(deadline, time.monotonic() + _LAST_PARTS_S)
+            files |= self._gather_parts(place, range(1, job.num_writers), deadline)
             manifest = Manifest(job.step, files, {**job.state, "step": job.step}, job.score)
             name = self._commit(place, manifest)
-        except BaseException:
+        except BaseException as error:
             if job.rank == 0:
                 self.storage.discard(place)
+            else:
+                self._report_failure(place, job.rank, error)
             raise
         self._prune()
         return name
@@ -199,22 +214,43 @@ class CheckpointStore:
             reached("checkpoint.part_written")
         return files
 
-    def _gather_parts(self, place: str, ranks: Iterable[int]) -> dict[str, FileProof]:
+    def _report_failure(self, place: str, rank: int, error: BaseException) -> None:
+        """Tell rank 0 not to wait for this rank's share, if the storage lets it; its proof stays, once it is there."""
+        with suppress(Exception):
+            if not self.storage.exists(place, _part_name(rank)):
+                with self.storage.create(place, _part_name(rank)) as stream:
+                    stream.write(json.dumps({"error": str(error) or type(error).__name__}).encode())
+
+    def _gather_parts(self, place: str, ranks: Iterable[int], deadline: float) -> dict[str, FileProof]:
         files: dict[str, FileProof] = {}
-        deadline = time.monotonic() + _PARTS_TIMEOUT_S
-        for rank in ranks:
-            while not self.storage.exists(place, _part_name(rank)):
-                if self._hurried.is_set() or time.monotonic() > deadline:
-                    raise OSError(
-                        f"checkpoint {self.storage.location}/{place}: rank {rank} did not write its share; the "
-                        "checkpoint before it stays. All ranks must see this folder: use a shared one, or s3://"
-                    )
-                time.sleep(_POLL_S)
+        for rank in self._as_they_come(place, ranks, deadline):
             with self.storage.open(place, _part_name(rank)) as file:
                 content = file.read()
-            files |= {name: FileProof(*proof) for name, proof in json.loads(content).items()}
+            part = json.loads(content)
+            if "error" in part:
+                raise MissingShareError(
+                    f"checkpoint {self.storage.location}/{place}: rank {rank} could not write its share: "
+                    f"{part['error']}"
+                )
+            files |= {name: FileProof(*proof) for name, proof in part.items()}
             files[_part_name(rank)] = FileProof(len(content), hashlib.sha256(content).hexdigest())
         return files
+
+    def _as_they_come(self, place: str, ranks: Iterable[int], deadline: float) -> Iterator[int]:
+        """Yield ranks as soon as there is word from them, so that a failure is heard of before slower ranks are."""
+        awaited = set(ranks)
+        while awaited:
+            for rank in sorted(awaited):
+                if self.storage.exists(place, _part_name(rank)):
+                    awaited.remove(rank)
+                    yield rank
+            if awaited and (self._hurried.is_set() or time.monotonic() > deadline):
+                raise MissingShareError(
+                    f"checkpoint {self.storage.location}/{place}: rank {min(awaited)} did not write its share; the "
+                    "checkpoint before it stays. All ranks must see this folder: use a shared one, or s3://"
+                )
+            # pauses that grow with the number of ranks, so that the number of requests to the storage does not
+            self._hurried.wait(min(_POLL_S * len(awaited), _MAX_POLL_S))
 
     def _commit(self, place: str, manifest: Manifest) -> str:
         self._may_commit()
@@ -228,11 +264,34 @@ class CheckpointStore:
         return name
 
     def _prune(self) -> None:
-        manifests = readable_manifests(self.storage)
-        scores = {name: manifest.score for name, manifest in manifests.items() if name not in self._damaged}
-        for name in superseded(scores, self._keep_last, self._keep_best):
-            self.storage.remove(name)
+        """Remove what retention lets go; what cannot be removed stays until the next save tries again."""
+        try:
+            doomed = superseded(self._scores(), self._keep_last, self._keep_best)
+        except OSError as error:
+            logger.warning("%s was not listed, so old checkpoints stay: %s", self.storage.location, error)
+            return
+        for name in doomed:
+            try:
+                self.storage.remove(name)
+            except OSError as error:
+                where = f"{self.storage.location}/{name}"
+                logger.warning("old checkpoint %s was not removed: %s; the next save tries again", where, error)
         reached("checkpoint.pruned")
+
+    def _scores(self) -> dict[str, float | None]:
+        """Return what retention compares; a checkpoint with an unreadable manifest neither counts nor goes."""
+        scores: dict[str, float | None] = {}
+        for generation in self.storage.generations():
+            if generation.name in self._damaged:
+                continue
+            try:
+                scores[generation.name] = read_manifest(self.storage, generation).score
+            except CheckpointError:
+                continue  # reported when a run looks for a place to continue
+            except OSError as error:
+                where = f"{self.storage.location}/{generation.name}"
+                logger.warning("checkpoint %s was not read, so it stays: %s", where, error)
+        return scores
 
 
 def _part_name(rank: int) -> str:

@@ -7,10 +7,11 @@ STEP has eight digits, so that names sort. What lacks a sound manifest is never 
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Protocol, cast
 from urllib.parse import urlsplit
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 _GENERATION = re.compile(r"step-(\d{8})(-.+)?")
 _TEMPORARY = ".tmp-"
 _REMOVED = ".removed-"
+
+logger = logging.getLogger(__name__)
 
 
 class Generation(NamedTuple):
@@ -57,7 +60,7 @@ class CheckpointStorage(Protocol):
         ...
 
     def discard(self, place: str) -> None:
-        """Remove a place that became no generation."""
+        """Remove a place that became no generation, or leave it to `sweep`; never fails, since something has."""
         ...
 
     def generations(self) -> list[Generation]:
@@ -179,8 +182,14 @@ class ObjectStorage:
     @contextmanager
     def create(self, place: str, name: str) -> Iterator[BinaryIO]:
         """Upload an object; it exists once the block ends."""
-        with self._filesystem.open_output_stream(self._path(place, name)) as stream:
+        stream = self._filesystem.open_output_stream(self._path(place, name))
+        try:
             yield cast(BinaryIO, stream)
+        except BaseException:
+            with suppress(OSError):  # closing sends what is left, which must not hide why the block failed
+                stream.close()
+            raise
+        stream.close()
 
     def exists(self, place: str, name: str) -> bool:
         """Tell whether an object exists."""
@@ -192,8 +201,13 @@ class ObjectStorage:
         return place
 
     def discard(self, place: str) -> None:
-        """Remove the objects."""
-        self._filesystem.delete_dir(self._path(place))
+        """Remove the objects, if there are any."""
+        try:
+            self._filesystem.delete_dir(self._path(place))
+        except FileNotFoundError:
+            pass  # not even the first object was written
+        except OSError as error:
+            logger.warning("%s/%s was left behind, the next start removes it: %s", self.location, place, error)
 
     def generations(self) -> list[Generation]:
         """Return the prefixes that hold a manifest."""

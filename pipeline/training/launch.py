@@ -135,10 +135,11 @@ def _train_rank(config: ExperimentConfig, source: BatchSource, workers: Workers,
             pin=workers.device.type == "cuda",
         )
 
-    def open_stream(start_step: int) -> Iterator[RankStep]:
-        return iterate_despite_deaths(open_once, data, start_step)
-
     with sigterm_as_request() as requested:
+
+        def open_stream(start_step: int) -> Iterator[RankStep]:
+            return iterate_despite_deaths(open_once, data, start_step, requested.is_set)
+
         position = workers.gather(find_position(config) if workers.is_first else None)[0]
         if workers.is_first:
             step = position.step if position else 0

@@ -20,8 +20,17 @@ OpenOnce = Callable[[int, Mapping[int, str]], Iterator[RankStep]]
 _MAX_REOPENED = 3  # times without a step in between
 
 
-def iterate_despite_deaths(open_once: OpenOnce, data: RunData, start_step: int) -> Iterator[RankStep]:
+def iterate_despite_deaths(
+    open_once: OpenOnce, data: RunData, start_step: int, stop_requested: Callable[[], bool] = lambda: False
+) -> Iterator[RankStep]:
     """Yield this rank's steps from `start_step` on.
+
+    Args:
+        open_once: opens the stream.
+        data: what is read, for the search after a death.
+        start_step: first optimizer step.
+        stop_requested: whether the run is to end soon. Then a death is not looked into: the search takes longer than a
+            process is given to end, and the next start makes up for it if the samples are to blame.
 
     Raises:
         RuntimeError: preprocessing processes keep dying, and no sample is to blame.
@@ -39,7 +48,8 @@ def iterate_despite_deaths(open_once: OpenOnce, data: RunData, start_step: int) 
                 raise
             logger.warning("step %d: %s; reading on from this step with new processes", step, error)
             num_reopened += 1
-            refused = refused_samples(data, died=True)
+            if not stop_requested():
+                refused = refused_samples(data, died=True)
 
 
 def _is_death_of_worker(error: RuntimeError) -> bool:

@@ -6,12 +6,15 @@ A launcher decides where they come from: SIGTERM of this process (here), or the 
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
+
+_SAME_REQUEST_S = 5.0  # the longest that a copy of a request may take, also on a busy machine
 
 
 class Notices(Protocol):
@@ -66,15 +69,25 @@ class Interval:
 
 @contextmanager
 def sigterm_as_request() -> Iterator[threading.Event]:
-    """Turn the first SIGTERM inside the block into a set event; a second one ends the process at once.
+    """Turn the first SIGTERM inside the block into a set event; one that comes later ends the process at once.
+
+    A request may come twice: a cluster sends it to all processes of a job, of which a launcher (torchrun, `timeout`)
+    passes on its own. So another SIGTERM counts some seconds after the first, or never under torchrun, which kills
+    ranks that take too long. This goes on after the block if the process was asked, for then it is about to end.
 
     Only the main thread may install handlers; elsewhere the event is never set.
     """
     requested = threading.Event()
+    same_request: Interval | None = None
 
     def on_sigterm(_signum: int, _frame: object) -> None:
-        requested.set()
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        nonlocal same_request
+        if same_request is None:
+            same_request = Interval(_SAME_REQUEST_S)
+            requested.set()
+        elif same_request.is_over() and "TORCHELASTIC_RUN_ID" not in os.environ:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGTERM)
 
     if threading.current_thread() is not threading.main_thread():
         yield requested
@@ -83,4 +96,5 @@ def sigterm_as_request() -> Iterator[threading.Event]:
     try:
         yield requested
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if not requested.is_set():
+            signal.signal(signal.SIGTERM, before)

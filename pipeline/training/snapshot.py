@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pipeline.training.background import BackgroundWriter
 from pipeline.training.base_weights import digest_weights
-from pipeline.training.checkpoint import CheckpointStore, SaveJob, new_token
+from pipeline.training.checkpoint import CheckpointStore, MissingShareError, SaveJob, new_token
 from pipeline.training.fault_points import reached
 from pipeline.training.session import TrainingSession
 from pipeline.training.state import HostCopies
 from pipeline.training.tensor_file import whole
+
+logger = logging.getLogger(__name__)
 
 
 class CheckpointWriteError(OSError):
@@ -76,15 +79,19 @@ class Snapshots:
         self.stall_s = time.perf_counter() - started
 
     def keep(self, session: TrainingSession, next_step: int) -> None:
-        """Save what is newer than the last snapshot, and wait until it is durable; for a run that is about to end.
+        """Save what is newer than the last snapshot, and wait until it is durable; for a run that ends by an error.
+
+        That it could not be written is a warning only, which must not take the place of the error.
 
         Raises:
             LedgerError: samples planned and samples accounted for differ.
-            CheckpointWriteError: it could not be written.
         """
-        if next_step > self._newest_step:
-            self.save(session, next_step)
-        self.finish(session)
+        try:
+            if next_step > self._newest_step:
+                self.save(session, next_step)
+            self.finish(session)
+        except CheckpointWriteError as error:
+            logger.warning("%s", error)
 
     def finish(self, session: TrainingSession) -> None:
         """Wait until the last snapshot is durable; all ranks take part.
@@ -92,17 +99,21 @@ class Snapshots:
         Raises:
             CheckpointWriteError: it could not be written.
         """
-        errors = [error for error in session.workers.gather(_describe(self._writer.finish())) if error]
-        if errors:
+        own = self._writer.finish()
+        failures = session.workers.gather(None if own is None else _describe(own, session.workers.rank))
+        first = _first_cause([failure for failure in failures if failure is not None])
+        if first is not None:
             raise CheckpointWriteError(
-                f"checkpoint not written: {errors[0]}. The checkpoint before it is intact; make room or repair the "
+                f"checkpoint not written: {first}. The checkpoint before it is intact; make room or repair the "
                 f"storage at {self._store.storage.location}, then start the same command again"
-            )
+            ) from own
 
     def abandon(self, timeout_s: float) -> None:
         """Give a write in flight some seconds to end, without other ranks; for a run that is failing."""
         self._store.hurry()
-        self._writer.finish(timeout_s)
+        error = self._writer.finish(timeout_s)
+        if error is not None:
+            logger.warning("checkpoint not written: %s; the checkpoint before it is intact", error)
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
@@ -116,8 +127,23 @@ def _writes_own_shards(session: TrainingSession) -> bool:
     return is_sharded and session.config.checkpoint.layout == "sharded"
 
 
-def _describe(error: Exception | None) -> str:
-    return "" if error is None else str(error) or type(error).__name__
+class _Failure(NamedTuple):
+    """Why a rank's share of a checkpoint was not written."""
+
+    text: str
+    is_cause: bool
+    """False where it may follow from what another rank met."""
+
+
+def _describe(error: Exception, rank: int) -> _Failure:
+    # a file is missing on a rank whose place was removed, since rank 0 had given the checkpoint up
+    follows = isinstance(error, MissingShareError | FileNotFoundError)
+    return _Failure(f"rank {rank}: {str(error) or type(error).__name__}", not follows)
+
+
+def _first_cause(failures: list[_Failure]) -> str | None:
+    """Return the failure to show: of the lowest rank whose own it is, else of the lowest rank."""
+    return min(failures, key=lambda failure: not failure.is_cause).text if failures else None
 
 
 def _facts(session: TrainingSession, next_step: int) -> Mapping[str, Any]:

@@ -8,6 +8,7 @@ import shutil
 import signal
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from rich.console import Console
@@ -66,6 +67,76 @@ def test_sigterm_finishes_the_step_saves_and_exits_143(write_config: WriteConfig
     assert [path.name for path in (tmp_path / "stopped" / "checkpoints").iterdir()] == [f"step-{done:08d}"]
     run("jobs", "pretrain", "--config", str(config))
     assert_same_run(tmp_path / "calm", tmp_path / "stopped")
+
+
+SLOW_DATA = """
+import time
+from pathlib import Path
+from pipeline import loader
+build = loader._build
+def build_behind_gate(source, plan, ids):
+    while plan.step >= 3 and not Path({gate!r}).exists():
+        time.sleep(0.05)
+    return build(source, plan, ids)
+loader._build = build_behind_gate
+"""
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("is_job_wide", [False, True], ids=["launcher_alone", "every_process"])
+def test_sigterm_under_torchrun_while_ranks_wait_for_data_saves_once_these_come(
+    write_config: WriteConfig, tmp_path: Path, is_job_wide: bool
+) -> None:
+    gate = tmp_path / "gate"
+    (tmp_path / "sitecustomize.py").write_text(SLOW_DATA.format(gate=str(gate)))
+    settings = ["checkpoint.every_steps=1000", "cluster.data_workers=1", "cluster.prefetch_steps=1"]
+    command = ["--nproc-per-node=2", "-m", "jobs", "pretrain", "--config", str(write_config("stopped")), *settings]
+    torchrun = start("torch.distributed.run", *command, PYTHONPATH=str(tmp_path))
+    wait_for_steps(tmp_path / "stopped", 3, torchrun)
+    for process in psutil.Process(torchrun.pid).children(recursive=True) if is_job_wide else []:
+        process.send_signal(signal.SIGTERM)
+    torchrun.send_signal(signal.SIGTERM)
+    assert torchrun.stdout is not None
+    lines: list[str] = []
+    while sum("closing signal SIGTERM" in line for line in lines) < 2:
+        lines.append(torchrun.stdout.readline())
+        assert lines[-1], f"torchrun ended without a word to its ranks: {lines}"
+    gate.touch()
+    output = "".join(lines) + torchrun.communicate()[0]
+    assert torchrun.returncode == 1, output  # it reports its own signal, whatever its ranks ended with
+    assert output.count("stopped after step") == 2, output
+    assert "exited unexpectedly" not in output
+    done = len(losses(tmp_path / "stopped"))
+    assert [path.name for path in (tmp_path / "stopped" / "checkpoints").iterdir()] == [f"step-{done:08d}"]
+
+
+FULL_DISK = """
+import os
+from contextlib import contextmanager
+from pipeline.training.checkpoint_storage import FolderStorage
+create = FolderStorage.create
+@contextmanager
+def create_or_fail(self, place, name):
+    if os.environ.get("RANK") == "1" and "step-00000004" in place and name.endswith(".safetensors"):
+        raise OSError(28, "No space left on device", name)
+    with create(self, place, name) as file:
+        yield file
+FolderStorage.create = create_or_fail
+"""
+
+
+@pytest.mark.chaos
+def test_share_of_a_rank_that_cannot_be_written_ends_the_run_with_the_error_of_that_rank(
+    write_config: WriteConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(FULL_DISK)
+    command = ["--nproc-per-node=2", "-m", "jobs", "finetune", "--config", str(write_config("run", "finetune"))]
+    process = start("torch.distributed.run", *command, "training.sharding=fsdp", PYTHONPATH=str(tmp_path))
+    output, _ = process.communicate()
+    assert process.returncode == 1, output
+    assert "error: checkpoint not written: rank 1: [Errno 28] No space left on device" in output
+    assert "did not write its share" not in output
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
 
 
 def test_two_ranks_train_the_same_batches_with_the_same_loss(write_config: WriteConfig, tmp_path: Path) -> None:

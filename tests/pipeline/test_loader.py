@@ -1,8 +1,16 @@
 """Rank-steps built from real shards: content, transport, verification, rejected samples."""
 
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from rich.console import Console
@@ -11,6 +19,7 @@ from pipeline.config import load_config
 from pipeline.loader import (
     BatchSource,
     PlanMismatchError,
+    RankStep,
     build_rank_step,
     iterate_locally,
     verify,
@@ -91,3 +100,64 @@ def test_iterate_locally_draws_nothing_from_the_generator_that_dropout_uses(sour
     before = torch.get_rng_state()
     next(iterate_locally(source, start_step=1, rank=0, num_ranks=1, num_workers=0, prefetch_steps=1, pin=False))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def open_with_one_process(source: BatchSource) -> tuple[Iterator[RankStep], int]:
+    """Return a stream whose first step was read, and the id of the process that reads it."""
+    stream = iterate_locally(source, start_step=0, rank=0, num_ranks=1, num_workers=1, prefetch_steps=1, pin=False)
+    next(stream)
+    (worker,) = multiprocessing.active_children()
+    assert worker.pid is not None
+    return stream, worker.pid
+
+
+@pytest.mark.chaos
+def test_data_process_that_gets_sigterm_reads_on_and_ends_when_the_stream_is_closed(source: BatchSource) -> None:
+    stream, worker = open_with_one_process(source)
+    os.kill(worker, signal.SIGTERM)
+    assert [rank_step.step for rank_step in stream] == list(range(1, source.plan.total_steps))
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.chaos
+def test_data_process_that_answers_no_more_ends_when_the_stream_is_closed(source: BatchSource) -> None:
+    stream, worker = open_with_one_process(source)
+    os.kill(worker, signal.SIGSTOP)
+    del stream
+    assert multiprocessing.active_children() == []
+    assert not is_running(worker)
+
+
+READER = """
+import os, signal, sys, threading
+from pathlib import Path
+from rich.console import Console
+from pipeline.config import load_config
+from pipeline.prepare import prepare_source
+from tests.pipeline.test_loader import open_with_one_process
+stream, worker = open_with_one_process(prepare_source(load_config(sys.argv[1]), console=Console(quiet=True)))
+print(worker, flush=True)
+if sys.argv[2] == "killed":
+    os.kill(os.getpid(), signal.SIGKILL)
+os.kill(worker, signal.SIGSTOP)
+threading.Thread(target=lambda: list(stream), daemon=True).start()  # it never ends, as when storage stalls
+"""
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize(("how", "exit_code"), [("killed", -signal.SIGKILL), ("waiting", 0)])
+def test_data_process_ends_with_its_parent(write_config: WriteConfig, how: str, exit_code: int) -> None:
+    command = [sys.executable, "-c", READER, str(write_config("run", "finetune")), how]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    worker = int(process.stdout.readline())
+    assert process.wait() == exit_code
+    while is_running(worker):
+        time.sleep(0.05)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

@@ -6,12 +6,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import torch
 
-from pipeline.training.checkpoint import Checkpoint, CheckpointStore
+from pipeline.training import checkpoint, distributed
+from pipeline.training.checkpoint import Checkpoint, CheckpointStore, MissingShareError, SaveJob
+from pipeline.training.checkpoint_storage import FolderStorage
+from pipeline.training.manifest import FileProof
+from pipeline.training.tensor_file import Piece, write_tensors
 
 WRITER = """
 import sys, torch
@@ -126,6 +133,105 @@ def test_save_write_error_keeps_previous_checkpoint_and_leaves_no_trace(
     monkeypatch.undo()
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000005"]
     assert read_latest(store).step == 5
+
+
+class Undeletable(FolderStorage):
+    """A folder of which one checkpoint cannot be removed, as in a bucket without that right."""
+
+    stuck = "step-00000003"
+
+    def remove(self, name: str) -> None:
+        if name == self.stuck:
+            raise PermissionError(13, "Access denied", name)
+        super().remove(name)
+
+
+def test_save_with_an_old_checkpoint_that_cannot_be_removed_succeeds_says_so_and_tries_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage = Undeletable(tmp_path)
+    store = CheckpointStore(storage, keep_last=1)
+    with caplog.at_level(logging.WARNING):
+        for step in (3, 5, 7):
+            save(store, step)
+    assert read_latest(store).step == 7
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000003", "step-00000007"]
+    assert caplog.text.count(f"old checkpoint {tmp_path}/step-00000003 was not removed: [Errno 13] Access denied") == 2
+    storage.stuck = "none"
+    save(store, 11)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000011"]
+
+
+def test_save_with_an_old_manifest_that_cannot_be_read_succeeds_says_so_and_keeps_that_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = CheckpointStore(tmp_path, keep_last=1)
+    save(store, 3)
+    readable = store.storage.open
+
+    def open_most(place: str, name: str) -> AbstractContextManager[BinaryIO]:
+        if place == "step-00000003":
+            raise OSError(5, "Input/output error")
+        return readable(place, name)
+
+    monkeypatch.setattr(store.storage, "open", open_most)
+    with caplog.at_level(logging.WARNING):
+        save(store, 5)
+        save(store, 7)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000003", "step-00000007"]
+    assert f"checkpoint {tmp_path}/step-00000003 was not read, so it stays: [Errno 5] Input/output" in caplog.text
+
+
+def test_save_with_checkpoints_that_cannot_be_listed_succeeds_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = CheckpointStore(tmp_path, keep_last=1)
+
+    def fail() -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patched, caplog.at_level(logging.WARNING):
+        patched.setattr(store.storage, "generations", fail)
+        save(store, 3)
+    assert read_latest(store).step == 3
+    assert f"{tmp_path} was not listed, so old checkpoints stay" in caplog.text
+
+
+class Clock:
+    """A stand-in for the module `time` and for an event that never comes; it runs only while somebody waits."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+    def is_set(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("own_share_s", [1.0, 450.0])
+def test_share_that_never_comes_is_given_up_before_a_collective_of_the_other_ranks_gives_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_share_s: float
+) -> None:
+    clock, store = Clock(), CheckpointStore(tmp_path, keep_last=1)
+    monkeypatch.setattr(checkpoint, "time", clock)
+    monkeypatch.setattr(store, "_hurried", clock)
+    monkeypatch.setattr(checkpoint, "_POLL_S", 1.0)
+
+    def write_slowly(stream: BinaryIO, pieces: Mapping[str, Piece]) -> FileProof:
+        clock.wait(own_share_s)
+        return write_tensors(stream, pieces)
+
+    monkeypatch.setattr(checkpoint, "write_tensors", write_slowly)
+    job = SaveJob(5, {"model": {"w": Piece(torch.ones(2), (0,))}}, {}, num_writers=2)
+    with pytest.raises(MissingShareError, match="rank 1 did not write its share"):
+        store.write(job)
+    assert own_share_s + 30.0 < clock.now < 0.9 * distributed._GROUP_TIMEOUT.total_seconds()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.chaos

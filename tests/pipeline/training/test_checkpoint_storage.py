@@ -6,7 +6,9 @@ import logging
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import BinaryIO
 
 import boto3
@@ -14,9 +16,10 @@ import pytest
 import torch
 from moto.server import ThreadedMotoServer
 
-from pipeline.training.checkpoint import Checkpoint, CheckpointStore, SaveJob
+from pipeline.training import checkpoint
+from pipeline.training.checkpoint import Checkpoint, CheckpointStore, MissingShareError, SaveJob
 from pipeline.training.checkpoint_cache import CACHE_FOLDER
-from pipeline.training.checkpoint_storage import CheckpointStorage, open_storage
+from pipeline.training.checkpoint_storage import CheckpointStorage, ObjectStorage, open_storage
 from pipeline.training.manifest import MANIFEST_NAME
 from pipeline.training.tensor_file import Piece
 from pipeline.training.verification import newest_verified
@@ -130,9 +133,9 @@ def test_shares_of_three_ranks_become_one_checkpoint_that_any_rank_reads(locatio
         thread.start()
     for thread in threads:
         thread.join()
-    checkpoint = read_latest(stores[0])
-    assert torch.equal(checkpoint.tensors("model")["w"], whole)
-    assert checkpoint.tensors("model")["b"].tolist() == [1.0, 1.0]
+    latest = read_latest(stores[0])
+    assert torch.equal(latest.tensors("model")["w"], whole)
+    assert latest.tensors("model")["b"].tolist() == [1.0, 1.0]
     position = newest_verified(stores[1].storage)
     assert position is not None
     assert torch.equal(stores[2].open(position).tensors("model")["w"], whole)
@@ -146,6 +149,110 @@ def test_share_that_never_comes_fails_the_save_and_keeps_the_one_before(location
         store.write(SaveJob(5, {"model": {"w": Piece(torch.ones(2), (0,))}}, {}, num_writers=2))
     assert [generation.step for generation in store.storage.generations()] == [3]
     assert read_latest(store).step == 3
+
+
+def fail_on(storage: CheckpointStorage, ending: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a storage refuse files whose names end so."""
+    original = storage.create
+
+    def create(place: str, name: str) -> AbstractContextManager[BinaryIO]:
+        if name.endswith(ending):
+            raise OSError(28, "No space left on device", name)
+        return original(place, name)
+
+    monkeypatch.setattr(storage, "create", create)
+
+
+def test_share_that_cannot_be_written_ends_the_save_on_rank_0_with_the_error_of_its_rank(
+    location: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, third = CheckpointStore(location, keep_last=2), CheckpointStore(location, keep_last=2)
+    save(first, 3)
+    fail_on(third.storage, "model-00002.safetensors", monkeypatch)
+    jobs = [
+        SaveJob(5, {"model": {"w": Piece(torch.ones(2), (0,))}}, {}, token="0001-same", rank=rank, num_writers=3)
+        for rank in range(3)
+    ]
+    with pytest.raises(OSError, match="No space left on device"):
+        third.write(jobs[2])
+    with pytest.raises(MissingShareError, match=r"rank 2 could not write its share: .* No space left on device"):
+        first.write(jobs[0])  # though rank 1 has not written anything yet
+    assert [generation.step for generation in first.storage.generations()] == [3]
+    assert not first.storage.exists(first.storage.begin(5, "0001-same"), "part-00002.json")
+
+
+def test_share_that_is_proved_stays_proved_whatever_its_rank_meets_afterwards(
+    location: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stores = [CheckpointStore(location, keep_last=2) for _ in range(2)]
+    jobs = [
+        SaveJob(5, {"model": {f"w{rank}": Piece(torch.ones(2), (0,))}}, {}, token="0001-same", rank=rank, num_writers=2)
+        for rank in range(2)
+    ]
+
+    def fail(moment: str) -> None:
+        if moment == "checkpoint.part_written":
+            raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "reached", fail)
+        with pytest.raises(OSError, match="Input/output error"):
+            stores[1].write(jobs[1])
+    stores[0].write(jobs[0])
+    assert sorted(read_latest(stores[0]).specs("model")) == ["w0", "w1"]
+
+
+@pytest.mark.parametrize("refused", ["model.safetensors", MANIFEST_NAME])
+def test_save_that_fails_tells_why_whatever_was_written_before(
+    location: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, refused: str
+) -> None:
+    store = CheckpointStore(location, keep_last=2)
+    fail_on(store.storage, refused, monkeypatch)
+    with caplog.at_level(logging.WARNING), pytest.raises(OSError, match="No space left on device"):
+        save(store, 3)
+    assert store.storage.generations() == []
+    assert [record.message for record in caplog.records if record.name.startswith("pipeline")] == []
+
+
+def test_save_that_fails_tells_why_also_when_its_remains_cannot_be_removed(
+    tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage = ObjectStorage(bucket % f"{tmp_path.name}/checkpoints")
+    store = CheckpointStore(storage, keep_last=2)
+    fail_on(storage, MANIFEST_NAME, monkeypatch)
+
+    def delete_dir(path: str) -> None:
+        raise PermissionError(13, "Access denied", path)
+
+    refusing = SimpleNamespace(open_output_stream=storage._filesystem.open_output_stream, delete_dir=delete_dir)
+    monkeypatch.setattr(storage, "_filesystem", refusing)
+    with caplog.at_level(logging.WARNING), pytest.raises(OSError, match="No space left on device"):
+        save(store, 3)
+    assert "was left behind, the next start removes it: [Errno 13] Access denied" in caplog.text
+
+
+class Unsendable(BytesIO):
+    """An upload that fails when it is to be completed."""
+
+    def close(self) -> None:
+        raise OSError(5, "the upload was not completed")
+
+
+def test_upload_that_cannot_be_completed_does_not_hide_why_writing_it_failed(
+    tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = CheckpointStore(bucket % f"{tmp_path.name}/checkpoints", keep_last=2)
+    filesystem = SimpleNamespace(open_output_stream=lambda _path: Unsendable(), delete_dir=lambda _path: None)
+    monkeypatch.setattr(store.storage, "_filesystem", filesystem)
+    with pytest.raises(OSError, match="the upload was not completed"):
+        save(store, 3)
+
+    def fail(*_: object) -> None:
+        raise OSError(13, "Access denied")
+
+    monkeypatch.setattr(checkpoint, "write_tensors", fail)
+    with pytest.raises(OSError, match="Access denied"):
+        save(store, 3)
 
 
 def test_storage_refuses_other_schemes() -> None:
