@@ -34,6 +34,8 @@ def run_stage(
     except KeyboardInterrupt:
         console.print(f"{config.name}: interrupted; the same command resumes the run from its last checkpoint")
         raise
+    if os.environ.get("RANK", "0") != "0":  # under torchrun the first rank tells
+        return
     console.print(f"{config.name}: finished after {result.steps} steps; result: [bold]{result.output}[/]")
     if limit := verdict(result.metrics, config.cluster.data_workers):
         console.print(f"{config.name}: {limit}")
