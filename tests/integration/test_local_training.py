@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 
 from pipeline.config import ConfigError, load_config
+from pipeline.demo.shards import DemoSizes, write_demo_shards
 from pipeline.model_folder import join_parts
 from pipeline.prepare import prepare_source
 from pipeline.training.checkpoint import CheckpointStore
@@ -162,6 +163,21 @@ def test_checkpoints_of_another_run_or_config_are_never_continued(write_config: 
     shutil.rmtree(tmp_path / "shared" / "step-00000007")
     run_training(load_config(write_config("a"), [folder]))
     assert [step for step, _ in losses(tmp_path / "a")] == [6]
+
+
+def test_run_whose_shards_were_written_anew_is_not_continued(
+    write_config: WriteConfig, shards: dict[str, list[str]], tmp_path: Path
+) -> None:
+    shard = tmp_path / "mine.tar"
+    shutil.copy(shards["pretrain"][0], shard)
+    overrides = [f"data.shards=[{shard}]"]
+    run_training(load_config(write_config("run"), overrides))
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000007")
+    write_demo_shards(tmp_path / "other", DemoSizes(pretrain=53, finetune=1, held_out=1))
+    shutil.copy(next((tmp_path / "other").glob("pretrain-*.tar")), shard)
+    with pytest.raises(ConfigError, match=r"was trained on plan .* the data now give plan .*\(not by the config\)"):
+        run_training(load_config(write_config("run"), overrides))
+    assert len(losses(tmp_path / "run")) == 7
 
 
 def test_finished_run_started_again_trains_nothing(write_config: WriteConfig, tmp_path: Path) -> None:

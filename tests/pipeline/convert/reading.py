@@ -12,12 +12,13 @@ from pipeline.samples.schema import Sample
 from pipeline.shards.index import build_index
 
 ROOMY = ShardLimits(1000, 10**9)
+NO_OPTIONS = SourceOptions()
 
 
 def converted(
     tmp_path: Path,
     *paths: Path,
-    options: SourceOptions = SourceOptions(),  # noqa: B008
+    options: SourceOptions = NO_OPTIONS,
     kind: str = "auto",
 ) -> tuple[Conversion, list[Sample]]:
     """Convert, index what was written, and read every sample back; the index must reject none."""

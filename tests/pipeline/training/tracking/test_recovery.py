@@ -14,6 +14,7 @@ from tests.pipeline.training.tracking.tracked_runs import (
     MakeConfig,
     expected_history,
     history,
+    resume,
     runs_of,
     track,
     write_steps,
@@ -35,13 +36,9 @@ def test_steps_whose_lines_were_lost_are_at_the_server_once_and_new_ones_arrive(
     first = track(config, range(6))
     lose_lines(config, "metrics.jsonl", 2)
     assert open_run(config, tags={}).close() == 0  # a start that was killed before its first step
-    again = open_run(config, tags={}, interval_s=0.05)
-    write_steps(config, range(4, 9), delay_s=DELAY_S)
-    assert again.close() == 0
-    assert first.run_id is not None
-    assert again.run_id == first.run_id
+    run_id = resume(config, first, range(4, 9), DELAY_S)
     expected = expected_history(range(6)) + expected_history(range(6, 9), DELAY_S)
-    assert history(tracking_uri, first.run_id, "train/loss") == expected
+    assert history(tracking_uri, run_id, "train/loss") == expected
     assert "where no line ends: lines were lost" in caplog.text
     assert "not a metrics entry" not in caplog.text
 
@@ -81,13 +78,9 @@ def test_steps_lost_together_with_the_state_are_at_the_server_once(make_config: 
     store.save(3, {"model": {"w": torch.ones(3)}}, {"mlflow": {name: known[name] for name in names}})
     state_path.write_bytes(b"")
     lose_lines(config, "metrics.jsonl", 2)
-    again = open_run(config, tags={}, interval_s=0.05)
-    write_steps(config, range(3, 7), delay_s=DELAY_S)
-    assert again.close() == 0
-    assert first.run_id is not None
-    assert again.run_id == first.run_id
+    run_id = resume(config, first, range(3, 7), DELAY_S)
     expected = expected_history(range(5)) + expected_history(range(5, 7), DELAY_S)
-    assert history(tracking_uri, first.run_id, "train/loss") == expected
+    assert history(tracking_uri, run_id, "train/loss") == expected
 
 
 def test_steps_that_a_deleted_run_had_are_sent_to_its_successor(make_config: MakeConfig, tracking_uri: str) -> None:

@@ -38,6 +38,16 @@ def expected_history(steps: range, delay_s: int = 0) -> list[tuple[int, float, i
     return [(step, 1.0 / (step + 1), 1700000000250 + 1000 * (step + delay_s)) for step in steps]
 
 
+def resume(config: ExperimentConfig, first: RunTracker, steps: range, delay_s: float) -> str:
+    """Track a later attempt of a run; everything must have arrived in the same run, whose id is returned."""
+    again = open_run(config, tags={}, interval_s=0.05)
+    write_steps(config, steps, delay_s=delay_s)
+    assert again.close() == 0
+    assert first.run_id is not None
+    assert again.run_id == first.run_id
+    return first.run_id
+
+
 def track(config: ExperimentConfig, steps: range) -> RunTracker:
     """Track one attempt from start to end; everything must have arrived."""
     tracker = open_run(config, tags={}, interval_s=0.05)
