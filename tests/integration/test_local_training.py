@@ -165,6 +165,15 @@ def test_checkpoints_of_another_run_or_config_are_never_continued(write_config: 
     assert [step for step, _ in losses(tmp_path / "a")] == [6]
 
 
+def test_records_of_steps_that_are_computed_again_are_dropped(write_config: WriteConfig, tmp_path: Path) -> None:
+    run_training(load_config(write_config("run")))
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000007")
+    spikes = tmp_path / "run" / "loss_spikes.jsonl"
+    spikes.write_text("".join(json.dumps({"step": step}) + "\n" for step in (4, 5, 6)))
+    run_training(load_config(write_config("run")))
+    assert [json.loads(line)["step"] for line in spikes.read_text().splitlines()] == [4, 5]
+
+
 def test_run_whose_shards_were_written_anew_is_not_continued(
     write_config: WriteConfig, shards: dict[str, list[str]], tmp_path: Path
 ) -> None:

@@ -50,6 +50,13 @@ def their_logits(folder: Path, rows: list[list[int]], images: torch.Tensor) -> t
     return logits
 
 
+def test_weights_of_the_exported_folder_may_be_read_like_its_other_files(
+    llava: LlavaModel, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    folder = export(llava, tokenizer, tmp_path / "hf")
+    assert len({(folder / name).stat().st_mode for name in ("model.safetensors", "config.json")}) == 1
+
+
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("kind", EXPORTED_KINDS)
 def test_logits_equal_those_of_the_exported_folder(

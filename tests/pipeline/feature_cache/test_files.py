@@ -38,6 +38,14 @@ def test_reader_finds_every_image_bit_by_bit(tmp_path: Path, dtype: torch.dtype,
     assert reader.find(b"\1" * 16) is None
 
 
+def test_files_may_be_read_like_any_other_new_file(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path, SHARD)
+    writer.add(b"k" * 16, VIEWS[0], features(1, 2))
+    writer.finish()
+    (tmp_path / "other").touch()
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
+
+
 def test_writer_that_ends_before_finish_leaves_no_shard_and_no_temporary_name(tmp_path: Path) -> None:
     writer = ShardWriter(tmp_path, SHARD, max_file_bytes=1)
     writer.add(b"k" * 16, VIEWS[0], features(1, 2))
