@@ -10,7 +10,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --root-user-action=ignore -c constraints.txt
-SOURCES := model pipeline jobs tests
+SOURCES := model pipeline jobs benchmarks tests
 
 .PHONY: help
 help: ## Show this list
@@ -45,13 +45,13 @@ format: $(VENV)/dev.stamp ## Rewrite the code in the project's format
 .PHONY: bench
 bench: $(VENV)/runtime.stamp ## Time training against transformers on this machine; OUT=folder for the results
 	@if command -v nvidia-smi >/dev/null; then \
-	   $(BIN)/python -m jobs.benchmark gpu --size full --out $(or $(OUT),runs/benchmark)/results.json; \
+	   $(BIN)/python -m benchmarks.training_step gpu --size full --out $(or $(OUT),runs/benchmark)/results.json; \
 	 else \
-	   $(BIN)/python -m jobs.benchmark cpu --out $(or $(OUT),runs/benchmark); fi
+	   $(BIN)/python -m benchmarks.training_step cpu --out $(or $(OUT),runs/benchmark); fi
 
 .PHONY: bench-data
 bench-data: $(VENV)/dev.stamp $(VENV)/llava/stamp ## Time the data side against other loaders; OUT=file for the results
-	@OMP_NUM_THREADS=1 $(BIN)/python -m jobs.data_benchmark --other-transformers $(VENV)/llava \
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.data_side --other-transformers $(VENV)/llava \
 	   --out $(or $(OUT),runs/benchmark/data.json)
 
 # the transformers that LLaVA pins, beside ours, for its image processor

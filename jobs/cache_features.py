@@ -11,9 +11,9 @@ def run(config: ConfigOption, overrides: OverridesArgument = None) -> None:
     experiment = read_config(config, overrides).with_absolute_paths()
     console = output_console()
 
-    from pipeline.feature_cache.filling import fill_cache
-    from pipeline.indexed_data import index_data
-    from pipeline.prepare import build_encoder, choose_run_map
+    from pipeline.features.filling import fill_cache
+    from pipeline.index.dataset import index_data
+    from pipeline.stream.prepare import build_encoder, choose_run_map
 
     encoder = build_encoder(experiment)
     data = index_data(experiment, encoder, console=console, run_map=choose_run_map(experiment.cluster))

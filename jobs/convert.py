@@ -16,8 +16,8 @@ from pipeline.config import ClusterConfig, ConfigError
 from pipeline.errors import Reason
 
 if TYPE_CHECKING:  # torch takes seconds to load; usage errors need not wait for it
-    from pipeline.convert.run import Conversion
-    from pipeline.shards.index import RunMap
+    from pipeline.index.index import RunMap
+    from pipeline.tools.convert.run import Conversion
 
 _MAX_LISTED = 10
 _MEGABYTE = 1_000_000
@@ -62,11 +62,11 @@ def run(
         raise ConfigError(f"--prefix {prefix!r}: expected letters, digits, dashes and underscores")
     if "://" in out:
         raise ConfigError(f"--out {out}: expected a local folder; write the shards there, then copy them to the URL")
-    from pipeline.convert.formats import SourceOptions, open_source, searched_folder
-    from pipeline.convert.run import convert
-    from pipeline.convert.shard_plan import ShardLimits
+    from pipeline.index.scan import Checks
     from pipeline.samples.schema import SchemaPolicy
-    from pipeline.shards.scan import Checks
+    from pipeline.tools.convert.formats import SourceOptions, open_source, searched_folder
+    from pipeline.tools.convert.run import convert
+    from pipeline.tools.convert.shard_plan import ShardLimits
 
     policy = SchemaPolicy(prepend_missing_placeholder=add_placeholder, drop_leading_answer=drop_leading_answer)
     folder = None if images is None else str(images)
@@ -146,12 +146,12 @@ def skipped_table(result: "Conversion") -> Table:
 
 
 def _run_map(launcher: str, num_workers: int) -> "RunMap":
-    from pipeline.crashes.children import run_in_processes, survive_in_tasks
+    from pipeline.parallel.children import run_in_processes, survive_in_tasks
 
     if launcher == "local":
         return run_in_processes(num_workers)
-    from pipeline.cluster_map import map_on_cluster
-    from pipeline.training.ray_cluster import join_cluster
+    from pipeline.launch.ray_cluster import join_cluster
+    from pipeline.parallel.ray_map import map_on_cluster
 
     join_cluster(ClusterConfig(data_workers=num_workers))
     return survive_in_tasks(map_on_cluster)

@@ -15,11 +15,11 @@ from rich.table import Table
 from jobs.config_source import read_config
 from jobs.console import output_console
 from pipeline.config import ExperimentConfig
-from pipeline.demo.backbone_folders import LANGUAGE_MODEL, TOWER
+from pipeline.tools.demo.backbone_folders import LANGUAGE_MODEL, TOWER
 
 if TYPE_CHECKING:  # torch takes seconds to load; usage errors need not wait for it
-    from pipeline.demo.results import Point, Row
-    from pipeline.demo.session import DemoResult
+    from pipeline.tools.demo.results import Point, Row
+    from pipeline.tools.demo.session import DemoResult
 
 Out = Annotated[Path, typer.Option(help="Folder for shards, runs and the report; the same folder continues a demo.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[a.b=c]...", help="Changes to both stages' configs.")]
@@ -30,7 +30,7 @@ def run(out: Out = Path("runs/demo"), overrides: Overrides = None) -> None:
     started = time.monotonic()
     console = output_console()
     pretrain, finetune = _configs(out, overrides or [])
-    from pipeline.demo.session import run_demo
+    from pipeline.tools.demo.session import run_demo
 
     result = run_demo(pretrain, finetune, out, console)
     console.print(build_table(result.points, result.rows))
@@ -39,7 +39,7 @@ def run(out: Out = Path("runs/demo"), overrides: Overrides = None) -> None:
 
 def build_table(points: "list[Point]", rows: "list[Row]") -> Table:
     """Show losses and accuracies, a column per evaluation."""
-    from pipeline.demo.results import GUESSING
+    from pipeline.tools.demo.results import GUESSING
 
     table = Table(title="Held-out samples")
     table.add_column("")
@@ -67,7 +67,7 @@ def _configs(out: Path, overrides: list[str]) -> tuple[ExperimentConfig, Experim
 def _print_where_to_look(console: Console, result: "DemoResult", seconds: float) -> None:
     console.print(f"Report: [bold]{result.report}[/]")
     if result.tracking_uri is not None:
-        from pipeline.training.tracking import dashboard_command
+        from pipeline.tracking import dashboard_command
 
         command = dashboard_command(result.tracking_uri)
         console.print(f"Curves, data, lineage and models in MLflow: [bold]{command}[/]")

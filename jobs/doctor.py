@@ -14,7 +14,7 @@ from jobs.config_source import ConfigOption, OverridesArgument, read_config
 from jobs.console import output_console
 from jobs.ray_job import check_requires_token
 from pipeline.config import ExperimentConfig
-from pipeline.doctor.finding import Finding
+from pipeline.tools.doctor.finding import Finding
 
 logger = logging.getLogger(__name__)
 
@@ -33,16 +33,16 @@ def run(config: ConfigOption, overrides: OverridesArgument = None) -> None:
 
 def examine(config: ExperimentConfig) -> list[Finding]:
     """Run all checks."""
-    from pipeline.doctor.data import check_encoder, check_index
-    from pipeline.doctor.model_files import check_projector, check_weights
-    from pipeline.doctor.run_folder import (
+    from pipeline.tools.doctor.data import check_encoder, check_index
+    from pipeline.tools.doctor.model_files import check_projector, check_weights
+    from pipeline.tools.doctor.run_folder import (
         check_checkpoint_folder,
         check_checkpoints,
         check_disk,
         check_file_system,
         check_resume,
     )
-    from pipeline.doctor.services import check_ray, check_tracking
+    from pipeline.tools.doctor.services import check_ray, check_tracking
 
     findings = _examine("run folder", lambda: check_file_system(Path(config.run_dir)))
     if not any(finding.check == "run folder" for finding in findings):
@@ -72,7 +72,7 @@ def _examine(name: str, check: Callable[[], Finding | list[Finding]]) -> list[Fi
 
 def check_token(environment: Mapping[str, str]) -> Finding:
     """Ask the dashboard of the cluster that RAY_ADDRESS names whether it turns away whoever has no token."""
-    from pipeline.training.ray_address import endpoint
+    from pipeline.launch.ray_address import endpoint
 
     head = endpoint(environment.get("RAY_ADDRESS", ""))
     host = "127.0.0.1" if head is None else f"[{head.host}]" if ":" in head.host else head.host

@@ -12,7 +12,7 @@ from jobs.console import output_console
 from jobs.generate import tokenizer_source
 
 if TYPE_CHECKING:  # torch takes seconds to load; usage errors need not wait for it
-    from pipeline.evaluation.scores import Evaluation
+    from pipeline.tools.evaluation.scores import Evaluation
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a finished run, or a model folder.")]
 Shards = Annotated[list[str], typer.Argument(metavar="SHARDS...", help="Held-out instruction shards: paths or URLs.")]
@@ -33,12 +33,12 @@ def run(
     report: Report = None,
 ) -> None:
     """Measure a model; every figure also with blanked images: what stays right was not read off an image."""
-    from pipeline.evaluation.questions import read_evaluation_samples
-    from pipeline.evaluation.run import EvaluationSettings, evaluate
-    from pipeline.model_facts import load_tokenizer
-    from pipeline.model_folder import open_model
-    from pipeline.shards.index import build_index
+    from pipeline.assembly.facts import load_tokenizer
+    from pipeline.assembly.folder import open_model
+    from pipeline.index.index import build_index
     from pipeline.shards.listing import expand_shards
+    from pipeline.tools.evaluation.questions import read_evaluation_samples
+    from pipeline.tools.evaluation.run import EvaluationSettings, evaluate
 
     opened = open_model(model, device)
     with tempfile.TemporaryDirectory() as folder:

@@ -16,7 +16,7 @@ def run(model: Model, target: Target, dtype: Dtype = "bfloat16") -> None:
     """Export a finetuned model for transformers and vLLM, with processor, chat template and model card."""
     import torch
 
-    from pipeline.export import export_model
+    from pipeline.assembly.export import export_model
 
     types = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     export_model(model, target, types[dtype])

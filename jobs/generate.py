@@ -11,8 +11,8 @@ from pipeline.config import ConfigError, load_config
 if TYPE_CHECKING:  # torch takes seconds to load; usage errors need not wait for it
     from transformers import PreTrainedTokenizerBase
 
-    from pipeline.model_folder import OpenedModel
-    from pipeline.samples.conversation import Conversation
+    from pipeline.assembly.folder import OpenedModel
+    from pipeline.samples.prompt.conversation import Conversation
 
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a finished run, or a model folder.")]
 Question = Annotated[
@@ -36,8 +36,8 @@ def run(
     images = [_read_image(path) for path in image or []]
     conversation = build_conversation(question, len(images))
 
-    from pipeline.model_facts import load_tokenizer
-    from pipeline.model_folder import open_model
+    from pipeline.assembly.facts import load_tokenizer
+    from pipeline.assembly.folder import open_model
 
     opened = open_model(model, device)
     text = answer(opened, load_tokenizer(tokenizer_source(model)), conversation, images, max_new_tokens)
@@ -50,7 +50,7 @@ def build_conversation(question: str, num_images: int) -> "Conversation":
     Raises:
         ConfigError: the placeholders do not match the images.
     """
-    from pipeline.samples.conversation import Conversation, Image, Turn, split_placeholders
+    from pipeline.samples.prompt.conversation import Conversation, Image, Turn, split_placeholders
 
     parts = split_placeholders(question)
     num_places = sum(isinstance(part, Image) for part in parts)
@@ -85,8 +85,8 @@ def answer(
     """
     import torch
 
-    from model.pixels import normalize_pixels, pixel_stats_of
-    from pipeline.samples.ending import ending_of
+    from model.vision.pixels import normalize_pixels, pixel_stats_of
+    from pipeline.samples.prompt.ending import ending_of
 
     model, encoder = opened
     ending = ending_of(encoder.template, tokenizer)

@@ -17,8 +17,8 @@ from pipeline.config import ConfigError
 if TYPE_CHECKING:  # torch takes seconds to load; config errors need not wait for it
     import pyarrow as pa
 
-    from pipeline.rejected import RejectedSample
-    from pipeline.shards.index import ShardIndex
+    from pipeline.index.index import ShardIndex
+    from pipeline.index.rejected import RejectedSample
 
 _MAX_LISTED = 20
 
@@ -32,11 +32,11 @@ def run(config: ConfigOption, overrides: OverridesArgument = None, report: Repor
     experiment = read_config(config, overrides).with_absolute_paths()
     console = output_console()
 
-    from pipeline.indexed_data import index_data, index_folder
-    from pipeline.inspect.locate import short_names
-    from pipeline.prepare import build_encoder, choose_run_map
-    from pipeline.rejected import list_rejected
-    from pipeline.rejection_budget import describe_excess
+    from pipeline.index.budget import describe_excess
+    from pipeline.index.dataset import index_data, index_folder
+    from pipeline.index.rejected import list_rejected
+    from pipeline.stream.prepare import build_encoder, choose_run_map
+    from pipeline.tools.inspect.locate import short_names
 
     if report is not None:
         _check_report(report)
@@ -77,7 +77,7 @@ def summary_table(index: "ShardIndex", tokens: "pa.Table") -> Table:
     """Render how much there is, and how much of it is lost to which reason."""
     import pyarrow.compute as pc
 
-    from pipeline.inspect.prompt import visible
+    from pipeline.tools.inspect.prompt import visible
 
     def total_of(column: str) -> int:
         return pc.sum(tokens[column]).as_py() or 0
@@ -106,7 +106,7 @@ def summary_table(index: "ShardIndex", tokens: "pa.Table") -> Table:
 
 def rejected_table(rows: "list[RejectedSample]", num_rejected: int, shards: "dict[str, str]") -> Table:
     """Render the first rejected samples; `shards` is what to call each shard."""
-    from pipeline.inspect.prompt import visible
+    from pipeline.tools.inspect.prompt import visible
 
     more = f", {len(rows)} of {num_rejected}; --report FILE lists all" if num_rejected > len(rows) else ""
     table = Table("shard", "key", "reason", "detail", title=f"Rejected samples{more}")

@@ -14,10 +14,10 @@ from jobs.index import summary_table, warn_of_refusal
 from pipeline.config import ConfigError, ExperimentConfig
 
 if TYPE_CHECKING:  # torch takes seconds to load; config errors need not wait for it
-    from pipeline.inspect.histograms import Histogram
-    from pipeline.inspect.sample_view import SampleView
-    from pipeline.inspect.session import Inspection
     from pipeline.plan.efficiency import PackingReport
+    from pipeline.tools.inspect.histograms import Histogram
+    from pipeline.tools.inspect.sample_view import SampleView
+    from pipeline.tools.inspect.session import Inspection
 
 SampleOption = Annotated[
     str | None,
@@ -55,7 +55,7 @@ def run(
         raise ConfigError("--sample and --step show different things; give one of them")
     console = output_console()
 
-    from pipeline.inspect.session import open_inspection
+    from pipeline.tools.inspect.session import open_inspection
 
     inspection = open_inspection(experiment, console=console, num_ranks=workers or experiment.cluster.max_workers)
     if sample is not None:
@@ -71,7 +71,7 @@ def run(
 
 
 def _show_overview(inspection: "Inspection", num_samples: int, console: Console) -> tuple[str, str]:
-    from pipeline.inspect.page import render_overview
+    from pipeline.tools.inspect.page import render_overview
 
     overview = inspection.overview(num_samples)
     console.print(summary_table(inspection.data.index, inspection.data.tokens))
@@ -83,7 +83,7 @@ def _show_overview(inspection: "Inspection", num_samples: int, console: Console)
 
 
 def _show_sample(inspection: "Inspection", name: str, console: Console) -> tuple[str, str]:
-    from pipeline.inspect.page import render_sample
+    from pipeline.tools.inspect.page import render_sample
 
     view = inspection.sample(name)
     console.print(sample_text(view), highlight=False)
@@ -91,9 +91,9 @@ def _show_sample(inspection: "Inspection", name: str, console: Console) -> tuple
 
 
 def _show_step(inspection: "Inspection", step: int, console: Console) -> tuple[str, str]:
-    from pipeline.inspect.locate import short_names
-    from pipeline.inspect.page import render_step
-    from pipeline.inspect.prompt import visible
+    from pipeline.tools.inspect.locate import short_names
+    from pipeline.tools.inspect.page import render_step
+    from pipeline.tools.inspect.prompt import visible
 
     view = inspection.step(step)
     shards = short_names(inspection.data.index)

@@ -16,7 +16,7 @@ def run(model: Model, target: Target, dtype: Dtype = "bfloat16") -> None:
     """Write a model finetuned with adapters as a whole model folder, which needs neither peft nor its base."""
     import torch
 
-    from pipeline.merge import merge_model
+    from pipeline.assembly.merge import merge_model
 
     types = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     merge_model(model, target, types[dtype])

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from jobs.console import output_console
-from pipeline.training.tracking import replay, without_credentials
+from pipeline.tracking import replay, without_credentials
 
 RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of the run.")]
 Uri = Annotated[str | None, typer.Option(help="Send it there instead of where the run was tracked.")]

@@ -16,12 +16,12 @@ from jobs.index import warn_of_refusal
 from pipeline.config import ExperimentConfig
 
 if TYPE_CHECKING:  # torch takes seconds to load; config errors need not wait for it
-    from model.weights import LlavaModel
-    from pipeline.estimate.devices import Device
-    from pipeline.estimate.forecast import Forecast
-    from pipeline.estimate.work import PlannedWork
-    from pipeline.loader import BatchSource
+    from model.hub.weights import LlavaModel
     from pipeline.plan.plan import Plan
+    from pipeline.stream.rank_step import BatchSource
+    from pipeline.tools.estimate.devices import Device
+    from pipeline.tools.estimate.forecast import Forecast
+    from pipeline.tools.estimate.work import PlannedWork
 
 _GIB = 2**30
 _PROBE_STEPS = 3
@@ -48,17 +48,17 @@ def run(
     experiment = read_config(config, overrides).with_absolute_paths()
     console = output_console()
 
-    from pipeline.crashes.refused import read_refused
-    from pipeline.estimate.devices import device_here, device_named
-    from pipeline.estimate.forecast import forecast
-    from pipeline.estimate.skeleton import build_skeleton
-    from pipeline.estimate.work import measure_work
-    from pipeline.feature_cache.opening import with_cached_features
-    from pipeline.indexed_data import index_data
-    from pipeline.inspect.sample_view import Inspected
-    from pipeline.loader import BatchSource
-    from pipeline.prepare import build_encoder, choose_run_map, plan_run
-    from pipeline.rejection_budget import describe_excess
+    from pipeline.assembly.skeleton import build_skeleton
+    from pipeline.features.opening import with_cached_features
+    from pipeline.index.budget import describe_excess
+    from pipeline.index.dataset import index_data
+    from pipeline.stream.prepare import build_encoder, choose_run_map, plan_run
+    from pipeline.stream.rank_step import BatchSource
+    from pipeline.stream.refused import read_refused
+    from pipeline.tools.estimate.devices import device_here, device_named
+    from pipeline.tools.estimate.forecast import forecast
+    from pipeline.tools.estimate.work import measure_work
+    from pipeline.tools.inspect.sample_view import Inspected
 
     encoder, model = build_encoder(experiment), build_skeleton(experiment)
     data = index_data(experiment, encoder, console=console, run_map=choose_run_map(experiment.cluster))
@@ -129,7 +129,7 @@ def forecast_table(found: "list[Forecast]", plan: "Plan") -> Table:
 
 def _explain(console: Console, config: ExperimentConfig, found: "list[Forecast]") -> None:
     """Say what the estimates assume, and what to change where they do not fit."""
-    from pipeline.estimate.work import utilisation
+    from pipeline.tools.estimate.work import utilisation
 
     timed = next((one.device for one in found if one.step_time_s is not None), None)
     if timed is not None and timed.peak_flops is not None:
@@ -156,7 +156,7 @@ def _judge_cache(
     console: Console, config: ExperimentConfig, model: "LlavaModel", plan: "Plan", work: "PlannedWork", on: "Forecast"
 ) -> None:
     """Say whether a cache of the tower's features would pay; nothing where the tower learns."""
-    from pipeline.estimate.feature_cache import describe_cache, estimate_cache
+    from pipeline.tools.estimate.feature_cache import describe_cache, estimate_cache
 
     tower = model.get_vision_tower()
     if tower is None or not work.tower_flops:
@@ -181,7 +181,7 @@ def _judge_cache(
 
 
 def _measure(console: Console, config: ExperimentConfig, source: "BatchSource", num_ranks: int) -> None:
-    from pipeline.estimate.probe import measure_steps
+    from pipeline.tools.estimate.probe import measure_steps
 
     probe = measure_steps(config, source, num_ranks, _PROBE_STEPS)
     whole = _duration(probe.step_time_s * source.plan.total_steps)

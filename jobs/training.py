@@ -20,14 +20,14 @@ def run_stage(
     console = output_console()
     if dry_run:
         console.print(Syntax(config.to_yaml().rstrip(), "yaml", background_color="default"))
-        from pipeline.feature_cache.opening import with_cached_features
-        from pipeline.prepare import choose_run_map, prepare_source
+        from pipeline.features.opening import with_cached_features
+        from pipeline.stream.prepare import choose_run_map, prepare_source
 
         source = prepare_source(config, console=console, run_map=choose_run_map(config.cluster))
         with_cached_features(config, source)
         return
-    from pipeline.training.launch import run_training  # loads torch, which a wrong config need not wait for
-    from pipeline.training.speed import verdict
+    from pipeline.launch.run import run_training  # loads torch, which a wrong config need not wait for
+    from pipeline.training.measures.speed import verdict
 
     try:
         result = run_training(config, console)
@@ -40,7 +40,7 @@ def run_stage(
     if limit := verdict(result.metrics, config.cluster.data_workers):
         console.print(f"{config.name}: {limit}")
     if config.tracking.enabled:
-        from pipeline.training.tracking import dashboard_command, resolve_tracking_uri
+        from pipeline.tracking import dashboard_command, resolve_tracking_uri
 
         uri = resolve_tracking_uri(config.tracking.uri, os.environ, result.run_dir)
         run = f"run {result.mlflow_run_id}" if result.mlflow_run_id else "not sent yet"

@@ -17,8 +17,8 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from model.constants import IGNORE_INDEX
-from model.embedding import (
+from model.fusion.constants import IGNORE_INDEX
+from model.fusion.embedding import (
     FusedInputs,
     FusionSettings,
     decoding_mask,
@@ -26,16 +26,16 @@ from model.embedding import (
     fuse_inputs,
     refuse_placeholders,
 )
-from model.feature_layout import gather_features, join_layouts, sources_of
-from model.fusion import PaddingSide
-from model.image_slots import ImageSizes, slot_layouts, to_image_slots
-from model.llava_body import LlavaMetaModel
-from model.packed import PackedBatch
-from model.packed_decoder import decode_packed, sum_loss
-from model.pixels import pixel_stats_of
-from model.tile_encoding import encode_tiles
-from model.tower_builder import AnyTower
-from model.vision_tokens import VisionTokenArgs, add_vision_tokens
+from model.fusion.feature_layout import gather_features, join_layouts, sources_of
+from model.fusion.fusion import PaddingSide
+from model.fusion.image_slots import ImageSizes, slot_layouts, to_image_slots
+from model.fusion.packed import PackedBatch
+from model.llava.llava_body import LlavaMetaModel
+from model.llava.packed_decoder import decode_packed, sum_loss
+from model.llava.vision_tokens import VisionTokenArgs, add_vision_tokens
+from model.vision.pixels import pixel_stats_of
+from model.vision.tile_encoding import encode_tiles
+from model.vision.tower_builder import AnyTower
 
 __all__ = ["LlavaForCausalLM", "LlavaMetaForCausalLM", "LlavaMetaModel"]
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from model.resolution import ASPECT_RATIO_PATTERN
+from model.fusion.resolution import ASPECT_RATIO_PATTERN
 from pipeline.config.mix import MixChange, SourceConfig, SourceName, check_mix
 from pipeline.config.section import Fixed, Free, Section
 

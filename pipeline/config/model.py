@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from model.resolution import PatchMerge
+from model.fusion.resolution import PatchMerge
 from pipeline.config.section import Fixed, Free, Section
 
 

@@ -12,18 +12,18 @@ import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from model.feature_layout import layout_of
-from model.resolution import ImageView, Resolution, Role
+from model.fusion.feature_layout import layout_of
+from model.fusion.resolution import ImageView, Resolution, Role
 from pipeline.errors import DataError
-from pipeline.samples.conversation import Conversation
 from pipeline.samples.fit import ImageSpec, fit_tiles
 from pipeline.samples.image import ImageLimits, Pixels, decode_image
-from pipeline.samples.jinja_template import JinjaTemplate
-from pipeline.samples.rendering import choose_template, render_conversation, render_question
+from pipeline.samples.prompt.conversation import Conversation
+from pipeline.samples.prompt.jinja_template import JinjaTemplate
+from pipeline.samples.prompt.rendering import choose_template, render_conversation, render_question
+from pipeline.samples.prompt.templates import Template
+from pipeline.samples.prompt.text_tokenizer import Ids, TextTokenizer
+from pipeline.samples.prompt.tokenization import EncodedText, encode_prompt, encode_text
 from pipeline.samples.schema import Sample
-from pipeline.samples.templates import Template
-from pipeline.samples.text_tokenizer import Ids, TextTokenizer
-from pipeline.samples.tokenization import EncodedText, encode_prompt, encode_text
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,6 +1,6 @@
 """Sizing an image for the vision tower: one square of it, or several tiles, with the resampling of CLIP's processor.
 
-Which tiles an image gets is decided in `model.resolution`.
+Which tiles an image gets is decided in `model.fusion.resolution`.
 
 Output is uint8 and stays so until it is on the trainer's device, where mean and std are applied: a quarter of the bytes
 of float32. At most one grey level from `transformers.CLIPImageProcessor` (Pillow backend).
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from model.resolution import Fit, Tiling
+from model.fusion.resolution import Fit, Tiling
 from pipeline.samples.image import Pixels
 
 _BICUBIC = 3

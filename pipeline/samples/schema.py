@@ -12,8 +12,8 @@ from typing import Literal, NamedTuple
 
 from pipeline.errors import DataError, Reason
 from pipeline.samples.annotation import IMAGE_PARTS, IMAGES, TURNS, either, either_field, part_kind, read_annotation
-from pipeline.samples.conversation import Conversation, Image, Part, Role, Turn, split_placeholders
 from pipeline.samples.image_names import resolve_images, sort_images
+from pipeline.samples.prompt.conversation import Conversation, Image, Part, Role, Turn, split_placeholders
 from pipeline.samples.strict_json import JsonValue, decode_text
 from pipeline.samples.video import has_video, read_as_images, show_frames
 

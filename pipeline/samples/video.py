@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from model.constants import DEFAULT_IMAGE_TOKEN
+from model.fusion.constants import DEFAULT_IMAGE_TOKEN
 from pipeline.errors import DataError, Reason
 from pipeline.samples.annotation import IMAGES, TURNS, VIDEO, either_field, part_kind
-from pipeline.samples.conversation import Conversation, Image, Part, Turn
+from pipeline.samples.prompt.conversation import Conversation, Image, Part, Turn
 from pipeline.samples.strict_json import JsonValue
 
 VIDEO_PLACE = "<video>"

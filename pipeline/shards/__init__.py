@@ -1,1 +1,1 @@
-"""WebDataset shards: strict tar reading, the Parquet index over them, and the writer."""
+"""WebDataset shards as bytes: where they are, a strict tar reader, the writer."""

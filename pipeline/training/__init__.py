@@ -1,1 +1,1 @@
-"""The training loop and what surrounds it: optimizer, checkpoints, metrics, tracking, launch."""
+"""STEP: the training loop and what it needs: micro-batches, gradients, optimizer, snapshots."""

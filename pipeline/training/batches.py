@@ -15,13 +15,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from model.feature_layout import FeatureLayout, layout_of
-from model.packed import PackedBatch, pack_images
-from model.resolution import ROLES, ImageView, Resolution
-from pipeline.loader import RankStep, Rejected
+from model.fusion.feature_layout import FeatureLayout, layout_of
+from model.fusion.packed import PackedBatch, pack_images
+from model.fusion.resolution import ROLES, ImageView, Resolution
 from pipeline.plan.sources import NO_MIX, Sources
-from pipeline.training.metrics import StepCounts
-from pipeline.training.sources import SourceTally, tally_sources
+from pipeline.stream.rank_step import RankStep, Rejected
+from pipeline.training.measures.metrics import StepCounts
+from pipeline.training.measures.sources import SourceTally, tally_sources
 
 _LAST_STEP_S = 5.0
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from pipeline.config import ExperimentConfig
 from pipeline.training.batches import MicroBatch, PreparedStep
+from pipeline.training.measures.sources import sum_by_source
 from pipeline.training.session import TrainingSession
-from pipeline.training.sources import sum_by_source
 
 TileFeatures = Callable[[MicroBatch], Tensor]
 """Gives the tower features [U, P, V] of a micro-batch's tiles."""

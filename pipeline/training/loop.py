@@ -16,18 +16,18 @@ from pathlib import Path
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from pipeline.run_folder.fault_points import reached
 from pipeline.training.batches import PreparedStep
-from pipeline.training.bookkeeping import book, step_metrics, step_speed
-from pipeline.training.fault_points import reached
-from pipeline.training.flops import FlopModel, peak_flops
 from pipeline.training.gradients import accumulate_gradients
-from pipeline.training.lineage import NONFINITE_FILE, SPIKE_FILE, record_step
-from pipeline.training.metrics import StepCounts
+from pipeline.training.measures.bookkeeping import book, step_metrics, step_speed
+from pipeline.training.measures.flops import FlopModel, peak_flops
+from pipeline.training.measures.metrics import StepCounts
+from pipeline.training.measures.profiling import StepProfiler
+from pipeline.training.measures.records import NONFINITE_FILE, SPIKE_FILE, record_step
+from pipeline.training.measures.sources import describe_sources
+from pipeline.training.measures.speed import SpeedMeter
 from pipeline.training.optim import learning_rate_factor, set_learning_rate
-from pipeline.training.profiling import StepProfiler
 from pipeline.training.session import StepOutcome, TrainingSession
-from pipeline.training.sources import describe_sources
-from pipeline.training.speed import SpeedMeter
 
 
 class NonFiniteError(RuntimeError):

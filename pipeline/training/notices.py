@@ -1,7 +1,7 @@
 """Notices that a run should stop or that a machine is about to leave, as the training loop asks for them.
 
 A launcher decides where they come from: SIGTERM of this process (here), or the driver's SIGTERM and Ray's node drains
-(`pipeline.training.ray_notices`).
+(`pipeline.launch.ray_notices`).
 """
 
 from __future__ import annotations

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from model.weights import LlavaModel
+from model.hub.weights import LlavaModel
 from pipeline.config import ExperimentConfig
+from pipeline.parallel.ranks import Workers
 from pipeline.plan.plan import Plan
-from pipeline.training.distributed import Workers
-from pipeline.training.metrics import Ledger, MetricsLog, StepCounts
+from pipeline.training.measures.metrics import Ledger, MetricsLog, StepCounts
+from pipeline.training.measures.sources import SourceNumbers
+from pipeline.training.measures.trend import LossTrend
 from pipeline.training.notices import Notices
-from pipeline.training.sources import SourceNumbers
-from pipeline.training.trend import LossTrend
 
 if TYPE_CHECKING:
     from pipeline.training.snapshot import Snapshots

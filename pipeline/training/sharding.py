@@ -21,8 +21,8 @@ from torch.distributed.fsdp import (
     register_fsdp_forward_method,
 )
 
-from model.weights import LlavaModel
-from pipeline.training.distributed import Workers
+from model.hub.weights import LlavaModel
+from pipeline.parallel.ranks import Workers
 
 
 def shard_model(model: LlavaModel, workers: Workers, compute_dtype: torch.dtype, *, cpu_offload: bool = False) -> None:

@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.training.background import BackgroundWriter
-from pipeline.training.base_weights import digest_weights
-from pipeline.training.checkpoint import CheckpointStore, MissingShareError, SaveJob, new_token
-from pipeline.training.fault_points import reached
+from pipeline.checkpoint.background import BackgroundWriter
+from pipeline.checkpoint.base_weights import digest_weights
+from pipeline.checkpoint.state import HostCopies
+from pipeline.checkpoint.store import CheckpointStore, MissingShareError, SaveJob, new_token
+from pipeline.checkpoint.tensor_file import whole
+from pipeline.run_folder.fault_points import reached
 from pipeline.training.session import TrainingSession
-from pipeline.training.state import HostCopies
-from pipeline.training.tensor_file import whole
 
 logger = logging.getLogger(__name__)
 

@@ -15,29 +15,29 @@ from typing import NamedTuple
 import torch
 import transformers
 
+from pipeline.checkpoint.ownership import check_own
+from pipeline.checkpoint.resume import run_storage
+from pipeline.checkpoint.state import restore
+from pipeline.checkpoint.store import Checkpoint, CheckpointStore
+from pipeline.checkpoint.verification import Position
 from pipeline.config import ExperimentConfig
-from pipeline.feature_cache.opening import check_tower
-from pipeline.loader import BatchSource, RankStep
+from pipeline.features.opening import check_tower
+from pipeline.parallel.ranks import Workers
+from pipeline.run_folder.lease import check_lease
+from pipeline.run_folder.restarts import record_failure
+from pipeline.stream.rank_step import BatchSource, RankStep
 from pipeline.training.batches import prepare_ahead
-from pipeline.training.bookkeeping import drop_replayed
-from pipeline.training.checkpoint import Checkpoint, CheckpointStore
-from pipeline.training.distributed import Workers
-from pipeline.training.lease import check_lease
-from pipeline.training.lineage import describe_sample, drop_replayed_records
 from pipeline.training.loop import StopRequestedError, train
-from pipeline.training.metrics import METRICS_FILE, Ledger, MetricsLog
+from pipeline.training.measures.bookkeeping import drop_replayed
+from pipeline.training.measures.metrics import METRICS_FILE, Ledger, MetricsLog
+from pipeline.training.measures.records import describe_sample, drop_replayed_records
+from pipeline.training.measures.trend import LossTrend
 from pipeline.training.notices import Notices
 from pipeline.training.optim import build_optimizer
-from pipeline.training.own_checkpoint import check_own
-from pipeline.training.restarts import record_failure
-from pipeline.training.resume import run_storage
+from pipeline.training.result import DTYPES, build_model, save_result
 from pipeline.training.session import TrainingSession
 from pipeline.training.sharding import shard_model
 from pipeline.training.snapshot import Snapshots
-from pipeline.training.stage import DTYPES, build_model, save_result
-from pipeline.training.state import restore
-from pipeline.training.trend import LossTrend
-from pipeline.training.verification import Position
 
 _LAST_WRITE_S = 10.0
 

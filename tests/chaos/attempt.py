@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 _PRELOADED = (
-    "pipeline.training.launch", "pipeline.training.tracking", "jobs.failures", "pyarrow.dataset", "pandas",
+    "pipeline.launch.run", "pipeline.tracking", "jobs.failures", "pyarrow.dataset", "pandas",
     "tests.chaos.mutations", "tests.chaos.witness", "tests.chaos.file_moments", "transformers.models.phi3",
     "transformers.models.clip", "transformers.conversion_mapping",
 )  # fmt: skip
@@ -78,7 +78,7 @@ def train(config: str, *overrides: str) -> None:
     import logging
 
     from pipeline.config import load_config
-    from pipeline.training.launch import run_training
+    from pipeline.launch.run import run_training
 
     logging.basicConfig(level=logging.WARNING)
     run_training(load_config(Path(config), overrides))
@@ -88,7 +88,7 @@ def save_for_ever(folder: str, first_step: str) -> None:
     """Save checkpoints whose every number is their step, and print each step once it is durable."""
     import torch
 
-    from pipeline.training.checkpoint import CheckpointStore
+    from pipeline.checkpoint.store import CheckpointStore
 
     store = CheckpointStore(Path(folder) / "checkpoints", keep_last=2)
     step = int(first_step)
@@ -117,7 +117,7 @@ def damage(run_dir: str, num_damages: str) -> None:
 
 def replay(run_dir: str, tracking_uri: str) -> None:
     """Send what a run folder has to a tracking server, as `mlflow-replay` does."""
-    from pipeline.training.tracking import replay as send
+    from pipeline.tracking import replay as send
 
     send(Path(run_dir), tracking_uri)
 

@@ -11,9 +11,9 @@ from typing import NamedTuple
 from rich.console import Console
 from tokenizers import Tokenizer
 
-from model.constants import IMAGE_TOKEN_INDEX
-from pipeline.loader import BatchSource, RankStep, iterate_locally
-from pipeline.prepare import prepare_source
+from model.fusion.constants import IMAGE_TOKEN_INDEX
+from pipeline.stream.prepare import prepare_source
+from pipeline.stream.rank_step import BatchSource, RankStep, iterate_locally
 from tests.chaos.ledger import ViolationError
 from tests.chaos.world import World, number_of
 

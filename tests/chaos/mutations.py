@@ -20,14 +20,16 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipeline import loader
+from pipeline.checkpoint import manifest, state, verification
+from pipeline.checkpoint.store import Checkpoint, CheckpointStore
 from pipeline.config import TrainingConfig
+from pipeline.index.read import read_sample
+from pipeline.launch import run as launch
 from pipeline.plan.plan import Plan, RankPlan
-from pipeline.samples.read import read_sample
-from pipeline.training import launch, loop, manifest, optim, state, verification, worker
-from pipeline.training.checkpoint import Checkpoint, CheckpointStore
-from pipeline.training.metrics import MetricsLog
-from pipeline.training.tracking.journal import MetricPoint
+from pipeline.stream import rank_step
+from pipeline.tracking.journal import MetricPoint
+from pipeline.training import loop, optim, worker
+from pipeline.training.measures.metrics import MetricsLog
 
 Scenario = Literal["kill", "damage", "two ranks", "save", "flip", "replay"]
 """What must notice a defect: see `mutants`."""
@@ -80,9 +82,9 @@ def _run_dir() -> Path:
 
 def _shift_stream(start_of: Callable[[int], int]) -> None:
     """Open the data at another step than the weights came from."""
-    original = loader.iterate_locally
+    original = rank_step.iterate_locally
 
-    def iterate(source: loader.BatchSource, *, start_step: int, **settings: Any) -> Iterator[loader.RankStep]:
+    def iterate(source: rank_step.BatchSource, *, start_step: int, **settings: Any) -> Iterator[rank_step.RankStep]:
         shifted = start_of(start_step)
         if shifted != start_step:
             _report()
@@ -145,9 +147,9 @@ def _random_state_not_restored() -> None:
 
 
 def _iterator_draws_from_global_random() -> None:
-    original = loader.iterate_locally
+    original = rank_step.iterate_locally
 
-    def iterate(*arguments: Any, **settings: Any) -> Iterator[loader.RankStep]:
+    def iterate(*arguments: Any, **settings: Any) -> Iterator[rank_step.RankStep]:
         _report()
         torch.empty((), dtype=torch.int64).random_()
         return original(*arguments, **settings)
@@ -199,7 +201,7 @@ def _sample_substituted() -> None:
             sample_id = 18
         return original(index, sample_id)
 
-    _replace(loader, "read_sample", read)
+    _replace(rank_step, "read_sample", read)
 
 
 def _latest_not_atomic() -> None:
@@ -256,7 +258,7 @@ def _content_not_verified() -> None:
 
 
 def _points_stamped_with_time_of_sending() -> None:
-    from pipeline.training.tracking.mlflow_run import MlflowRun
+    from pipeline.tracking.mlflow_run import MlflowRun
 
     original = MlflowRun.log_points
 

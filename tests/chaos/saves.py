@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from safetensors import SafetensorError
 
-from pipeline.training.checkpoint import Checkpoint, CheckpointStore
+from pipeline.checkpoint.store import Checkpoint, CheckpointStore
 from tests.chaos.ledger import ViolationError
 from tests.chaos.nursery import Nursery
 

@@ -16,10 +16,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from model.constants import IMAGE_TOKEN_INDEX
+from model.fusion.constants import IMAGE_TOKEN_INDEX
+from pipeline.parallel.ranks import Workers
 from pipeline.training import batches, loop, worker
 from pipeline.training.batches import PreparedStep
-from pipeline.training.distributed import Workers
 from pipeline.training.session import StepOutcome, TrainingSession
 
 

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, CLIPVisionConfig, CLIPVisionModel
 from pipeline.config import ExperimentConfig, load_config
 from pipeline.shards.writer import write_shards
 
-_DEMO_WEIGHTS = Path(__file__).parents[2] / "pipeline" / "demo" / "weights"
+_DEMO_WEIGHTS = Path(__file__).parents[2] / "pipeline" / "tools" / "demo" / "weights"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 NUM_SAMPLES = 37
 """The global batch of 5 does not divide it: every epoch ends with a short step."""

@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from model.llava_llama import LlavaLlamaForCausalLM
-from model.weights import set_trainable
-from pipeline.benchmark.shapes import llava_config
+from benchmarks.step.shapes import llava_config
+from model.backbones.llama import LlavaLlamaForCausalLM
+from model.hub.weights import set_trainable
 from pipeline.config import TrainingConfig, load_config, parse_config
-from pipeline.estimate.memory import estimate_memory
-from pipeline.training.launch import run_training
+from pipeline.launch.run import run_training
+from pipeline.tools.estimate.memory import estimate_memory
 from pipeline.training.optim import build_optimizer, set_learning_rate
 from tests.integration.conftest import WriteConfig
 from tests.integration.runs import assert_same_run, losses, run, start, wait_for_steps

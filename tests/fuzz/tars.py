@@ -11,10 +11,10 @@ import tempfile
 from pathlib import Path
 
 from pipeline.errors import Reason
+from pipeline.index.read import Member, read_members
+from pipeline.index.scan import Checks, ShardScan, index_shard
 from pipeline.samples.image import ImageLimits
-from pipeline.samples.read import Member, read_members
 from pipeline.samples.schema import parse_sample
-from pipeline.shards.scan import Checks, ShardScan, index_shard
 from pipeline.shards.storage import stat_shard
 from tests.fuzz.mutate import damage
 from tests.pipeline.shards.archives import BLOCK, caption_files, instruction_files, tar_bytes

@@ -7,7 +7,7 @@ import json
 import random
 from typing import Any
 
-from model.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from model.fusion.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from pipeline.errors import DataError
 from pipeline.samples.encode import SampleEncoder
 from pipeline.samples.schema import SchemaPolicy, parse_sample

@@ -9,10 +9,10 @@ import pytest
 import ray
 
 from pipeline.config import ClusterConfig
-from pipeline.demo.shards import DemoSizes, write_demo_shards
-from pipeline.training.ray_cluster import start_local_cluster
+from pipeline.launch.ray_cluster import start_local_cluster
+from pipeline.tools.demo.shards import DemoSizes, write_demo_shards
 
-WEIGHTS = Path(__file__).parents[2] / "pipeline" / "demo" / "weights"
+WEIGHTS = Path(__file__).parents[2] / "pipeline" / "tools" / "demo" / "weights"
 
 CONFIG = """
 name: {stage}-test

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.cluster_map import map_on_cluster
 from pipeline.errors import DataError, Reason
+from pipeline.parallel.ray_map import map_on_cluster
 
 pytestmark = pytest.mark.ray
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cluster_map import map_on_cluster
-from tests.pipeline.convert.datasets import llava_records, write_llava
-from tests.pipeline.convert.test_run import contents, run
+from pipeline.parallel.ray_map import map_on_cluster
+from tests.pipeline.tools.convert.datasets import llava_records, write_llava
+from tests.pipeline.tools.convert.test_run import contents, run
 
 pytestmark = pytest.mark.ray
 

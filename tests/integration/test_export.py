@@ -10,13 +10,13 @@ import torch
 from PIL import Image as PilImage
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from model.constants import IMAGE_TOKEN_INDEX
-from model.pixels import normalize_pixels, pixel_stats_of
+from model.fusion.constants import IMAGE_TOKEN_INDEX
+from model.vision.pixels import normalize_pixels, pixel_stats_of
+from pipeline.assembly.export import export_model
+from pipeline.assembly.folder import open_model
 from pipeline.config import ConfigError, load_config
-from pipeline.export import export_model
-from pipeline.model_folder import open_model
-from pipeline.samples.conversation import Conversation, Image, Turn
-from pipeline.training.launch import run_training
+from pipeline.launch.run import run_training
+from pipeline.samples.prompt.conversation import Conversation, Image, Turn
 from tests.integration.conftest import WriteConfig
 from tests.integration.runs import run
 from tests.jobs.conftest import png

@@ -11,18 +11,18 @@ from PIL import Image as PilImage
 from transformers import AutoProcessor, LlavaNextForConditionalGeneration
 
 from jobs.generate import answer, build_conversation
-from model.adapter import read_adapter
-from model.constants import IMAGE_TOKEN_INDEX
-from model.feature_layout import layout_of
-from model.pixels import normalize_pixels, pixel_stats_of
+from model.files.adapter import read_adapter
+from model.fusion.constants import IMAGE_TOKEN_INDEX
+from model.fusion.feature_layout import layout_of
+from model.vision.pixels import normalize_pixels, pixel_stats_of
+from pipeline.assembly.export import export_model
+from pipeline.assembly.facts import load_tokenizer
+from pipeline.assembly.folder import OpenedModel, assemble_model, open_model
 from pipeline.config import ConfigError, load_config
-from pipeline.evaluation.questions import read_evaluation_samples
-from pipeline.evaluation.run import EvaluationSettings, evaluate
-from pipeline.export import export_model
-from pipeline.model_facts import load_tokenizer
-from pipeline.model_folder import OpenedModel, assemble_model, open_model
-from pipeline.shards.index import build_index
-from pipeline.training.launch import run_training
+from pipeline.index.index import build_index
+from pipeline.launch.run import run_training
+from pipeline.tools.evaluation.questions import read_evaluation_samples
+from pipeline.tools.evaluation.run import EvaluationSettings, evaluate
 from tests.integration.conftest import WriteConfig
 from tests.jobs.conftest import png
 

@@ -13,14 +13,14 @@ import pytest
 import torch
 from rich.console import Console
 
+from pipeline.assembly.folder import join_parts
+from pipeline.checkpoint.manifest import CheckpointError
+from pipeline.checkpoint.store import CheckpointStore
 from pipeline.config import ConfigError, load_config
-from pipeline.demo.shards import DemoSizes, write_demo_shards
-from pipeline.model_folder import join_parts
-from pipeline.prepare import prepare_source
-from pipeline.training.checkpoint import CheckpointStore
-from pipeline.training.launch import run_training
+from pipeline.launch.run import run_training
+from pipeline.stream.prepare import prepare_source
+from pipeline.tools.demo.shards import DemoSizes, write_demo_shards
 from pipeline.training.loop import NonFiniteError
-from pipeline.training.manifest import CheckpointError
 from tests.integration.conftest import WriteConfig
 from tests.integration.runs import assert_same_run, losses, run, start, wait_for_steps, weights
 
@@ -73,13 +73,13 @@ def test_sigterm_finishes_the_step_saves_and_exits_143(write_config: WriteConfig
 SLOW_DATA = """
 import time
 from pathlib import Path
-from pipeline import loader
-build = loader._build
+from pipeline.stream import rank_step
+build = rank_step._build
 def build_behind_gate(source, plan, ids):
     while plan.step >= 3 and not Path({gate!r}).exists():
         time.sleep(0.05)
     return build(source, plan, ids)
-loader._build = build_behind_gate
+rank_step._build = build_behind_gate
 """
 
 
@@ -114,7 +114,7 @@ def test_sigterm_under_torchrun_while_ranks_wait_for_data_saves_once_these_come(
 FULL_DISK = """
 import os
 from contextlib import contextmanager
-from pipeline.training.checkpoint_storage import FolderStorage
+from pipeline.checkpoint.storage import FolderStorage
 create = FolderStorage.create
 @contextmanager
 def create_or_fail(self, place, name):

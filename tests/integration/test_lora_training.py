@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from jobs.generate import answer, build_conversation
-from model.lora import merge_lora
+from model.hub.lora import merge_lora
+from pipeline.assembly.export import export_model
+from pipeline.assembly.facts import load_tokenizer
+from pipeline.assembly.folder import join_parts, open_model
+from pipeline.assembly.merge import merge_model
 from pipeline.config import ConfigError, load_config
-from pipeline.export import export_model
-from pipeline.merge import merge_model
-from pipeline.model_facts import load_tokenizer
-from pipeline.model_folder import join_parts, open_model
-from pipeline.training.launch import run_training
+from pipeline.launch.run import run_training
 from tests.integration.conftest import WEIGHTS, WriteConfig
 from tests.integration.runs import losses, weights
 
@@ -111,7 +111,7 @@ def test_settings_that_contradict_each_other_are_refused(
 def test_quantized_base_without_its_packages_says_what_to_install(
     write_config: WriteConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("model.quantization._PACKAGES", ("no_such_package",))
+    monkeypatch.setattr("model.hub.quantization._PACKAGES", ("no_such_package",))
     overrides = ["lora.rank=2", "lora.quantize_base=nf4"]
     with pytest.raises(ValueError, match=r"need no_such_package; install ray-llava\[qlora\]"):
         run_training(load_config(write_config("run", "finetune"), overrides))

@@ -11,11 +11,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.models.clip import CLIPImageProcessor
 
 from pipeline.config import load_config
-from pipeline.training.launch import run_training
+from pipeline.launch.run import run_training
 from tests.integration.conftest import WEIGHTS, WriteConfig
 from tests.integration.runs import losses, weights
-from tests.model.test_tower_layouts import original_weights
-from tests.model.test_tower_layouts import write as write_internvit
+from tests.model.files.test_tower_layouts import original_weights
+from tests.model.files.test_tower_layouts import write as write_internvit
 from tests.model.tiny import KINDS, TOWERS, save_tiny_tower, tiny_backbone_config
 
 TINY = (

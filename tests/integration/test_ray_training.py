@@ -12,10 +12,10 @@ import psutil
 import pytest
 
 from pipeline.config import ConfigError, load_config
-from pipeline.training import ray_notices
-from pipeline.training.launch import run_training
+from pipeline.launch import ray_notices
+from pipeline.launch.ray_notices import forward_sigterm
+from pipeline.launch.run import run_training
 from pipeline.training.loop import StopRequestedError
-from pipeline.training.ray_notices import forward_sigterm
 from tests.integration.conftest import WriteConfig
 from tests.integration.runs import assert_same_run, losses, run, start, wait_for_steps
 

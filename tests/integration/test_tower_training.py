@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pipeline.assembly.folder import open_model
 from pipeline.config import ConfigError, load_config
-from pipeline.model_folder import open_model
-from pipeline.training.launch import run_training
+from pipeline.launch.run import run_training
 from tests.integration.conftest import WEIGHTS, WriteConfig
 from tests.integration.runs import assert_same_run, losses, run, weights
 

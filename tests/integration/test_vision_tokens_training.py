@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file
 
 from jobs.generate import answer, build_conversation
-from model.constants import IMAGE_TOKEN_INDEX
+from model.fusion.constants import IMAGE_TOKEN_INDEX
+from pipeline.assembly.facts import load_tokenizer
+from pipeline.assembly.folder import open_model
 from pipeline.config import load_config
-from pipeline.model_facts import load_tokenizer
-from pipeline.model_folder import open_model
-from pipeline.training.launch import run_training
+from pipeline.launch.run import run_training
 from tests.integration.conftest import WriteConfig
 from tests.integration.runs import weights
 from tests.integration.test_pairs_training import TINY, save_language_model

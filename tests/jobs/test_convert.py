@@ -6,7 +6,7 @@ import pytest
 
 from jobs.config_source import read_config
 from tests.jobs.conftest import RunCommand
-from tests.pipeline.convert.datasets import llava_records, turns, write_llava
+from tests.pipeline.tools.convert.datasets import llava_records, turns, write_llava
 
 
 def test_convert_shows_what_was_written_and_why_the_rest_was_not(run_command: RunCommand, tmp_path: Path) -> None:

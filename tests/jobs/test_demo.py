@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 
 from jobs import demo
-from pipeline.demo import session
-from pipeline.demo.shards import DemoSizes
+from pipeline.tools.demo import session
+from pipeline.tools.demo.shards import DemoSizes
 
 SMALL = DemoSizes(pretrain=7, finetune=5, held_out=6)
 OVERRIDES = ["cluster.launcher=local", "cluster.data_workers=0", "tracking.enabled=false", "training.max_steps=2"]

@@ -12,7 +12,7 @@ import pytest
 
 from jobs.doctor import check_token, examine
 from pipeline.config import TrackingConfig
-from tests.pipeline.doctor.configs import small_config
+from tests.pipeline.tools.doctor.configs import small_config
 
 
 @contextmanager
@@ -42,7 +42,7 @@ def test_check_that_fails_itself_is_an_error_and_the_others_still_run(
     def fail(_: object) -> None:
         raise KeyError("entry")
 
-    monkeypatch.setattr("pipeline.doctor.run_folder.check_disk", fail)
+    monkeypatch.setattr("pipeline.tools.doctor.run_folder.check_disk", fail)
     config = small_config(tmp_path).model_copy(update={"tracking": TrackingConfig(enabled=False)})
     findings = {finding.check: finding for finding in examine(config)}
     assert findings.pop("disk space")[1:] == ("error", "cannot be checked, KeyError: 'entry'")

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from jobs.generate import answer, build_conversation, tokenizer_source
-from model.weights import build_llava, save_projector
+from model.hub.weights import build_llava, save_projector
+from pipeline.assembly.facts import load_tokenizer
+from pipeline.assembly.folder import OpenedModel, open_model
 from pipeline.config import ConfigError, load_config
-from pipeline.demo.backbone_folders import LANGUAGE_MODEL, TOWER
-from pipeline.model_facts import load_tokenizer
-from pipeline.model_folder import OpenedModel, open_model
-from pipeline.samples.conversation import Conversation, Image, Turn
+from pipeline.samples.prompt.conversation import Conversation, Image, Turn
 from pipeline.samples.schema import Sample
+from pipeline.tools.demo.backbone_folders import LANGUAGE_MODEL, TOWER
 from tests.jobs.conftest import RunCommand, png
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.training.tracking import open_run
+from pipeline.tracking import open_run
 from tests.jobs.conftest import RunCommand
-from tests.pipeline.doctor.configs import small_config
+from tests.pipeline.tools.doctor.configs import small_config
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from jobs.training import run_stage
-from pipeline.training import launch
-from pipeline.training.launch import TrainingResult
+from pipeline.launch import run as launch
+from pipeline.launch.run import TrainingResult
 
 
 def write_config(folder: Path) -> str:

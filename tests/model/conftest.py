@@ -11,8 +11,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.models.clip import CLIPImageProcessor
 
-from model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
-from model.weights import build_llava
+from model.backbones.llama import LlavaConfig, LlavaLlamaForCausalLM
+from model.hub.weights import build_llava
 
 NUM_PATCHES = 9  # (21 / 7) ** 2
 IMAGE_SIDE = 21

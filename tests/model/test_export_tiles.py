@@ -19,11 +19,11 @@ from transformers.models.llava_next.processing_llava_next import LlavaNextProces
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 from transformers.processing_utils import ProcessorMixin
 
-from model.constants import IMAGE_TOKEN_INDEX
-from model.export import export_transformers
-from model.hf_import import import_transformers
-from model.resolution import ImageView
-from model.weights import LlavaModel, build_llava
+from model.fusion.constants import IMAGE_TOKEN_INDEX
+from model.fusion.resolution import ImageView
+from model.hub.export import export_transformers
+from model.hub.hf_import import import_transformers
+from model.hub.weights import LlavaModel, build_llava
 from tests.model.conftest import random_images
 from tests.model.tiny import VOCAB, save_tiny_backbone, save_tiny_tower
 

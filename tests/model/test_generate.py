@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from model.constants import IMAGE_TOKEN_INDEX
-from model.llava_llama import LlavaLlamaForCausalLM
+from model.backbones.llama import LlavaLlamaForCausalLM
+from model.fusion.constants import IMAGE_TOKEN_INDEX
 from tests.model.conftest import random_images
 
 X = IMAGE_TOKEN_INDEX

@@ -8,9 +8,9 @@ from typing import Any, Literal, cast
 import pytest
 import torch
 
-from model.llava_llama import LlavaLlamaForCausalLM
-from model.resolution import ImageView
-from model.weights import LlavaModel, build_llava, load_llava, save_llava, save_projector, set_trainable
+from model.backbones.llama import LlavaLlamaForCausalLM
+from model.fusion.resolution import ImageView
+from model.hub.weights import LlavaModel, build_llava, load_llava, save_llava, save_projector, set_trainable
 from tests.model.conftest import NUM_PATCHES, WIDTH, random_images
 from tests.model.tiny import KINDS, save_tiny_backbone
 

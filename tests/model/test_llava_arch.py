@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from model.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from model.backbones.llama import LlavaLlamaForCausalLM
+from model.fusion.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
-from model.llava_llama import LlavaLlamaForCausalLM
 from tests.model.conftest import IMAGE_SIDE, NUM_PATCHES, VISION_WIDTH, WIDTH, random_images
 
 X = IMAGE_TOKEN_INDEX

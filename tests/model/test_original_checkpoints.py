@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.constants import IMAGE_TOKEN_INDEX
-from model.llava_llama import LlavaLlamaForCausalLM
-from model.weights import LlavaModel, build_llava, load_llava
+from model.backbones.llama import LlavaLlamaForCausalLM
+from model.fusion.constants import IMAGE_TOKEN_INDEX
+from model.hub.weights import LlavaModel, build_llava, load_llava
 from tests.model.conftest import IMAGE_SIDE, random_images
 
 

@@ -3,9 +3,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from model.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
-from model.llava_llama import LlavaLlamaForCausalLM
-from model.packed import pack_samples
+from model.backbones.llama import LlavaLlamaForCausalLM
+from model.fusion.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from model.fusion.packed import pack_samples
 from tests.model.conftest import NUM_PATCHES, VISION_WIDTH, random_images
 
 X = IMAGE_TOKEN_INDEX

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
-from model.packed import pack_samples
-from model.weights import build_llava, load_llava, save_llava, set_trainable
+from model.fusion.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from model.fusion.packed import pack_samples
+from model.hub.weights import build_llava, load_llava, save_llava, set_trainable
 from tests.model.conftest import random_images
 from tests.model.tiny import KINDS, TOWERS, VOCAB, save_tiny_backbone, save_tiny_tower
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
-from model.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
-from model.llava_llama import LlavaLlamaForCausalLM
-from model.vision_tower import VisionTower
+from model.backbones.llama import LlavaLlamaForCausalLM
+from model.fusion.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from model.vision.vision_tower import VisionTower
 from tests.model.conftest import NUM_PATCHES, VOCAB, random_images, tiny_llama_config
 
 X = IMAGE_TOKEN_INDEX

@@ -24,8 +24,8 @@ from transformers import (
 )
 from transformers.models.clip import CLIPImageProcessor
 
-from model.backbones import BACKBONES
-from model.tower_kinds import TOWER_KINDS
+from model.backbones.registry import BACKBONES
+from model.vision.tower_kinds import TOWER_KINDS
 
 WIDTH = 32
 VOCAB = 97

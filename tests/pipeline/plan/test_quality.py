@@ -1,6 +1,6 @@
 import pytest
 
-from pipeline.benchmark.workloads import WITH_SEVERAL_IMAGES, instruction_sizes
+from benchmarks.step.workloads import WITH_SEVERAL_IMAGES, instruction_sizes
 from pipeline.plan.packing import pack_step
 from pipeline.plan.quality import pooled, quality_of
 

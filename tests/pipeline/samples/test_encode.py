@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
-from model.feature_layout import layout_of
-from model.resolution import Resolution
+from model.fusion.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from model.fusion.feature_layout import layout_of
+from model.fusion.resolution import Resolution
 from pipeline.errors import DataError, Reason
-from pipeline.samples.conversation import Conversation, Image, Turn
+from pipeline.index.index import ShardIndex, build_index
+from pipeline.index.lengths import TOKEN_SCHEMA, build_token_columns
+from pipeline.index.read import read_annotations, read_sample
 from pipeline.samples.encode import EncodedSample, SampleEncoder
 from pipeline.samples.fit import ImageSpec, fit_image
 from pipeline.samples.image import ImageLimits, Pixels, decode_image
-from pipeline.samples.lengths import TOKEN_SCHEMA, build_token_columns
-from pipeline.samples.read import read_annotations, read_sample
-from pipeline.shards.index import ShardIndex, build_index
-from tests.pipeline.samples.toy_tokenizers import build_tokenizer
+from pipeline.samples.prompt.conversation import Conversation, Image, Turn
+from tests.pipeline.samples.prompt.toy_tokenizers import build_tokenizer
 from tests.pipeline.shards.archives import caption_files, instruction_files, write_tar
 
 PAD = Resolution("pad", 11, 5, None)
@@ -182,7 +182,7 @@ def test_token_columns_are_cached_per_encoder_and_rebuilt_when_damaged(
     def refuse(*_: object) -> None:
         raise AssertionError("the cached columns were not used")
 
-    monkeypatch.setattr("pipeline.samples.lengths.read_annotations", refuse)
+    monkeypatch.setattr("pipeline.index.lengths.read_annotations", refuse)
     assert build_token_columns(index, encoder, cache_dir=cache).equals(first)
 
 
@@ -201,7 +201,7 @@ def test_token_columns_of_added_shard_read_only_that_one(
         read.append(Path(shard).name)
         return read_annotations(shard, *rest)
 
-    monkeypatch.setattr("pipeline.samples.lengths.read_annotations", counting)
+    monkeypatch.setattr("pipeline.index.lengths.read_annotations", counting)
     reports: list[tuple[int, int]] = []
     table = build_token_columns(
         larger, encoder, cache_dir=cache, progress=lambda done, total: reports.append((done, total))

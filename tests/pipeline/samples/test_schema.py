@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.errors import DataError, Reason
 from pipeline.samples import schema
-from pipeline.samples.conversation import Image, Part, Turn
+from pipeline.samples.prompt.conversation import Image, Part, Turn
 from pipeline.samples.schema import Sample, SchemaPolicy, conversation_from_turns, parse_sample
 
 HUMAN, GPT = {"from": "human", "value": "What?"}, {"from": "gpt", "value": "A ball."}

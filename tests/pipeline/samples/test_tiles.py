@@ -14,7 +14,7 @@ from PIL import Image
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
-from model.resolution import ImageView, Resolution, read_resolution
+from model.fusion.resolution import ImageView, Resolution, read_resolution
 from pipeline.samples.fit import ImageSpec, fit_tiles
 from pipeline.samples.image import Pixels
 from tests.pipeline.samples.pictures import smooth_rgb

@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from model.resolution import Resolution, read_resolution
+from model.fusion.resolution import Resolution, read_resolution
 from pipeline.errors import DataError, Reason
-from pipeline.samples.conversation import Image
+from pipeline.index.index import build_index
+from pipeline.index.lengths import build_token_columns
+from pipeline.index.read import read_sample
 from pipeline.samples.encode import SampleEncoder
 from pipeline.samples.fit import ImageSpec
-from pipeline.samples.lengths import build_token_columns
-from pipeline.samples.read import read_sample
+from pipeline.samples.prompt.conversation import Image
 from pipeline.samples.schema import Sample, parse_sample
-from pipeline.shards.index import build_index
-from tests.pipeline.samples.toy_tokenizers import build_tokenizer
+from tests.pipeline.samples.prompt.toy_tokenizers import build_tokenizer
 from tests.pipeline.shards.archives import png, write_tar
 
 FRAMES = ["0.png", "1.png", "2.png"]

@@ -1,8 +1,8 @@
 """Ways to compute a step that must not change it: loss and gradients within float32 rounding of each other.
 
-Beside these: the chunked loss against full logits in tests/model/test_loss.py, packed rows against padded batches with
-full logits in tests/model/test_packed_loss.py, recomputed and compiled layers in test_acceleration.py, and
-transformers' own LLaVA in tests/model/test_parity.py and tests/pipeline/benchmark/test_side_by_side.py.
+More: the chunked loss against full logits in tests/model/llava/test_loss.py, packed rows against padded batches with full
+logits in tests/model/test_packed_loss.py, recomputed and compiled layers in test_acceleration.py, and
+transformers' own LLaVA in tests/model/test_parity.py and tests/benchmarks/step/test_side_by_side.py.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Any
 import pytest
 import torch
 
-from model.llava_llama import LlavaLlamaForCausalLM
-from model.packed import pack_samples
-from model.resolution import ImageView
-from model.weights import set_trainable
-from pipeline.benchmark.rank_processes import run_ranks
-from pipeline.benchmark.shapes import build_model, features_per_image
-from pipeline.feature_cache.files import ShardReader, ShardWriter
-from pipeline.training.distributed import Workers
+from benchmarks.ranks.rank_processes import run_ranks
+from benchmarks.step.shapes import build_model, features_per_image
+from model.backbones.llama import LlavaLlamaForCausalLM
+from model.fusion.packed import pack_samples
+from model.fusion.resolution import ImageView
+from model.hub.weights import set_trainable
+from pipeline.checkpoint.state import gather_whole
+from pipeline.parallel.ranks import Workers
+from pipeline.stream.feature_files import ShardReader, ShardWriter
 from pipeline.training.sharding import shard_model
-from pipeline.training.state import gather_whole
 
 CPU = torch.device("cpu")
 LENGTHS = (7, 31, 2, 13)

@@ -14,8 +14,8 @@ from typing import Any, cast
 import pytest
 import torch
 
-from pipeline.training.checkpoint import CheckpointStore, MissingShareError, SaveJob
-from pipeline.training.distributed import Workers
+from pipeline.checkpoint.store import CheckpointStore, MissingShareError, SaveJob
+from pipeline.parallel.ranks import Workers
 from pipeline.training.session import TrainingSession
 from pipeline.training.snapshot import CheckpointWriteError, Snapshots
 

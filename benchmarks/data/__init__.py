@@ -1,0 +1,1 @@
+"""Timing the data side: images, loaders, whole runs."""

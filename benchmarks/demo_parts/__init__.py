@@ -1,0 +1,1 @@
+"""How the demo's small language model and vision tower were taught."""

@@ -1,0 +1,1 @@
+"""Timing the training step against transformers on the same samples and weights."""

@@ -1,0 +1,75 @@
+"""The language models that can become LLaVA models, by the `model_type` of their config.json.
+
+A new backbone is one file like `llava_mistral` and one line here.
+"""
+
+from typing import Any, Final, NamedTuple
+
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+
+from model.backbones.gemma import LlavaGemmaConfig, LlavaGemmaForCausalLM
+from model.backbones.gemma3 import LlavaGemma3Config, LlavaGemma3ForCausalLM
+from model.backbones.llama import LlavaConfig, LlavaLlamaForCausalLM
+from model.backbones.mistral import LlavaMistralConfig, LlavaMistralForCausalLM
+from model.backbones.mpt import LlavaMptConfig, LlavaMptForCausalLM
+from model.backbones.phi3 import LlavaPhi3Config, LlavaPhi3ForCausalLM
+from model.backbones.qwen2 import LlavaQwen2Config, LlavaQwen2ForCausalLM
+from model.backbones.qwen3 import LlavaQwen3Config, LlavaQwen3ForCausalLM
+from model.llava_arch import LlavaForCausalLM
+
+
+class Backbone(NamedTuple):
+    """What a language model becomes."""
+
+    config_class: type[PretrainedConfig]
+    model_class: type[LlavaForCausalLM]
+
+
+BACKBONES: Final[dict[str, Backbone]] = {
+    "llama": Backbone(LlavaConfig, LlavaLlamaForCausalLM),
+    "mistral": Backbone(LlavaMistralConfig, LlavaMistralForCausalLM),
+    "qwen2": Backbone(LlavaQwen2Config, LlavaQwen2ForCausalLM),
+    "qwen3": Backbone(LlavaQwen3Config, LlavaQwen3ForCausalLM),
+    "gemma": Backbone(LlavaGemmaConfig, LlavaGemmaForCausalLM),
+    "gemma3_text": Backbone(LlavaGemma3Config, LlavaGemma3ForCausalLM),
+    "phi3": Backbone(LlavaPhi3Config, LlavaPhi3ForCausalLM),
+    "mpt": Backbone(LlavaMptConfig, LlavaMptForCausalLM),
+}
+"""`model_type` of a language model -> its LLaVA classes."""
+
+_PUBLISHED_NAMES: Final = {"llava": "llama", "llava_qwen": "qwen2"}
+"""`model_type` of published checkpoints whose name says less than ours."""
+
+for _backbone in BACKBONES.values():  # lets AutoModelForCausalLM open saved models, as transformers' own classes do
+    AutoConfig.register(_backbone.config_class.model_type, _backbone.config_class, exist_ok=True)
+    AutoModelForCausalLM.register(_backbone.config_class, _backbone.model_class, exist_ok=True)
+
+
+def backbone_of_language_model(values: dict[str, Any], name: str) -> Backbone:
+    """Choose the backbone of a plain language model.
+
+    Args:
+        values: its config.json.
+        name: its folder or hub id, for the message.
+
+    Raises:
+        ValueError: it is a complete LLaVA model, of an unknown kind, or caps its logits.
+    """
+    kind = values.get("model_type")
+    if kind not in BACKBONES:
+        hint = "; it is a complete LLaVA model: use load_llava" if backbone_of_llava(values) else ""
+        raise ValueError(f"language model {name} has model_type {kind!r}; known: {', '.join(sorted(BACKBONES))}{hint}")
+    if values.get("final_logit_softcapping") is not None:
+        raise ValueError(f"language model {name} sets final_logit_softcapping, which the packed loss does not compute")
+    return BACKBONES[kind]
+
+
+def backbone_of_llava(values: dict[str, Any]) -> Backbone | None:
+    """Return the backbone of a LLaVA model's config.json, None when it is not one that `load_llava` reads.
+
+    Original checkpoints of LLaMA say `llava`, as do those of transformers' own class, which have a text_config.
+    """
+    kind = values.get("model_type")
+    if kind in _PUBLISHED_NAMES and "text_config" not in values:
+        return BACKBONES[_PUBLISHED_NAMES[kind]]
+    return next((backbone for backbone in BACKBONES.values() if backbone.config_class.model_type == kind), None)

@@ -1,0 +1,1 @@
+"""Checkpoint files: reading, names of tensors, the projector on disk."""

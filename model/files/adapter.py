@@ -1,0 +1,131 @@
+"""The projector on disk: what projector pretraining produces and finetuning starts from, image newline included.
+
+Tensors are stored as safetensors under the names of published LLaVA checkpoints (`model.mm_projector.0.weight`, ...).
+Original `mm_projector.bin` files are read too, restricted to tensors.
+"""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from model.files.checkpoint_files import read_pickled_tensors
+from model.files.file_mode import follow_umask
+from model.files.tower_layouts import current_names, misfits
+
+PROJECTOR_FILE: Final = "mm_projector.safetensors"
+"""File name used when a folder is given."""
+_LEGACY_FILE: Final = "mm_projector.bin"
+_PREFIX: Final = "model."
+_PROJECTOR: Final = "mm_projector"
+_NEWLINE: Final = "image_newline"
+_TOWER: Final = r"vision_tower\.(?:towers\.\d+\.)?vision_tower\."
+EMBEDDING_KEY: Final = "model.embed_tokens.weight"
+"""Input embeddings, present in adapters trained with `<im_start>` and `<im_end>`."""
+
+
+def projector_state(body: nn.Module) -> dict[str, Tensor]:
+    """Return the weights of `mm_projector`, and `image_newline` if there is one.
+
+    Args:
+        body: a decoder body with vision modules.
+    """
+    names = (f"{_PROJECTOR}.", _NEWLINE)
+    return {name: tensor for name, tensor in body.state_dict().items() if name.startswith(names)}
+
+
+def write_projector(state: Mapping[str, Tensor], path: str | Path, row_ids: Sequence[int] | None = None) -> Path:
+    """Write the projector's weights atomically and return the file's path.
+
+    Args:
+        state: whole tensors, named as `projector_state` does; the input embeddings may be among them.
+        path: target file ending in `.safetensors`, or a folder, which then gets `mm_projector.safetensors`.
+        row_ids: rows of the input embeddings to write: those of `<im_start>` and `<im_end>`.
+    """
+    target = Path(path)
+    if target.suffix != ".safetensors":
+        target = target / PROJECTOR_FILE
+    target.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {_PREFIX + name: tensor.detach().cpu() for name, tensor in state.items()}
+    if EMBEDDING_KEY in tensors:
+        tensors[EMBEDDING_KEY] = tensors[EMBEDDING_KEY][list(row_ids or ())]
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    part = target.with_name(f"{target.name}.{os.getpid()}.part")
+    save_file(tensors, part, metadata={"format": "pt"})
+    follow_umask(part)
+    with part.open("rb") as written:
+        os.fsync(written.fileno())
+    part.replace(target)
+    return target
+
+
+def read_adapter(path: str | Path) -> dict[str, Tensor]:
+    """Read every tensor of an adapter file, or of the one inside a folder, onto the CPU.
+
+    Raises:
+        ValueError: there is no such file, or a pickle holds more than tensors.
+    """
+    source = Path(path)
+    if source.is_dir():
+        candidates = [source / PROJECTOR_FILE, source / _LEGACY_FILE]
+        source = next((file for file in candidates if file.is_file()), candidates[0])
+    if not source.is_file():
+        raise ValueError(f"projector file {source} does not exist; expected {PROJECTOR_FILE} or {_LEGACY_FILE}")
+    if source.suffix == ".safetensors":
+        return load_file(source)
+    return read_pickled_tensors(source)
+
+
+def load_projector(body: nn.Module, path: str | Path) -> None:
+    """Load an adapter's weights into a decoder body; every tensor must be there, fit, and be known.
+
+    Only `image_newline` may be missing, as it is from original files, and keeps its value then. Weights of the vision
+    tower that are in the file (position embeddings that were trained along) are loaded by name. Embeddings of
+    `<im_start>` and `<im_end>` are left to `vision_tokens`.
+
+    Raises:
+        ValueError: the file is missing, or tensors are missing, unexpected or of another shape; all are named.
+    """
+    found = projector_tensors(read_adapter(path))
+    in_tower = {name: tensor for name, tensor in found.items() if re.match(_TOWER, name)}
+    found = {name: tensor for name, tensor in found.items() if name not in in_tower}
+    expected = {name: own for name, own in projector_state(body).items() if name in found or name != _NEWLINE}
+    if problems := misfits(expected, found):
+        kind = type(body.get_submodule(_PROJECTOR)).__name__
+        raise ValueError(f"{path} does not fit the projector {kind}: " + "; ".join(problems))
+    if in_tower:
+        _load_into_tower(body, in_tower, path)
+    body.load_state_dict(found, strict=False)
+
+
+def _load_into_tower(body: Any, tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    """Copy single tensors into the tower, which may be in a list, out of the body's own parameters."""
+    tower: nn.Module | None = body.get_vision_tower()
+    own = {} if tower is None else tower.state_dict()
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        place, _, inner = name.removeprefix("vision_tower.").partition("vision_tower.")
+        kind = "" if f"{place}vision_tower.{inner}" in own else "internvl_vision"
+        renamed |= {f"{place}vision_tower.{new}": rows for new, rows in current_names({inner: tensor}, kind).items()}
+    if problems := misfits({name: own[name] for name in renamed if name in own}, renamed):
+        raise ValueError(f"{path} does not fit the vision tower: " + "; ".join(problems))
+    if tower is not None:
+        tower.load_state_dict(renamed, strict=False)
+
+
+def projector_tensors(adapter: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Pick the tensors of `projector_state` and of the tower, with everything before their names removed.
+
+    Other tensors are left out only when they are the input embeddings, so that nothing trained is lost unnoticed.
+    """
+    picked: dict[str, Tensor] = {}
+    for name, tensor in adapter.items():
+        if name == EMBEDDING_KEY:
+            continue
+        match = re.fullmatch(rf"(?:.*?\.)?({_PROJECTOR}\..+|{_NEWLINE}|{_TOWER}.+)", name)
+        picked[match[1] if match else name] = tensor
+    return picked

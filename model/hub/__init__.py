@@ -1,0 +1,1 @@
+"""Whole models on disk: put together, saved, loaded, adapted, exported, imported."""

@@ -1,0 +1,104 @@
+"""Folders of transformers' LLaVA classes as models of this project; the way back of `export`."""
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import CONFIG_MAPPING
+
+from model.backbones.registry import Backbone, backbone_of_language_model
+from model.files.checkpoint_files import read_checkpoint_config
+from model.hub.hf_classes import HF_CLASSES, LLAVA_ONEVISION
+from model.hub.hf_names import imported_name
+from model.hub.weights import LlavaModel, load_weights
+from model.llava.attention import AttentionKernel, enable_packed_attention
+from model.vision.pixels import read_pixel_stats
+from model.vision.tower_kinds import TOWER_KINDS, read_tower_config
+
+
+def import_transformers(
+    folder: str | Path, dtype: torch.dtype = torch.float32, attention: AttentionKernel = "auto"
+) -> LlavaModel:
+    """Read such a folder, all weights included.
+
+    Its tokenizer and processor stay where they are. Both tables keep the row of `<image>`, so that exporting again
+    gives the same tensors.
+
+    Raises:
+        ValueError: it is of another kind, uses what this project's model has no place for, or lacks tensors.
+    """
+    path = Path(folder)
+    values = read_checkpoint_config(str(path), "LLaVA model")
+    if values.get("model_type") not in HF_CLASSES or "text_config" not in values:
+        raise ValueError(
+            f"{path} has model_type {values.get('model_type')!r}; expected {', '.join(HF_CLASSES)} with a text_config, "
+            "as transformers' LLaVA classes save it; this project's own folders are opened by load_llava"
+        )
+    backbone, config = _config_of(values, path)
+    state = {imported_name(name): tensor for name, tensor in _read_tensors(path).items() if "position_ids" not in name}
+    model = load_weights(backbone, None, config, dtype, state)
+    cast(Any, model.get_vision_tower()).set_frozen(True)
+    if model.packs_rows:
+        enable_packed_attention(model, attention)
+    return model
+
+
+def _config_of(values: dict[str, Any], path: Path) -> tuple[Backbone, Any]:
+    _check_supported(values, path)
+    text, vision = values["text_config"], values["vision_config"]
+    backbone = backbone_of_language_model({"model_type": "llama", **text}, f"{path} (text_config)")
+    stats = read_pixel_stats(str(path))
+    layers = values.get("vision_feature_layer", -2)
+    keeps_all = values.get("vision_feature_select_strategy", "default") == "full"
+    tower = read_tower_config({"model_type": "clip_vision_model", **vision}, f"{path} (vision_config)")
+    has_class_token = TOWER_KINDS[tower.model_type].num_class_tokens > 0
+    fields = {
+        "model_type": backbone.config_class.model_type,
+        "architectures": [backbone.model_class.__name__],
+        "tie_word_embeddings": values.get("tie_word_embeddings", False),
+        "use_mm_proj": True,
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_hidden_size": tower.hidden_size * (1 if isinstance(layers, int) else len(layers)),
+        "mm_vision_tower": str(path),
+        "mm_vision_config": tower.to_dict(),
+        "mm_vision_weights": "checkpoint",
+        "mm_vision_select_layer": layers,
+        "mm_vision_select_feature": "cls_patch" if keeps_all and has_class_token else "patch",
+        "mm_image_mean": None if stats is None else list(stats.mean),
+        "mm_image_std": None if stats is None else list(stats.std),
+        **_image_fields(values, path),
+    }
+    return backbone, backbone.config_class.from_dict({**text, **fields})
+
+
+def _image_fields(values: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return how images become tiles; pin points of those classes are (height, width)."""
+    if not HF_CLASSES[values["model_type"]].has_tiles:
+        file = path / "preprocessor_config.json"
+        processor = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return {"image_aspect_ratio": "pad" if processor.get("do_pad") else "crop"}
+    is_limited = values["model_type"] == LLAVA_ONEVISION.model_type
+    defaults: Any = CONFIG_MAPPING[values["model_type"]]()
+    pinpoints = values.get("image_grid_pinpoints") or defaults.image_grid_pinpoints
+    return {
+        "image_aspect_ratio": values.get("vision_aspect_ratio", "anyres_max_9") if is_limited else "anyres",
+        "image_grid_pinpoints": [[width, height] for height, width in pinpoints],
+        "mm_patch_merge_type": "spatial_unpad",
+    }
+
+
+def _check_supported(values: dict[str, Any], path: Path) -> None:
+    expected = {"projector_hidden_act": "gelu", "multimodal_projector_bias": True}
+    found = {key: values.get(key, value) for key, value in expected.items()}
+    if found != expected:
+        raise ValueError(f"{path}: expected {expected} in config.json, found {found}; no projector here is like that")
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{path} holds no *.safetensors; save the model with transformers' save_pretrained first")
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}

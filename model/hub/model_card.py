@@ -1,0 +1,45 @@
+"""The README of an exported folder: what the model is, and how transformers runs it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from model.hub.hf_classes import HfClass
+from model.llava_arch import LlavaForCausalLM
+
+
+def model_card(model: LlavaForCausalLM, kind: HfClass, language_model: str) -> str:
+    """Return the README.
+
+    Args:
+        model: exportable as `kind`.
+        kind: the class.
+        language_model: its `model_type`.
+    """
+    tower: Any = model.get_vision_tower()
+    tiles = f", tiles chosen as `{model.config.image_aspect_ratio}`" if kind.has_tiles else ""
+    what = "tile" if kind.has_tiles else "image"
+    return f"""---
+library_name: transformers
+pipeline_tag: image-text-to-text
+---
+
+# LLaVA model
+
+A `{language_model}` language model ({model.config.hidden_size} wide) that reads images through a
+`{tower.config.model_type}` tower ({tower.image_size} x {tower.image_size} pixels, {tower.num_features} tokens per
+{what}, hidden state {tower.spec.select_layer}{tiles}) and a `{model.config.mm_projector_type}` projector, trained with
+ray-llava.
+
+```python
+from transformers import AutoProcessor, {kind.architecture}
+
+processor = AutoProcessor.from_pretrained(folder)
+model = {kind.architecture}.from_pretrained(folder)
+messages = [{{"role": "user", "content": [{{"type": "image", "image": image}}, {{"type": "text", "text": question}}]}}]
+inputs = processor.apply_chat_template(
+    messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+)
+answer = processor.batch_decode(model.generate(**inputs, max_new_tokens=128), skip_special_tokens=True)[0]
+```
+"""

@@ -1,0 +1,250 @@
+"""Whole models on disk: put together from a language model and a tower, saved, loaded again, set up for a stage."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Final, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+
+from model.backbones.registry import Backbone, backbone_of_language_model, backbone_of_llava
+from model.files.adapter import load_projector, projector_state, write_projector
+from model.files.checkpoint_files import read_checkpoint_config, read_tensors
+from model.files.file_mode import follow_umask
+from model.fusion.resolution import PatchMerge
+from model.hub.quantization import Quantization, quantization_config
+from model.llava.attention import AttentionKernel, enable_packed_attention
+from model.llava.vision_tokens import refuse_tied_tables
+from model.llava_arch import LlavaForCausalLM
+from model.vision.vision_tower import SelectFeature
+
+__all__ = [
+    "LlavaModel",
+    "build_llava",
+    "load_llava",
+    "load_projector",
+    "load_weights",
+    "read_llava_config",
+    "pretrained_state",
+    "save_llava",
+    "save_projector",
+    "set_trainable",
+]
+
+LlavaModel = LlavaForCausalLM
+"""Any backbone's class: the mixin over a language model of transformers."""
+
+Stage = Literal["pretrain", "finetune"]
+_TOWER_PREFIX: Final = r"^(?:model|transformer)\.vision_tower\.vision_tower\."
+
+
+def build_llava(
+    language_model: str,
+    vision_tower: str | Sequence[str],
+    projector_type: str = "mlp2x_gelu",
+    select_layer: int | tuple[int, ...] = -2,
+    select_feature: SelectFeature = "patch",
+    scales: tuple[int, ...] = (1,),
+    projector_path: str | Path | None = None,
+    patch_merge: PatchMerge = "flat",
+    dtype: torch.dtype = torch.float32,
+    attention: AttentionKernel = "auto",
+    quantize: Quantization | None = None,
+) -> LlavaModel:
+    """Join a pretrained language model, a pretrained tower and a new or pretrained projector.
+
+    Code from a checkpoint is never run. The projector stays in float32 whatever `dtype` is: it is what is trained
+    next, and rounding it to bfloat16 in between would lose part of the pretraining.
+
+    Args:
+        language_model: folder or hub id of a language model.
+        vision_tower: folder or hub id of a vision tower, or of several to be joined.
+        projector_type: see `build_vision_projector`.
+        select_layer: see `TowerSpec`.
+        select_feature: see `TowerSpec`.
+        scales: see `TowerSpec`.
+        projector_path: file or folder written by `save_projector`, or an original `mm_projector.bin`.
+        patch_merge: how the features of an image's tiles are laid out; `spatial_unpad` adds a learnt newline.
+        dtype: type of the language model and the tower.
+        attention: kernel for packed rows.
+        quantize: how the language model's weights are kept in few bits; None keeps them whole.
+
+    Raises:
+        ValueError: a folder is missing or of an unknown kind, or the projector file does not fit.
+    """
+    values = read_checkpoint_config(language_model, "language model")
+    backbone = backbone_of_language_model(values, language_model)
+    config = backbone.config_class.from_dict({**values, "model_type": backbone.config_class.model_type})
+    model = load_weights(backbone, language_model, config, dtype, quantize=quantize)
+    model.get_model().initialize_vision_modules(
+        SimpleNamespace(
+            vision_tower=vision_tower,
+            mm_vision_select_layer=select_layer,
+            mm_vision_select_feature=select_feature,
+            mm_vision_scales=scales,
+            mm_projector_type=projector_type,
+            mm_patch_merge_type=patch_merge,
+            pretrain_mm_mlp_adapter=projector_path,
+        )
+    )
+    _tower(model).to(dtype)
+    model.get_model().mm_projector.float()
+    if model.packs_rows:
+        enable_packed_attention(model, attention)
+    return model
+
+
+def load_llava(
+    path: str | Path,
+    dtype: torch.dtype = torch.float32,
+    attention: AttentionKernel = "auto",
+    quantize: Quantization | None = None,
+) -> LlavaModel:
+    """Load a complete LLaVA model: one of `save_llava`, or a published one with LLaVA's original tensor names.
+
+    The tower comes from inside the checkpoint when it is there, else from the folder or hub id that its config names.
+
+    Raises:
+        ValueError: the folder is missing, is no LLaVA model, or lacks tensors; all are named.
+    """
+    backbone, config = _read_llava(str(path))
+    model = load_weights(backbone, str(path), config, dtype, quantize=quantize)
+    tower = _tower(model)
+    if not tower.is_loaded:
+        inside = {re.sub(_TOWER_PREFIX, "", name): t for name, t in read_tensors(str(path), _is_in_tower).items()}
+        if inside:
+            tower.load_state(inside, str(path), dtype)
+            model.config.mm_vision_weights = "checkpoint"
+        else:
+            tower.load_model(dtype)
+    tower.set_frozen(True)
+    if model.packs_rows:
+        enable_packed_attention(model, attention)
+    return model
+
+
+def load_weights(
+    backbone: Backbone,
+    name: str | None,
+    config: PretrainedConfig,
+    dtype: torch.dtype,
+    state: dict[str, Tensor] | None = None,
+    quantize: Quantization | None = None,
+) -> LlavaModel:
+    """Make a model with the weights of a folder or hub id, or with `state` when there is no name.
+
+    Raises:
+        ValueError: tensors are missing or misshaped; all are named.
+    """
+    loaded: Any = backbone.model_class.from_pretrained(
+        cast(str, name),
+        config=config,
+        dtype=dtype,
+        state_dict=state,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # refused below, all at once and by name
+        quantization_config=None if quantize is None else quantization_config(quantize, dtype),
+    )
+    model, info = cast(tuple[LlavaModel, dict[str, Any]], loaded)
+    missing = sorted(info["missing_keys"])
+    misshaped = sorted(str(entry) for entry in info["mismatched_keys"])
+    if missing or misshaped:
+        where = name or config.mm_vision_tower
+        raise ValueError(
+            f"{where} does not fit {backbone.model_class.__name__}: missing {missing}, misshaped {misshaped}"
+        )
+    return model
+
+
+def read_llava_config(path: str | Path) -> PretrainedConfig:
+    """Read the config of a complete LLaVA model, without its weights.
+
+    Raises:
+        ValueError: the folder is missing or is no LLaVA model.
+    """
+    return _read_llava(str(path))[1]
+
+
+def save_llava(model: LlavaModel, path: str | Path, state: Mapping[str, Tensor] | None = None) -> None:
+    """Write config and all weights, the tower's included, as a folder that `load_llava` reads.
+
+    Args:
+        model: the model.
+        path: folder.
+        state: weights to write in place of the model's own, which may be sharded over processes.
+    """
+    model.save_pretrained(str(path), state_dict=None if state is None else dict(state))
+    follow_umask(path)
+
+
+def save_projector(model: LlavaModel, path: str | Path) -> Path:
+    """Write the model's projector; see `write_projector`."""
+    return write_projector(pretrained_state(model), path, model.config.im_start_end_ids)
+
+
+def pretrained_state(model: LlavaModel) -> dict[str, Tensor]:
+    """Return what projector pretraining leaves, possibly sharded: see `projector_state`.
+
+    With `<im_start>` and `<im_end>` the input embeddings are there too, whole; `write_projector` picks the two rows. A
+    vision tower that learns is there as well.
+    """
+    state = projector_state(model.get_model())
+    tower = model.get_vision_tower()
+    if tower is not None and not tower.frozen:
+        state |= {f"vision_tower.{name}": own for name, own in tower.named_parameters() if own.requires_grad}
+    if model.config.im_start_end_ids:
+        state["embed_tokens.weight"] = model.get_model().embed_tokens.weight
+    return state
+
+
+def set_trainable(model: LlavaModel, stage: Stage) -> None:
+    """Choose what learns: `pretrain` the projector, `finetune` projector and language model. The tower is frozen.
+
+    In pretraining with `<im_start>` and `<im_end>` the input embeddings learn too (only those two rows get gradients).
+
+    Raises:
+        ValueError: `stage` is unknown, or only the input embeddings are to learn but are one tensor with the output's.
+    """
+    if stage not in ("pretrain", "finetune"):
+        raise ValueError(f"stage is {stage!r}; known: pretrain, finetune")
+    for parameter in model.parameters():
+        parameter.requires_grad_(stage == "finetune" and parameter.is_floating_point())  # bytes cannot learn
+    for parameter in projector_parameters(model):
+        parameter.requires_grad_(True)
+    _tower(model).set_frozen(True)
+    model.config.tune_mm_mlp_adapter = stage == "pretrain"
+    if stage == "pretrain" and model.config.mm_use_im_start_end:
+        refuse_tied_tables(model)
+        model.get_input_embeddings().weight.requires_grad_(True)
+
+
+def projector_parameters(model: LlavaModel) -> list[nn.Parameter]:
+    """Return what projector pretraining learns: the projector's weights and the image newline."""
+    body = model.get_model()
+    newline = [] if body.image_newline is None else [body.image_newline]
+    return [*body.mm_projector.parameters(), *newline]
+
+
+def _is_in_tower(name: str) -> bool:
+    return re.match(_TOWER_PREFIX, name) is not None
+
+
+def _tower(model: LlavaModel) -> Any:
+    tower = model.get_vision_tower()
+    if tower is None:
+        raise ValueError("the model has no vision tower; build it with build_llava or initialize_vision_modules")
+    return tower
+
+
+def _read_llava(path: str) -> tuple[Backbone, PretrainedConfig]:
+    values = read_checkpoint_config(path, "LLaVA model")
+    backbone = backbone_of_llava(values)
+    if backbone is None:
+        raise ValueError(
+            f"{path} has model_type {values.get('model_type')!r}, which is no LLaVA model of a known backbone; "
+            "a language model alone is joined with a tower by build_llava"
+        )
+    return backbone, backbone.config_class.from_dict({**values, "model_type": backbone.config_class.model_type})

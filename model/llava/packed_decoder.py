@@ -1,0 +1,98 @@
+"""A packed row through a decoder body: by packed attention where the body allows it, else unpacked into padded rows.
+
+Padded rows give the same result with more arithmetic; they serve bodies with attention of their own (MPT's ALiBi) and
+samples longer than a sliding window, which no packed kernel knows.
+
+Shapes: B samples, S tokens of all samples, W longest sample, K targets, D language-model width.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from model.fusion.packed import PackedBatch
+from model.llava.attention import AttentionKernel, no_mask, packed_kernel, segments_of
+from model.llava.loss import cross_entropy_sum
+
+if TYPE_CHECKING:
+    from model.llava_arch import LlavaMetaForCausalLM
+
+
+def decode_packed(model: "LlavaMetaForCausalLM", embeds: Tensor, batch: PackedBatch) -> Tensor:
+    """Run the body on fused embeddings [S, D] of a packed row and return its hidden states [S, D].
+
+    Raises:
+        ValueError: the body could attend to packed rows but is not set up for it.
+    """
+    kernel = packed_kernel(model)
+    if kernel is None and model.packs_rows:
+        raise ValueError("packed rows need packed attention; call model.llava.attention.enable_packed_attention(model)")
+    if kernel is None or _needs_padding(model, batch):
+        return _decode_padded(model.get_model(), embeds, batch)
+    return _decode_row(model.get_model(), embeds, batch, kernel)
+
+
+def sum_loss(hidden: Tensor, head: nn.Linear, batch: PackedBatch, target_losses: Tensor | None = None) -> Tensor:
+    """Sum the cross-entropy over the targets of `batch`; float32 scalar.
+
+    Args:
+        hidden: [S, D].
+        head: the output head, without bias.
+        batch: on the device of `hidden`.
+        target_losses: [K] float32; filled with the cross-entropy of each target.
+
+    Raises:
+        ValueError: the head is sharded on its own.
+    """
+    if isinstance(head.weight, DTensor):
+        raise ValueError("lm_head must not be sharded on its own: leave it in the root group of fully_shard")
+    rows = hidden.index_select(0, batch.target_positions)
+    return cross_entropy_sum(rows, head.weight, batch.targets, target_losses=target_losses)
+
+
+def sliding_window_of(config: Any) -> int | None:
+    """Return how many tokens back the narrowest layer sees, None when every layer sees all.
+
+    Args:
+        config: a backbone's config. `sliding_window` alone applies to all layers (Mistral, Phi); beside
+            `layer_types` only to those of type `sliding_attention` (Qwen, Gemma).
+    """
+    window: int | None = config.sliding_window if hasattr(config, "sliding_window") else None
+    if hasattr(config, "layer_types") and config.layer_types and "sliding_attention" not in config.layer_types:
+        return None
+    return window
+
+
+def _decode_row(body: nn.Module, embeds: Tensor, batch: PackedBatch, kernel: AttentionKernel) -> Tensor:
+    hidden: Tensor = body(
+        inputs_embeds=torch.stack([embeds]),  # a view would make torch.compile build the first layer on its own
+        position_ids=batch.position_ids[None],
+        attention_mask=no_mask(embeds.device),
+        use_cache=False,
+        segments=segments_of(batch, kernel, embeds.dtype),
+    ).last_hidden_state[0]
+    return hidden
+
+
+def _decode_padded(body: nn.Module, embeds: Tensor, batch: PackedBatch) -> Tensor:
+    num_rows, width = len(batch.seqlens), batch.max_seqlen
+    begin = torch.arange(num_rows).mul_(width).repeat_interleave(torch.tensor(batch.seqlens))
+    place = begin.to(embeds.device, non_blocking=True) + batch.position_ids
+    padded = embeds.new_zeros(num_rows * width, embeds.shape[-1]).index_copy(0, place, embeds)
+    mask = torch.zeros(num_rows * width, dtype=torch.bool, device=embeds.device).index_fill_(0, place, True)
+    hidden: Tensor = body(
+        inputs_embeds=padded.view(num_rows, width, -1), attention_mask=mask.view(num_rows, width), use_cache=False
+    ).last_hidden_state
+    return hidden.flatten(0, 1).index_select(0, place)
+
+
+def computed_tokens(model: "LlavaMetaForCausalLM", batch: PackedBatch) -> int:
+    """Return the tokens that `decode_packed` takes through the body, padding included."""
+    return len(batch.seqlens) * batch.max_seqlen if _needs_padding(model, batch) else sum(batch.seqlens)
+
+
+def _needs_padding(model: "LlavaMetaForCausalLM", batch: PackedBatch) -> bool:
+    window = sliding_window_of(model.config) if model.packs_rows else None
+    return not model.packs_rows or (window is not None and batch.max_seqlen > window)

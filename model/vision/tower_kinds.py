@@ -1,0 +1,110 @@
+"""The kinds of image encoder that can be a vision tower, by the `model_type` of their config.json, as data.
+
+A new kind is one line here, if transformers has its classes and its encoder is a stack of layers.
+
+Shapes: N images, H x W pixels, T hidden states per image (class tokens, then patches), V vision width.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple, cast
+
+from torch import Tensor, nn
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    Dinov2Config,
+    Dinov2Model,
+    InternVLVisionConfig,
+    InternVLVisionModel,
+    PretrainedConfig,
+    PreTrainedModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
+
+from model.files.tower_layouts import ORIGINAL_INTERNVIT, internvit_fields
+
+
+class TowerKind(NamedTuple):
+    """What a tower must know of an image encoder."""
+
+    config_class: type[PretrainedConfig]
+    model_class: type[PreTrainedModel]
+    embed: Callable[[Any, Tensor], Tensor]
+    """Model and pixels [N, 3, H, W] -> hidden states before the first layer [N, T, V]."""
+    layers: Callable[[Any], nn.ModuleList]
+    """Model -> its encoder layers, each called with hidden states."""
+    before_layers: Callable[[Any], list[nn.Module]]
+    """Model -> the modules that `embed` uses."""
+    num_class_tokens: int
+    """Leading hidden states that stand for no patch."""
+    any_size: bool
+    """Whether position embeddings are resized (bicubically) to images of another size than the config's."""
+    layer_arguments: tuple[None, ...] = ()
+    """What a layer wants after the hidden states: nothing, or the place of an attention mask."""
+
+
+def _embed(model: Any, pixels: Tensor) -> Tensor:
+    return cast(Tensor, model.embeddings(pixels))
+
+
+def _embed_clip(model: Any, pixels: Tensor) -> Tensor:
+    return cast(Tensor, model.pre_layrnorm(model.embeddings(pixels)))
+
+
+def _start(model: Any) -> list[nn.Module]:
+    return [model.embeddings]
+
+
+def _clip_start(model: Any) -> list[nn.Module]:
+    return [model.embeddings, model.pre_layrnorm]
+
+
+def _layers(model: Any) -> nn.ModuleList:
+    return cast(nn.ModuleList, model.encoder.layers)
+
+
+def _layer(model: Any) -> nn.ModuleList:
+    return cast(nn.ModuleList, model.encoder.layer)
+
+
+TOWER_KINDS: Final[dict[str, TowerKind]] = {
+    "clip_vision_model": TowerKind(
+        CLIPVisionConfig, CLIPVisionModel, _embed_clip, _layers, _clip_start, 1, False, (None,)
+    ),
+    "siglip_vision_model": TowerKind(SiglipVisionConfig, SiglipVisionModel, _embed, _layers, _start, 0, False, (None,)),
+    "dinov2": TowerKind(Dinov2Config, Dinov2Model, _embed, _layer, _start, 1, True),
+    "internvl_vision": TowerKind(InternVLVisionConfig, InternVLVisionModel, _embed, _layer, _start, 1, True),
+}
+"""`model_type` -> kind. SigLIP 2 checkpoints of fixed resolution are of type `siglip`."""
+
+IMAGE_HALVES: Final = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
+"""`model_type` of a checkpoint with an image and a text encoder -> the kind of its image half."""
+
+_VARIABLE_SIZE: Final = ("siglip2", "siglip2_vision_model")
+
+
+def read_tower_config(values: dict[str, Any], name: str) -> PretrainedConfig:
+    """Make the encoder's config from the values of a config.json.
+
+    Args:
+        values: of an image encoder, or of a checkpoint that has one as its image half.
+        name: folder or hub id, for the message.
+
+    Raises:
+        ValueError: the `model_type` is unknown, or of encoders whose input has no fixed shape.
+    """
+    kind = values.get("model_type")
+    if kind in _VARIABLE_SIZE:
+        raise ValueError(
+            f"vision tower {name} has model_type {kind!r}, which takes patches of images of any shape (NaFlex); choose "
+            "its checkpoint of fixed resolution, such as siglip2-so400m-patch14-384"
+        )
+    if kind == ORIGINAL_INTERNVIT:
+        kind, values = "internvl_vision", internvit_fields(values)
+    if kind in IMAGE_HALVES:
+        kind, values = IMAGE_HALVES[kind], values["vision_config"]
+    if kind not in TOWER_KINDS:
+        known = ", ".join(sorted((*TOWER_KINDS, *IMAGE_HALVES, ORIGINAL_INTERNVIT)))
+        raise ValueError(f"vision tower {name} has model_type {kind!r}; known: {known}")
+    return TOWER_KINDS[kind].config_class.from_dict({**values, "model_type": kind})

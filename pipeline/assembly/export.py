@@ -1,0 +1,40 @@
+"""A finished run's model as a folder for transformers and vLLM, with the encoding it was trained with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from model.hub.export import export_transformers
+from pipeline.assembly.facts import load_tokenizer
+from pipeline.assembly.folder import read_folder_facts, read_recipe
+from pipeline.assembly.merge import find_model_folder, load_merged, require_empty
+from pipeline.samples.prompt.chat_template import chat_template_of
+from pipeline.samples.prompt.rendering import choose_template
+
+
+def export_model(source: str | Path, target: str | Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write a finetuned model as a folder of that of transformers' LLaVA classes which expresses it.
+
+    Adapters are folded in.
+
+    Args:
+        source: folder of a finished finetuning run, or a model folder.
+        target: folder to write; must be empty or not exist.
+        dtype: type of the written weights.
+
+    Raises:
+        ConfigError: source holds no model, or target holds files.
+        ValueError: none of them expresses the model.
+    """
+    folder, out = find_model_folder(source), require_empty(target)
+    recipe = read_recipe(folder)
+    tokenizer = load_tokenizer(str(folder))
+    export_transformers(
+        load_merged(folder, dtype),
+        tokenizer,
+        out,
+        image_processor=read_folder_facts(folder).processor,
+        chat_template=chat_template_of(choose_template(recipe["template"], tokenizer)),
+    )

@@ -1,0 +1,170 @@
+"""What the data side must know of a model's parts: tokenizer, image processor, how many features an image has.
+
+Read from configs and tokenizer files only, without weights.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from transformers import AutoTokenizer, BaseImageProcessor, PreTrainedTokenizerBase
+
+from model.files.checkpoint_files import read_checkpoint_config
+from model.fusion.resolution import Pinpoints, Resolution, read_resolution
+from model.hub.weights import read_llava_config
+from model.llava.vision_tokens import extend_tokenizer
+from model.vision.projector import num_projected_features
+from model.vision.tower_builder import AnyTower, build_vision_tower
+from pipeline.config import ModelConfig
+from pipeline.samples.fit import ImageSpec
+
+
+class TowerFacts(NamedTuple):
+    """What the data side must know of a vision tower; read from its configs, no weights."""
+
+    processor: dict[str, Any]
+    """Content of preprocessor_config.json."""
+    num_features: int
+    """Features per tile after selection."""
+    feature_grid: int | None
+    """Features per side of a tile, None when class tokens are among them."""
+    patch_merge: str
+    """`mm_patch_merge_type` of the model that the tower belongs to, or is to belong to."""
+
+    @property
+    def image_spec(self) -> ImageSpec:
+        """The square that every tile becomes."""
+        return ImageSpec.from_preprocessor_config(self.processor)
+
+    def resolution(self, aspect_ratio: str, pinpoints: Pinpoints) -> Resolution:
+        """Return how images become tiles and features.
+
+        Raises:
+            ValueError: see `read_resolution`.
+        """
+        return read_resolution(
+            aspect_ratio,
+            pinpoints,
+            self.patch_merge,
+            tile_size=self.image_spec.size,
+            tile_features=self.num_features,
+            tile_grid=self.feature_grid,
+        )
+
+
+class _TowerArgs(NamedTuple):
+    vision_tower: str | tuple[str, ...]
+    mm_vision_select_layer: int | tuple[int, ...]
+    mm_vision_select_feature: str
+    mm_vision_scales: tuple[int, ...]
+    mm_projector_type: str
+
+
+def read_tower_facts(parts: ModelConfig) -> TowerFacts:
+    """Read what the data side must know of the tower that a config names, which a LLaVA folder may hold inside.
+
+    Raises:
+        ValueError: the tower or its preprocessor_config.json is missing.
+    """
+    if parts.vision_tower is None:
+        facts = read_llava_facts(parts.language_model)
+        return facts._replace(patch_merge=parts.mm_patch_merge_type or facts.patch_merge)
+    args = _TowerArgs(
+        parts.vision_tower,
+        parts.mm_vision_select_layer,
+        parts.mm_vision_select_feature,
+        parts.mm_vision_scales,
+        parts.mm_projector_type,
+    )
+    tower = build_vision_tower(args, delay_load=True)
+    processor = _scaled(_read_processor(_first(parts.vision_tower)), max(parts.mm_vision_scales))
+    return _facts(tower, processor, parts.mm_projector_type, parts.mm_patch_merge_type or "flat")
+
+
+def read_llava_facts(folder: str) -> TowerFacts:
+    """Read what the data side must know of the tower of a LLaVA folder.
+
+    Raises:
+        ValueError: it is no LLaVA folder, or has neither a preprocessor_config.json nor a tower that has one.
+    """
+    values = read_checkpoint_config(folder, "model.language_model")
+    if not values.get("mm_vision_tower"):
+        raise ValueError(
+            f"{folder} is a language model without a vision tower; set model.vision_tower to a tower's folder or hub id"
+        )
+    config: Any = read_llava_config(folder)
+    tower = build_vision_tower(config, delay_load=True)
+    if (Path(folder) / "preprocessor_config.json").is_file():
+        processor = _read_processor(folder)
+    else:
+        processor = _scaled(_read_processor(_first(config.mm_vision_tower)), max(config.mm_vision_scales))
+    return _facts(tower, processor, config.mm_projector_type, config.mm_patch_merge_type)
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Load a tokenizer from a folder or hub id, never running code from it.
+
+    Raises:
+        ValueError: there is none.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except OSError as error:
+        raise ValueError(f"{name}: no tokenizer found ({error}); copy tokenizer.json into that folder") from error
+    return tokenizer
+
+
+def read_model_tokenizer(parts: ModelConfig) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model, with the special tokens around images that the model is to have.
+
+    Raises:
+        ValueError: there is none.
+    """
+    tokenizer = load_tokenizer(parts.language_model)
+    extend_tokenizer(tokenizer, with_patch=parts.mm_use_im_patch_token, with_start_end=has_wrapped_images(parts))
+    return tokenizer
+
+
+def has_wrapped_images(parts: ModelConfig) -> bool:
+    """Whether every image stands between `<im_start>` and `<im_end>`: as configured, or as a LLaVA folder says."""
+    if parts.mm_use_im_start_end or parts.vision_tower is not None:
+        return parts.mm_use_im_start_end
+    return folder_wraps_images(parts.language_model)
+
+
+def folder_wraps_images(folder: str) -> bool:
+    """Whether a LLaVA folder's model wants images between `<im_start>` and `<im_end>`."""
+    return bool(read_checkpoint_config(folder, "model.language_model").get("mm_use_im_start_end", False))
+
+
+def _facts(tower: AnyTower, processor: dict[str, Any], projector_type: str, patch_merge: str) -> TowerFacts:
+    size = ImageSpec.from_preprocessor_config(processor).size
+    from_tower = tower.num_features_at(size)
+    count = num_projected_features(projector_type, from_tower)
+    return TowerFacts(processor, count, tower.feature_grid_at(size) if count == from_tower else None, patch_merge)
+
+
+def _first(names: str | tuple[str, ...] | list[str]) -> str:
+    """Return the tower whose image processor counts."""
+    return names if isinstance(names, str) else names[0]
+
+
+def _scaled(processor: dict[str, Any], scale: int) -> dict[str, Any]:
+    """Return an image processor for images of a multiple of the size."""
+
+    def times(size: Any) -> Any:
+        return {name: value * scale for name, value in size.items()} if isinstance(size, dict) else size * scale
+
+    return processor | {name: times(processor[name]) for name in ("size", "crop_size") if processor.get(name)}
+
+
+def _read_processor(name: str) -> dict[str, Any]:
+    try:
+        values, _ = BaseImageProcessor.get_image_processor_dict(name)
+    except OSError as error:
+        raise ValueError(
+            f"{name}: no preprocessor_config.json found, which says how images are sized and normalised; copy it into "
+            "that folder"
+        ) from error
+    return dict(values)

@@ -1,0 +1,247 @@
+"""Where checkpoints lie: a folder, or a prefix of an object store; a generation appears in one step or not at all.
+
+Folder: files are written under `.tmp-step-STEP-TOKEN`, made durable, and renamed to `step-STEP` after the manifest.
+Object store: files are written under `step-STEP-TOKEN/`, a prefix of their own, and the manifest object comes last.
+STEP has eight digits, so that names sort. What lacks a sound manifest is never read.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Protocol, cast
+from urllib.parse import urlsplit
+
+from pyarrow import fs
+
+from pipeline.checkpoint.manifest import MANIFEST_NAME
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_GENERATION = re.compile(r"step-(\d{8})(-.+)?")
+_TEMPORARY = ".tmp-"
+_REMOVED = ".removed-"
+
+logger = logging.getLogger(__name__)
+
+
+class Generation(NamedTuple):
+    """A checkpoint that was committed; whether its bytes are sound is another question."""
+
+    step: int
+    name: str
+
+
+class CheckpointStorage(Protocol):
+    """Writes, lists, reads and removes generations. File names hold no folders."""
+
+    location: str
+    """What messages call it."""
+
+    def begin(self, step: int, token: str) -> str:
+        """Make room for a generation; returns the place for its files, the same for equal arguments."""
+        ...
+
+    def create(self, place: str, name: str) -> AbstractContextManager[BinaryIO]:
+        """Open a new file, which is durable once the block ends."""
+        ...
+
+    def exists(self, place: str, name: str) -> bool:
+        """Tell whether a file was completed."""
+        ...
+
+    def commit(self, place: str, step: int) -> str:
+        """Turn a place, manifest included, into a generation; returns its name."""
+        ...
+
+    def discard(self, place: str) -> None:
+        """Remove a place that became no generation, or leave it to `sweep`; never fails, since something has."""
+        ...
+
+    def generations(self) -> list[Generation]:
+        """Return all generations, oldest first."""
+        ...
+
+    def open(self, place: str, name: str) -> AbstractContextManager[BinaryIO]:
+        """Open a file of a generation or place for reading.
+
+        Raises:
+            OSError: it is missing or cannot be read.
+        """
+        ...
+
+    def remove(self, name: str) -> None:
+        """Remove a generation, in such an order that a partly removed one is no generation."""
+        ...
+
+    def sweep(self) -> None:
+        """Remove what killed writers left behind; only for the holder of the run."""
+        ...
+
+
+def open_storage(location: str | Path) -> FolderStorage | ObjectStorage:
+    """Return the storage at a local folder or an `s3://`/`gs://` URL.
+
+    Raises:
+        ValueError: another scheme.
+    """
+    text = str(location)
+    if text.startswith(("s3://", "gs://")):
+        return ObjectStorage(text)
+    if "://" in text:
+        raise ValueError(f"checkpoint folder {text}: expected a local path, s3:// or gs://")
+    return FolderStorage(Path(text))
+
+
+class FolderStorage:
+    """Generations as folders of a POSIX file system."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.location = folder, str(folder)
+
+    def begin(self, step: int, token: str) -> str:
+        """Create the temporary folder."""
+        name = f"{_TEMPORARY}step-{step:08d}-{token}"
+        (self.folder / name).mkdir(parents=True, exist_ok=True)
+        return name
+
+    @contextmanager
+    def create(self, place: str, name: str) -> Iterator[BinaryIO]:
+        """Write under another name first, so that a file with its name is complete."""
+        path = self.folder / place / name
+        partial = path.with_name(f".{name}.partial")
+        with partial.open("wb") as file:
+            yield cast(BinaryIO, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(path)
+
+    def exists(self, place: str, name: str) -> bool:
+        """Tell whether a file was completed."""
+        return (self.folder / place / name).is_file()
+
+    def commit(self, place: str, step: int) -> str:
+        """Rename the temporary folder; a folder of the same step, defective or computed again, makes way."""
+        fsync(self.folder / place)
+        target = self.folder / f"step-{step:08d}"
+        if target.exists():
+            self.remove(target.name)
+        (self.folder / place).rename(target)
+        fsync(self.folder)
+        return target.name
+
+    def discard(self, place: str) -> None:
+        """Remove the temporary folder."""
+        shutil.rmtree(self.folder / place, ignore_errors=True)
+
+    def generations(self) -> list[Generation]:
+        """Return the folders whose names are those of generations."""
+        names = [path.name for path in self.folder.iterdir() if path.is_dir()] if self.folder.is_dir() else []
+        return sorted(Generation(int(match[1]), name) for name in names if (match := _GENERATION.fullmatch(name)))
+
+    def open(self, place: str, name: str) -> BinaryIO:
+        """Open a file."""
+        return (self.folder / place / name).open("rb")
+
+    def remove(self, name: str) -> None:
+        """Take the name away first, then the content."""
+        doomed = self.folder / f"{_REMOVED}{name}-{os.getpid()}"
+        (self.folder / name).rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+    def sweep(self) -> None:
+        """Remove temporary and half removed folders."""
+        for prefix in (_TEMPORARY, _REMOVED):
+            for path in self.folder.glob(f"{prefix}*"):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+class ObjectStorage:
+    """Generations as prefixes of an object store, through pyarrow."""
+
+    def __init__(self, url: str) -> None:
+        """Use a prefix that belongs to this run alone.
+
+        Args:
+            url: `s3://bucket/prefix` or `gs://bucket/prefix`; a query holds options such as `endpoint_override`.
+        """
+        parts = urlsplit(url)
+        self.location = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"  # without credentials
+        self._filesystem, path = fs.FileSystem.from_uri(url)
+        self._root = path.rstrip("/")
+
+    def begin(self, step: int, token: str) -> str:
+        """Name the prefix; it exists with its first object."""
+        return f"step-{step:08d}-{token}"
+
+    @contextmanager
+    def create(self, place: str, name: str) -> Iterator[BinaryIO]:
+        """Upload an object; it exists once the block ends."""
+        stream = self._filesystem.open_output_stream(self._path(place, name))
+        try:
+            yield cast(BinaryIO, stream)
+        except BaseException:
+            with suppress(OSError):  # closing sends what is left, which must not hide why the block failed
+                stream.close()
+            raise
+        stream.close()
+
+    def exists(self, place: str, name: str) -> bool:
+        """Tell whether an object exists."""
+        return bool(self._filesystem.get_file_info(self._path(place, name)).type == fs.FileType.File)
+
+    def commit(self, place: str, step: int) -> str:
+        """Do nothing: the manifest is there, and it was the last object."""
+        del step
+        return place
+
+    def discard(self, place: str) -> None:
+        """Remove the objects, if there are any."""
+        try:
+            self._filesystem.delete_dir(self._path(place))
+        except FileNotFoundError:
+            pass  # not even the first object was written
+        except OSError as error:
+            logger.warning("%s/%s was left behind, the next start removes it: %s", self.location, place, error)
+
+    def generations(self) -> list[Generation]:
+        """Return the prefixes that hold a manifest."""
+        names = [path.rsplit("/", 2)[-2] for path in self._objects() if path.endswith(f"/{MANIFEST_NAME}")]
+        return sorted(Generation(int(match[1]), name) for name in names if (match := _GENERATION.fullmatch(name)))
+
+    def open(self, place: str, name: str) -> BinaryIO:
+        """Open an object."""
+        return cast(BinaryIO, self._filesystem.open_input_stream(self._path(place, name)))
+
+    def remove(self, name: str) -> None:
+        """Take the manifest away first, then the rest."""
+        self._filesystem.delete_file(self._path(name, MANIFEST_NAME))
+        self._filesystem.delete_dir(self._path(name))
+
+    def sweep(self) -> None:
+        """Remove prefixes without a manifest."""
+        prefixes = {path.removeprefix(f"{self._root}/").partition("/")[0] for path in self._objects()}
+        for name in prefixes - {generation.name for generation in self.generations()}:
+            if _GENERATION.fullmatch(name):
+                self._filesystem.delete_dir(self._path(name))
+
+    def _objects(self) -> list[str]:
+        selector = fs.FileSelector(self._root, recursive=True, allow_not_found=True)
+        return [info.path for info in self._filesystem.get_file_info(selector) if info.type == fs.FileType.File]
+
+    def _path(self, *parts: str) -> str:
+        return "/".join((self._root, *parts))
+
+
+def fsync(path: Path) -> None:
+    """Make a file's content, or a folder's list of names, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,7 +1,0 @@
-"""Where the demo's taught backbones lie; `pipeline.demo.backbones` makes them."""
-
-from pathlib import Path
-
-WEIGHTS = Path(__file__).resolve().parent / "weights"
-TOWER = WEIGHTS / "tower"
-LANGUAGE_MODEL = WEIGHTS / "language_model"

@@ -1,0 +1,159 @@
+"""The data of a config, indexed: one index per source, joined so that a row number names a sample of the whole run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from pipeline.config import ConfigError, DataConfig, ExperimentConfig
+from pipeline.index.index import RunMap, ShardIndex, ensure_index, run_serially
+from pipeline.index.lengths import build_token_columns
+from pipeline.index.scan import Checks
+from pipeline.samples.encode import SampleEncoder
+from pipeline.samples.image import ImageLimits
+from pipeline.samples.schema import SchemaPolicy
+from pipeline.shards.listing import expand_shards
+
+_COUNTED_HERE = 5000
+"""Samples whose tokens are counted in this process: another one takes seconds to load the tokenizer."""
+
+
+class SourceRows(NamedTuple):
+    """Which rows of an index belong to a source."""
+
+    name: str
+    """Empty for the only source of a run without a mix."""
+    first_row: int
+    end_row: int
+
+
+@dataclass(frozen=True, eq=False)
+class IndexedData:
+    """All samples of a config."""
+
+    index: ShardIndex
+    tokens: pa.Table
+    """`TOKEN_SCHEMA`, row by row of the index."""
+    sources: tuple[SourceRows, ...]
+    """In the order of their rows, without gaps."""
+
+
+def index_data(
+    config: ExperimentConfig, encoder: SampleEncoder, *, console: Console, run_map: RunMap = run_serially
+) -> IndexedData:
+    """Bring the index of every source up to date, count tokens, and join the sources.
+
+    Raises:
+        ConfigError: a source matches no shard, or two sources share one.
+        ShardError: a shard is defective and data.on_bad_shard is `fail`.
+    """
+    urls = {name: _expand(name, shards) for name, shards in config.data.shards_by_source.items()}
+    _check_disjoint(urls)
+    indexes: dict[str, ShardIndex] = {}
+    tables: list[pa.Table] = []
+    for name, own_urls in urls.items():
+        folder = index_folder(config, name)
+        title = f"{config.name}{f', {name}' if name else ''}"
+        with _progress(console, f"{title}: indexing shards") as report:
+            indexes[name] = ensure_index(
+                own_urls,
+                folder,
+                checks=checks_of(config.data),
+                on_bad_shard=config.data.on_bad_shard,
+                run_map=run_map,
+                progress=report,
+            )
+        with _progress(console, f"{title}: counting tokens") as report:
+            count_map = run_map if indexes[name].num_samples > _COUNTED_HERE else run_serially
+            tables.append(
+                build_token_columns(indexes[name], encoder, cache_dir=folder, run_map=count_map, progress=report)
+            )
+    index, sources = join_indexes(indexes)
+    return IndexedData(index, pa.concat_tables(tables), sources)
+
+
+def checks_of(data: DataConfig) -> Checks:
+    """Return what the index of a config verifies."""
+    return Checks(
+        images=data.check_images,
+        limits=ImageLimits(max_pixels=data.max_image_pixels),
+        policy=SchemaPolicy(data.prepend_missing_placeholder, data.drop_leading_answer),
+        allow_duplicate_keys=data.allow_duplicate_keys,
+    )
+
+
+def index_folder(config: ExperimentConfig, source: str = "") -> Path:
+    """Return where the index of a run, or of one source of its mix, lies."""
+    folder = Path(config.data.index_dir) if config.data.index_dir else Path(config.run_dir) / "index"
+    return folder / source if source else folder
+
+
+def join_indexes(indexes: Mapping[str, ShardIndex]) -> tuple[ShardIndex, tuple[SourceRows, ...]]:
+    """Put the rows of several indexes one after the other; a single one stays as it is.
+
+    Keys need to be unique within a source only: sources come from different people.
+    """
+    first_row, first_shard = 0, 0
+    sources, tables = [], []
+    for name, index in indexes.items():
+        sources.append(SourceRows(name, first_row, first_row + index.num_samples))
+        field = index.samples.schema.get_field_index("shard")
+        moved = pc.add(index.samples["shard"], pa.scalar(first_shard, pa.int32()))
+        tables.append(index.samples.set_column(field, index.samples.schema.field(field), moved))
+        first_row, first_shard = first_row + index.num_samples, first_shard + len(index.shards)
+    parts = list(indexes.values())
+    if len(parts) == 1:
+        return parts[0], tuple(sources)
+    facts = json.dumps([[name, index.fingerprint] for name, index in indexes.items()])
+    joined = ShardIndex(
+        shards=tuple(shard for index in parts for shard in index.shards),
+        samples=pa.concat_tables(tables),
+        checks=parts[0].checks,
+        fingerprint=hashlib.sha256(facts.encode()).hexdigest(),
+    )
+    return joined, tuple(sources)
+
+
+def _expand(name: str, shards: tuple[str, ...]) -> list[str]:
+    try:
+        return list(expand_shards(shards))
+    except ValueError as error:
+        raise ConfigError(f"data.{f'sources.{name}.' if name else ''}shards: {error}") from error
+
+
+def _check_disjoint(urls: Mapping[str, list[str]]) -> None:
+    owner: dict[str, str] = {}
+    for name, own in urls.items():
+        for url in own:
+            if owner.setdefault(url, name) != name:
+                raise ConfigError(
+                    f"data.sources: {url} belongs to {owner[url]} and to {name}; a shard has one source: raise its "
+                    "weight instead"
+                )
+
+
+@contextmanager
+def _progress(console: Console, title: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar that appears with the first report, so that finding everything up to date prints nothing."""
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("eta"), TimeRemainingColumn())
+    progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    task = progress.add_task(title, total=None)
+
+    def report(done: int, total: int) -> None:
+        progress.start()
+        progress.update(task, completed=done, total=total)
+
+    try:
+        yield report
+    finally:
+        progress.stop()

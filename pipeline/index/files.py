@@ -1,0 +1,129 @@
+"""Index files on disk: one Arrow table, one manifest that commits it, and one Parquet file per scanned shard.
+
+The table is mapped into memory, not read: a plan needs few of its columns, and a sample one row of the others, so that
+a hundred million rows (12 GB) take no more memory than what is looked at.
+Every file is written under a temporary name, synced and renamed, so that a killed build leaves the previous index or
+the scans it had finished, never half a file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import Reason, ShardError
+from pipeline.index.scan import Checks, ShardScan
+from pipeline.samples.image import ImageLimits
+from pipeline.samples.schema import SchemaPolicy
+from pipeline.shards.storage import ShardStat
+
+FORMAT = 3
+"""Raised whenever the meaning of a stored column or a verdict changes; other versions are built again."""
+_MANIFEST = "index.json"
+_SCANS = "scans"
+_FACTS = b"ray_llava"
+
+
+def exists(folder: Path) -> bool:
+    """Whether the folder holds a finished index."""
+    return (folder / _MANIFEST).is_file()
+
+
+def describe(shards: Sequence[Any], checks: Checks) -> dict[str, Any]:
+    """Return the manifest's description of shards (named tuples) and checks."""
+    return {"shards": [shard._asdict() for shard in shards], "checks": dataclasses.asdict(checks)}
+
+
+def parse_description(manifest: Mapping[str, Any]) -> tuple[list[dict[str, Any]], Checks]:
+    """Read what `describe` wrote."""
+    checks = dict(manifest["checks"])
+    limits, policy = ImageLimits(**checks.pop("limits")), SchemaPolicy(**checks.pop("policy"))
+    return manifest["shards"], Checks(**checks, limits=limits, policy=policy)
+
+
+def write_index(folder: Path, fingerprint: str, samples: pa.Table, description: Mapping[str, Any]) -> None:
+    """Write the table, then the manifest that makes it the index."""
+    folder.mkdir(parents=True, exist_ok=True)
+    table_name = f"samples-{fingerprint[:16]}.arrow"
+    _write_atomically(folder / table_name, lambda path: _write_arrow(path, samples))
+    manifest = {"format": FORMAT, "fingerprint": fingerprint, "samples": table_name, **description}
+    content = json.dumps(manifest, indent=1).encode()
+    _write_atomically(folder / _MANIFEST, lambda path: path.write_bytes(content))
+
+
+def read_index(folder: Path) -> tuple[dict[str, Any], pa.Table]:
+    """Return manifest and table; the table stays on disk until its values are asked for.
+
+    Raises:
+        ValueError: no index, one of another format, or a damaged one.
+    """
+    path = folder / _MANIFEST
+    if not path.is_file():
+        raise ValueError(f"index {folder}: no {_MANIFEST}; build it with `ray-llava index`")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            raise ValueError(f"index {folder} has format {manifest['format']}, this version reads {FORMAT}")
+        return manifest, pa.ipc.open_file(pa.memory_map(str(folder / manifest["samples"]))).read_all()
+    except (OSError, KeyError, TypeError, json.JSONDecodeError, pa.ArrowException) as error:
+        raise ValueError(f"index {folder} is damaged ({type(error).__name__}); remove the folder") from error
+
+
+def write_scan(folder: Path, scan: ShardScan, checks: Checks) -> None:
+    """Store the scan of one shard."""
+    (folder / _SCANS).mkdir(parents=True, exist_ok=True)
+    defect = None if scan.defect is None else [scan.defect.reason.value, scan.defect.what]
+    facts = json.dumps({"url": scan.url, "sha256": scan.sha256, "defect": defect}).encode()
+    table = scan.samples.replace_schema_metadata({_FACTS: facts})
+    write_table(_scan_path(folder, scan.url, scan.stat, checks), table)
+
+
+def read_scan(folder: Path, url: str, stat: ShardStat, checks: Checks) -> ShardScan | None:
+    """Return the stored scan of a shard in this very state, or None; a damaged one counts as none."""
+    path = _scan_path(folder, url, stat, checks)
+    if not path.is_file():
+        return None
+    try:
+        table = pq.read_table(path)
+        facts = json.loads(table.schema.metadata[_FACTS])
+        found = facts["defect"]
+        defect = None if found is None else ShardError(Reason(found[0]), found[1], shard=url)
+        return ShardScan(url, stat, facts["sha256"], defect, table.replace_schema_metadata(None))
+    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException):
+        return None
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a Parquet file atomically; `path.parent` exists."""
+    _write_atomically(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
+
+
+def _scan_path(folder: Path, url: str, stat: ShardStat, checks: Checks) -> Path:
+    state = json.dumps([FORMAT, url, *stat, dataclasses.asdict(checks)], sort_keys=True)
+    return folder / _SCANS / f"{hashlib.sha256(state.encode()).hexdigest()[:32]}.parquet"
+
+
+def _write_arrow(path: Path, table: pa.Table) -> None:
+    """Write an Arrow file of one batch, uncompressed, which can be used where it lies."""
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table.combine_chunks())
+
+
+def _write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

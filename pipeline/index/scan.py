@@ -1,0 +1,236 @@
+"""Scanning one shard: every byte read once, every sample checked, nothing raised for content.
+
+Pure per shard, so that a process pool or Ray can run it anywhere. Assembly into an index is left to
+`pipeline.index.index`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import BinaryIO, Literal, NamedTuple
+
+import pyarrow as pa
+
+from pipeline.errors import DataError, Reason, ShardError
+from pipeline.index.grouping import MAX_MEMBERS, MemberGroup, group_members
+from pipeline.samples.image import ImageLimits, decode_image, probe_image
+from pipeline.samples.schema import Sample, SchemaPolicy, parse_sample
+from pipeline.shards.storage import ShardStat, open_shard, stat_shard
+from pipeline.shards.tar import scan_tar
+
+MEMBER_TYPE = pa.struct(
+    [
+        pa.field("ext", pa.string(), nullable=False),
+        pa.field("offset", pa.int64(), nullable=False),
+        pa.field("size", pa.int64(), nullable=False),
+        pa.field("crc32", pa.uint32(), nullable=False),
+    ]
+)
+SCAN_SCHEMA = pa.schema(
+    [
+        pa.field("ordinal", pa.int32(), nullable=False),
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("members", pa.list_(MEMBER_TYPE), nullable=False),
+        pa.field("num_images", pa.int16(), nullable=False),
+        pa.field("image_widths", pa.list_(pa.int32()), nullable=False),
+        pa.field("image_heights", pa.list_(pa.int32()), nullable=False),
+        pa.field("text_bytes", pa.int32(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("detail", pa.string(), nullable=False),
+    ]
+)
+_TAIL_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Checks:
+    """What a scan verifies; part of the identity of an index."""
+
+    images: Literal["decode", "header"] = "decode"
+    """`decode` finds every broken image before an accelerator is held; `header` only reads formats and sizes."""
+    limits: ImageLimits = field(default_factory=ImageLimits)
+    policy: SchemaPolicy = field(default_factory=SchemaPolicy)
+    allow_duplicate_keys: bool = False
+    """Keep samples that share a key; sample ids are row numbers and do not depend on keys."""
+
+
+class ShardScan(NamedTuple):
+    """What one shard holds."""
+
+    url: str
+    stat: ShardStat
+    """Size and version before the scan."""
+    sha256: str
+    """Of the whole file, hexadecimal."""
+    defect: ShardError | None
+    """What is wrong with the shard as a whole. Where reading stopped, rows are the samples up to there."""
+    samples: pa.Table
+    """One row per sample in shard order, `SCAN_SCHEMA`; a rejected one keeps its row, with a reason."""
+
+
+MeasureImages = Callable[[Sample, Checks], list[tuple[int, int]]]
+"""What `image_sizes` does, perhaps in another process."""
+
+
+def index_shard(url: str, stat: ShardStat, checks: Checks, measure: MeasureImages | None = None) -> ShardScan:
+    """Read a shard once and describe its samples; `measure` stands in for `image_sizes`.
+
+    Raises:
+        OSError: storage failed; never for content.
+    """
+    with open_shard(url) as file:
+        hashed = _HashingReader(file)
+        rows: list[dict[str, object]] = []
+        overfull: list[tuple[str, int]] = []
+        defect: ShardError | None = None
+        try:
+            for group in group_members(scan_tar(hashed, stat.size_bytes)):
+                rows.append(_describe(group, len(rows), checks, measure or image_sizes))
+                if group.is_overfull:
+                    overfull.append((group.key, group.num_members))
+                del group  # with its bytes, before those of the next one are read
+            defect = _describe_overfull(overfull)
+        except ShardError as error:
+            defect = error
+            hashed.drain()
+        defect = defect and defect.at(shard=url)
+    if (now := stat_shard(url)) != stat:
+        raise OSError(
+            f"shard {url} changed while it was read (from {stat.size_bytes} to {now.size_bytes} bytes); wait until "
+            "it is written and index again"
+        )
+    _mark_repeated_keys(rows, checks)
+    return ShardScan(url, stat, hashed.hexdigest(), defect, pa.Table.from_pylist(rows, schema=SCAN_SCHEMA))
+
+
+class _HashingReader:
+    """Passes reads through and hashes what was read."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._hash = hashlib.sha256()
+
+    def read(self, size: int, /) -> bytes:
+        """Return exactly `size` bytes unless the file ends."""
+        data = self._file.read(size)
+        while len(data) < size and (more := self._file.read(size - len(data))):
+            data += more
+        self._hash.update(data)
+        return data
+
+    def drain(self) -> None:
+        """Read to the end of the file."""
+        while self.read(_TAIL_BYTES):
+            pass
+
+    def hexdigest(self) -> str:
+        return self._hash.hexdigest()
+
+
+def _describe_overfull(keys: Sequence[tuple[str, int]]) -> ShardError | None:
+    """Return the defect of a shard in which (key, number of files) are more than samples can have.
+
+    Each is one rejected row, which hides how many samples are lost from every limit on rejected samples.
+    """
+    if not keys:
+        return None
+    key, number = max(keys, key=lambda one: one[1])
+    more = f", and {len(keys) - 1} further keys are shared likewise" if len(keys) > 1 else ""
+    return ShardError(
+        Reason.SHARD_KEY_SHARED,
+        f"{number} files share the key {key[:80]!a}, at most {MAX_MEMBERS} make a sample{more}; keys seem to hold dots",
+    )
+
+
+def _describe(group: MemberGroup, ordinal: int, checks: Checks, measure: MeasureImages) -> dict[str, object]:
+    """Return the index row of one group of members."""
+    members = [
+        {"ext": extension, "offset": member.offset, "size": member.size, "crc32": member.crc32}
+        for extension, member in group.members
+    ]
+    row: dict[str, object] = {
+        "ordinal": ordinal,
+        "key": group.key,
+        "members": members,
+        "num_images": 0,
+        "image_widths": [],
+        "image_heights": [],
+        "text_bytes": 0,
+        "kind": "",
+        "reason": "",
+        "detail": "",
+    }
+    try:
+        if group.error is not None:
+            raise group.error
+        content = {extension: member.data for extension, member in group.members if member.data is not None}
+        sample = parse_sample(group.key, content, checks.policy)
+        sizes = measure(sample, checks)
+        row |= {
+            "kind": sample.kind,
+            "num_images": len(sizes),
+            "image_widths": [width for width, _ in sizes],
+            "image_heights": [height for _, height in sizes],
+            "text_bytes": _text_bytes(sample),
+        }
+    except DataError as error:
+        row |= {"reason": error.reason.value, "detail": error.what[:200]}
+    return row
+
+
+def image_sizes(sample: Sample, checks: Checks) -> list[tuple[int, int]]:
+    """Return oriented (width, height) in pixels of each image, after the check that was asked for.
+
+    An image that is shown several times is checked once.
+
+    Raises:
+        DataError: an image does not pass.
+    """
+    sizes = {image: image_size(image, checks) for image in dict.fromkeys(sample.images)}
+    return [sizes[image] for image in sample.images]
+
+
+def image_size(data: bytes, checks: Checks) -> tuple[int, int]:
+    """Return oriented (width, height) in pixels of one image; raises as `image_sizes` does."""
+    if checks.images == "decode":
+        height, width, _ = decode_image(data, checks.limits).shape
+        return width, height
+    header = probe_image(data, checks.limits)
+    return header.width, header.height
+
+
+def _text_bytes(sample: Sample) -> int:
+    return sum(len(turn.text.encode("utf-8")) for turn in sample.conversation.turns)
+
+
+def _mark_repeated_keys(rows: Sequence[dict[str, object]], checks: Checks) -> None:
+    """Reject samples whose key appears in several places of the shard.
+
+    With different files in each place they are parts of one sample that were not stored together; with the same files
+    they are different samples, and the first one keeps the key.
+    """
+    places: dict[object, list[dict[str, object]]] = defaultdict(list)
+    for row in rows:
+        places[row["key"]].append(row)
+    for repeated in places.values():
+        if len(repeated) == 1:
+            continue
+        extensions = [member["ext"] for row in repeated for member in _members(row)]
+        if len(set(extensions)) == len(extensions):
+            reason, first, detail = Reason.MEMBERS_NOT_CONTIGUOUS, 0, f"its files lie in {len(repeated)} places"
+        elif checks.allow_duplicate_keys:
+            continue
+        else:
+            reason, first, detail = Reason.DUPLICATE_KEY, 1, f"sample {repeated[0]['ordinal']} has the same key"
+        for row in repeated[first:]:
+            row |= {"reason": reason.value, "detail": detail}
+
+
+def _members(row: dict[str, object]) -> list[dict[str, object]]:
+    members = row["members"]
+    assert isinstance(members, list)
+    return members

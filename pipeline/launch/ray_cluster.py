@@ -1,0 +1,93 @@
+"""The Ray cluster of a run: joined or started, and looked at."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+
+import ray
+
+from pipeline.config import ClusterConfig, ConfigError
+from pipeline.launch.ray_address import check_listens
+
+_LOCAL_SETTINGS = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the end of a run is noticed by polling: 2 s by default
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody preempts the machine in front of you
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's coming default, which it would otherwise announce as a warning
+}
+
+
+def connect(cluster: ClusterConfig) -> None:
+    """Join the Ray cluster of this process's environment, or start a local one large enough for the run.
+
+    Raises:
+        ConfigError: the cluster lacks CPUs or GPUs for the workers and at least one preprocessing task.
+        ConnectionError: nothing answers at RAY_ADDRESS.
+    """
+    join_cluster(cluster)
+    resources = ray.cluster_resources()
+    wanted = cluster.min_workers * cluster.cpus_per_worker + 1
+    if resources.get("CPU", 0) < wanted:
+        raise ConfigError(
+            f"{cluster.min_workers} workers with {cluster.cpus_per_worker} CPUs each and one preprocessing task need "
+            f"{wanted} CPUs, the Ray cluster has {resources.get('CPU', 0)}; preprocessing would starve for ever. Lower "
+            "cluster.num_workers or cluster.cpus_per_worker, or add nodes"
+        )
+    if cluster.use_gpu and resources.get("GPU", 0) < cluster.min_workers:
+        raise ConfigError(
+            f"cluster.num_workers asks for {cluster.min_workers} with one GPU each, the Ray cluster has "
+            f"{resources.get('GPU', 0)} GPUs; lower cluster.num_workers or add nodes"
+        )
+
+
+def join_cluster(cluster: ClusterConfig) -> None:
+    """Join the Ray cluster of this process's environment, or start a local one; a second call does nothing."""
+    if ray.is_initialized():
+        return
+    if address := os.environ.get("RAY_ADDRESS"):
+        check_listens(address)
+        ray.init()
+    else:
+        start_local_cluster(cluster)
+
+
+def describe_nodes(cluster: ClusterConfig) -> list[tuple[str, float, float, float]]:
+    """Return `(name, free CPUs, CPUs, GPUs)` of every node of the cluster that the environment names.
+
+    Raises:
+        ConfigError: it lacks CPUs or GPUs for the run.
+        ConnectionError: it does not answer.
+    """
+    connect(cluster)
+    return live_nodes()
+
+
+def live_nodes() -> list[tuple[str, float, float, float]]:
+    """Return the same of the cluster that was joined."""
+    free = ray._private.state.available_resources_per_node()
+    return [
+        (
+            str(node["NodeManagerHostname"]),
+            float(free.get(node["NodeID"], {}).get("CPU", 0)),
+            float(node["Resources"].get("CPU", 0)),
+            float(node["Resources"].get("GPU", 0)),
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def start_local_cluster(cluster: ClusterConfig) -> None:
+    """Start Ray on this machine for the length of the process."""
+    for name, value in _LOCAL_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    # Preprocessing and training share the cores of one machine; the operating system divides them.
+    slots = math.ceil(cluster.max_workers * cluster.cpus_per_worker + cluster.data_workers)
+    ray.init(
+        address="local",
+        num_cpus=max(slots + 1, os.cpu_count() or 1),
+        include_dashboard=False,
+        log_to_driver=False,  # what the workers do is in metrics.jsonl, why they fail in the exception
+        logging_level=logging.WARNING,
+    )

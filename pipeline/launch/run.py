@@ -1,0 +1,217 @@
+"""A run from config to result: index, plan, tracking, workers, artifacts; what `pretrain` and `finetune` call.
+
+Starting the same config again continues the run in its folder. Under torchrun every rank calls `run_training`; rank 0
+does the shared work.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from rich.console import Console
+
+from pipeline.assembly.folder import find_projector
+from pipeline.checkpoint.resume import find_position, run_storage
+from pipeline.config import ExperimentConfig, check_resumable, load_config
+from pipeline.features.opening import with_cached_features
+from pipeline.index.index import RunMap
+from pipeline.index.rejected import record_rejected
+from pipeline.launch.crash_search import RunData
+from pipeline.launch.local_stream import iterate_despite_deaths
+from pipeline.launch.progress import ProgressReporter
+from pipeline.parallel.children import run_on_cores, survive_in_tasks
+from pipeline.parallel.ranks import Workers, join_torchrun
+from pipeline.run_folder.files import replace_file
+from pipeline.run_folder.lease import hold_checkpoints, hold_run
+from pipeline.run_folder.restarts import record_start
+from pipeline.stream.marks import WorkMarks
+from pipeline.stream.prepare import prepare_run, prepare_source
+from pipeline.stream.rank_step import BatchSource, RankStep, iterate_locally
+from pipeline.training.loop import StopRequestedError
+from pipeline.training.measures.profiling import PROFILE_FOLDER
+from pipeline.training.notices import SignalNotices, sigterm_as_request
+from pipeline.training.worker import WorkerResult, run_worker
+
+if TYPE_CHECKING:
+    from pipeline.tracking import RunTracker
+
+_SEND_TIMEOUT_S = 60.0
+_STOP_SEND_TIMEOUT_S = 10.0  # of the 30 s that clouds and clusters give a process to end
+
+
+class TrainingResult(NamedTuple):
+    """What a finished run leaves behind."""
+
+    run_dir: Path
+    steps: int
+    """Optimizer steps of the whole run."""
+    metrics: dict[str, float]
+    """Metrics of the last step; empty when the run had finished before."""
+    output: Path
+    """Projector file (pretrain) or model folder (finetune)."""
+    mlflow_run_id: str | None
+
+
+def run_training(config: ExperimentConfig, console: Console | None = None) -> TrainingResult:
+    """Run a stage to its end, continuing whatever its run folder already holds.
+
+    Raises:
+        ConfigError: the config does not fit the run folder, the cluster or the data.
+        RunHeldError: another process is running in the run folder.
+        pipeline.errors.DataError: a shard is defective and data.on_bad_shard is `fail`.
+    """
+    console = console or Console()
+    config = config.with_absolute_paths()
+    if config.cluster.launcher == "local":
+        return _run_locally(config, join_torchrun(config.cluster.use_gpu), console)
+    from pipeline.launch import ray_cluster, ray_train
+    from pipeline.parallel.ray_map import map_on_cluster  # the local launcher must work where Ray is not installed
+
+    with hold_run(Path(config.run_dir)) as attempt, hold_checkpoints(config.checkpoint.folder):
+        adopt_run_dir(config)
+        ray_cluster.connect(config.cluster)
+        source, rejected = _prepare(config, console, survive_in_tasks(map_on_cluster))
+        return _supervise(config, source, rejected, console, lambda: ray_train.run_on_ray(config, source, attempt))
+
+
+def adopt_run_dir(config: ExperimentConfig) -> None:
+    """Create the run folder, or check that the run in it may continue with this config.
+
+    A run that has left nothing but its config, because something in that was wrong, may begin with another one.
+
+    Raises:
+        ConfigError: a field that must not change on resume differs.
+    """
+    saved = Path(config.run_dir) / "config.yaml"
+    if saved.is_file() and has_begun(config):
+        check_resumable(load_config(saved), config)
+    saved.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(saved, config.to_yaml())
+
+
+def has_begun(config: ExperimentConfig) -> bool:
+    """Whether a run has left more in its folder than its config."""
+    traces = (Path(config.run_dir) / name for name in ("metrics.jsonl", "mlflow.json"))
+    return any(path.exists() for path in traces) or bool(run_storage(config).generations())
+
+
+def _prepare(config: ExperimentConfig, console: Console, run_map: RunMap) -> tuple[BatchSource, dict[str, int]]:
+    """Return what to train on, and how many samples the index rejects for each reason; these are written down."""
+    source, data = prepare_run(config, console=console, run_map=run_map)
+    rejected = record_rejected(Path(config.run_dir), data.index, data.tokens)
+    return with_cached_features(config, source), rejected
+
+
+def _run_locally(config: ExperimentConfig, workers: Workers, console: Console) -> TrainingResult:
+    if not workers.is_first:
+        workers.wait_patiently()  # rank 0 builds the index meanwhile
+        source = with_cached_features(config, prepare_source(config, console=Console(quiet=True)))
+        return _describe(config, _train_rank(config, source, workers, attempt=0), None)
+    with hold_run(Path(config.run_dir)) as attempt, hold_checkpoints(config.checkpoint.folder):
+        adopt_run_dir(config)
+        source, rejected = _prepare(config, console, run_on_cores)
+        workers.wait_patiently()
+        return _supervise(config, source, rejected, console, lambda: _train_rank(config, source, workers, attempt))
+
+
+def _train_rank(config: ExperimentConfig, source: BatchSource, workers: Workers, attempt: int) -> WorkerResult:
+    cluster = config.cluster
+
+    marks = WorkMarks(Path(config.run_dir) / "working" / f"rank-{workers.rank:05d}")
+    data = RunData(Path(config.run_dir), source.plan.data_fingerprint, lambda: source.index, marks)
+
+    def open_once(start_step: int, refused: Mapping[int, str]) -> Iterator[RankStep]:
+        return iterate_locally(
+            dataclasses.replace(source, refused=refused, marks=marks),
+            start_step=start_step,
+            rank=workers.rank,
+            num_ranks=workers.world_size,
+            num_workers=cluster.data_workers,
+            prefetch_steps=cluster.prefetch_steps,
+            pin=workers.device.type == "cuda",
+        )
+
+    with sigterm_as_request() as requested:
+
+        def open_stream(start_step: int) -> Iterator[RankStep]:
+            return iterate_despite_deaths(open_once, data, start_step, requested.is_set)
+
+        position = workers.gather(find_position(config) if workers.is_first else None)[0]
+        if workers.is_first:
+            step = position.step if position else 0
+            record_start(Path(config.run_dir), attempt, step, cluster.max_failures, workers.world_size)
+        notices = SignalNotices(requested.is_set)
+        return run_worker(config, source, workers, open_stream, position=position, attempt=attempt, notices=notices)
+
+
+def _supervise(
+    config: ExperimentConfig,
+    source: BatchSource,
+    rejected: Mapping[str, int],
+    console: Console,
+    train: Callable[[], WorkerResult],
+) -> TrainingResult:
+    """Run `train` with progress on the console and, unless switched off, tracking in MLflow."""
+    progress = ProgressReporter(
+        Path(config.run_dir) / "metrics.jsonl", name=config.name, total_steps=source.plan.total_steps, console=console
+    )
+    if not config.tracking.enabled:
+        with progress:
+            return _describe(config, train(), None)
+    from pipeline.tracking import JOURNAL_NAME, open_run  # an untracked run needs no MLflow
+
+    begun = (Path(config.run_dir) / JOURNAL_NAME).is_file()
+    tracker = open_run(config, _lineage(config))
+    tracker.log_dataset(
+        name=f"{config.name}-shards",
+        digest=source.index.fingerprint,
+        shards=[shard.url for shard in source.index.shards],
+        num_samples=source.plan.num_samples,
+        context="training",
+    )
+    if rejected and not begun:  # once per run, however often it is started
+        tracker.log_metrics({f"data/rejected/{reason}": number for reason, number in rejected.items()}, step=0)
+    stopped = False
+    try:
+        with progress:
+            result = train()
+        _log_output(config, tracker, Path(result.output))
+        tracker.finish("FINISHED")
+    except BaseException as error:
+        stopped = isinstance(error, StopRequestedError | KeyboardInterrupt)
+        with suppress(OSError):  # of a full disk, say; what ended the run is told in any case
+            tracker.finish("KILLED" if stopped else "FAILED")
+        raise
+    finally:
+        num_pending = tracker.close(_STOP_SEND_TIMEOUT_S if stopped else _SEND_TIMEOUT_S)
+        if num_pending:
+            console.print(
+                f"{config.name}: {num_pending} records have not reached MLflow at {tracker.tracking_uri}; they "
+                f"are kept in the run folder. `ray-llava mlflow-replay {config.run_dir}` sends them later"
+            )
+    return _describe(config, result, tracker.run_id)
+
+
+def _lineage(config: ExperimentConfig) -> dict[str, str]:
+    from pipeline.tracking import projector_lineage
+
+    projector = find_projector(config.model.pretrain_mm_mlp_adapter)
+    return projector_lineage(Path(projector)) if projector else {}
+
+
+def _log_output(config: ExperimentConfig, tracker: RunTracker, output: Path) -> None:
+    traces = Path(config.run_dir) / PROFILE_FOLDER
+    if traces.is_dir():
+        tracker.log_artifacts(traces, PROFILE_FOLDER)
+    if config.stage == "pretrain":
+        tracker.log_artifacts(output, "projector")
+    elif config.tracking.log_model:
+        tracker.log_artifacts(output, "model")
+
+
+def _describe(config: ExperimentConfig, result: WorkerResult, run_id: str | None) -> TrainingResult:
+    return TrainingResult(Path(config.run_dir), result.steps, result.metrics, Path(result.output), run_id)

@@ -1,0 +1,92 @@
+"""Decoding suspects in a process that may die: whoever ends it, twice, is named with how it ended.
+
+The child is `python -m pipeline.launch.sandbox_child`; it says which sample it turns to, so its last word names the
+one it died over. A sample that does not end it again when decoded alone is not to blame.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.launch.sandbox_child import DONE, OUT_OF_MEMORY_EXIT, READY
+
+logger = logging.getLogger(__name__)
+
+START_TIMEOUT_S = 300.0  # libraries, tokenizer and index come from disks of any kind
+SAMPLE_TIMEOUT_S = 60.0
+
+
+def find_crashers(config_file: Path, suspects: Sequence[int]) -> dict[int, str]:
+    """Decode suspects apart from this process; returns how each of those that ended the child did so.
+
+    Args:
+        config_file: resolved config of the run.
+        suspects: sample ids.
+
+    Raises:
+        RuntimeError: the child cannot even start; its messages are included.
+    """
+    verdicts: dict[int, str] = {}
+    pending = list(suspects)
+    while pending:
+        victim, how = _decode(config_file, pending)
+        if victim is None:
+            break
+        again, how_again = _decode(config_file, [victim])
+        if again == victim:
+            verdicts[victim] = f"{how_again} when decoded alone in a sandbox"
+            logger.warning("sample %d ends the process that decodes it: %s; it is left out", victim, how_again)
+        else:
+            logger.warning("sample %d: %s in a row of samples, but not alone; kept", victim, how)
+        pending = pending[pending.index(victim) + 1 :]
+    return verdicts
+
+
+def _decode(config_file: Path, sample_ids: Sequence[int]) -> tuple[int | None, str]:
+    """Return the sample over which a child died and how; None when it decoded all."""
+    with tempfile.TemporaryFile() as messages:  # a pipe that nobody reads would stop a child that says much
+        child = subprocess.Popen(
+            [sys.executable, "-m", "pipeline.launch.sandbox_child", str(config_file), *map(str, sample_ids)],
+            stdout=subprocess.PIPE,
+            stderr=messages,
+            cwd=Path(__file__).parents[2],  # a Ray worker's folder knows no `pipeline`
+        )
+        assert child.stdout is not None
+        said = b""
+        with child.stdout, selectors.DefaultSelector() as selector:
+            selector.register(child.stdout, selectors.EVENT_READ)
+            while selector.select(SAMPLE_TIMEOUT_S if said else START_TIMEOUT_S):
+                # not `readline`, which keeps further lines where `select` does not see them
+                if not (more := os.read(child.stdout.fileno(), 4096)):
+                    break
+                said += more
+            else:
+                child.kill()
+        child.wait()
+        last = said.decode().rpartition("\n")[0].rpartition("\n")[2]  # the last complete line
+        if last == DONE:
+            return None, ""
+        if last in ("", READY):
+            messages.seek(max(0, messages.seek(0, os.SEEK_END) - 2000))
+            printed = messages.read().decode(errors="replace")
+            raise RuntimeError(f"the sandbox for suspicious samples did not start: {printed}")
+        return int(last), describe_exit(child.returncode)
+
+
+def describe_exit(exit_code: int) -> str:
+    """Say how a process ended, as what it did: `ended by signal SIGSEGV`."""
+    if exit_code == OUT_OF_MEMORY_EXIT:
+        return "ran out of memory"
+    if exit_code == -signal.SIGKILL:
+        return f"was killed, or ran for more than {SAMPLE_TIMEOUT_S:.0f} s"
+    if exit_code < 0:
+        return f"ended by signal {signal.Signals(-exit_code).name}"
+    return f"ended with exit code {exit_code}"

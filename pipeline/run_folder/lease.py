@@ -1,0 +1,132 @@
+"""One writer per run folder: a lock that dies with its holder, and an attempt number that fences off survivors.
+
+The launcher holds a file lock for as long as it lives. Each holder gets a higher attempt number; a worker that outlives
+its launcher finds a newer number in the folder before it commits a checkpoint, and may not. Method: fencing tokens,
+Kleppmann, "Designing Data-Intensive Applications", 2017, chapter 8.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pipeline.run_folder.files import read_object, replace_file
+from pipeline.run_folder.restarts import last_attempt
+
+LOCK_NAME = "lease.lock"
+_HOLDER = "lease.json"
+_CHECKPOINTS_LOCK = "checkpoints.lock"
+
+
+class RunHeldError(RuntimeError):
+    """Another process is running in this run folder."""
+
+
+class LeaseLostError(RuntimeError):
+    """A newer attempt has taken the run folder over; this one must not write to it any more."""
+
+
+@contextmanager
+def hold_run(run_dir: Path) -> Iterator[int]:
+    """Hold the run folder for the length of the block; yields the attempt number, 1 for the first.
+
+    Raises:
+        FileExistsError: there is a file in its place.
+        RunHeldError: another process holds it; names host, process id and since when.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise FileExistsError(f"run_dir {run_dir}: expected a folder, found a file; choose another run_dir") from error
+    with _locked(run_dir / LOCK_NAME, partial(describe_holder, run_dir)):
+        yield next_attempt(run_dir)
+
+
+@contextmanager
+def hold_checkpoints(folder: str | None) -> Iterator[None]:
+    """Hold a checkpoint folder that lies outside the run folder, where a run elsewhere may write too.
+
+    Args:
+        folder: local path, held; None or a URL, where nothing can be held.
+
+    Raises:
+        RunHeldError: another run holds it.
+    """
+    if folder is None or "://" in folder:
+        yield
+        return
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    refusal = f"checkpoint.folder {folder} is in use by another run; give each run its own"
+    with _locked(path / _CHECKPOINTS_LOCK, lambda: refusal):
+        yield
+
+
+@contextmanager
+def _locked(path: Path, describe: Callable[[], str]) -> Iterator[None]:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunHeldError(describe()) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def next_attempt(run_dir: Path) -> int:
+    """Fence off the workers of earlier attempts and return a new number; only for the holder of the run folder.
+
+    The number is above those of all workers that were ever started, even when lease.json is gone or unreadable.
+    """
+    attempt: int = 1 + max(read_holder(run_dir).get("attempt", 0), last_attempt(run_dir))
+    holder = {"attempt": attempt, "host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
+    replace_file(run_dir / _HOLDER, json.dumps(holder))
+    return attempt
+
+
+def check_lease(run_dir: Path, attempt: int) -> None:
+    """Verify that no newer attempt has taken the run folder.
+
+    Raises:
+        LeaseLostError: one has, or nothing tells that none has.
+    """
+    current = read_holder(run_dir).get("attempt")
+    if current is None:
+        raise LeaseLostError(
+            f"run folder {run_dir}: {_HOLDER} is missing or unreadable, so nothing tells whether attempt {attempt} "
+            "still holds the run; nothing is written. The same command continues"
+        )
+    if current != attempt:
+        raise LeaseLostError(
+            f"run folder {run_dir}: attempt {current} has taken over, this is attempt {attempt}; nothing is written"
+        )
+
+
+def read_holder(run_dir: Path) -> dict[str, Any]:
+    """Return who holds, or last held, a run folder; empty when that is not known."""
+    return read_object(run_dir / _HOLDER)
+
+
+def describe_holder(run_dir: Path) -> str:
+    """Say who holds a run folder."""
+    holder = read_holder(run_dir)
+    if not holder:
+        return (
+            f"run folder {run_dir} is held by a process that {_HOLDER} does not name (yet); find it by its open "
+            f"{LOCK_NAME} and stop it, or choose another run_dir"
+        )
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.get("since", 0)))
+    return (
+        f"run folder {run_dir} is held by process {holder.get('pid')} on {holder.get('host')} since {since} (attempt "
+        f"{holder.get('attempt')}); stop that run, or choose another run_dir"
+    )

@@ -1,0 +1,89 @@
+"""Starts of a run's workers and how they ended, in files of the run folder; and the end of starting again in vain.
+
+`restarts.jsonl` has a line per start, `{"attempt", "step", "ranks", "time_s"}`; `failures.jsonl` one per rank that
+failed with an error, `{"attempt", "start", "rank", "step", "error", "time_s"}`, where `start` is the number of lines in
+the former. A start without a failure line was ended from outside.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.run_folder.files import append_line, read_entries
+
+RESTARTS_FILE = "restarts.jsonl"
+FAILURES_FILE = "failures.jsonl"
+_LONGEST_ERROR = 500  # characters
+_START_FIELDS = ("attempt", "step")
+_FAILURE_FIELDS = ("start", "rank", "step", "error")
+
+
+class CrashLoopError(RuntimeError):
+    """The workers fail again and again without a new checkpoint; the message says how each start ended."""
+
+
+def record_start(run_dir: Path, attempt: int, step: int, max_restarts: int, num_ranks: int = 1) -> None:
+    """Write down that the workers start at `step`.
+
+    Args:
+        run_dir: folder of the run.
+        attempt: number under which the launcher holds it; starts of earlier launchers do not count.
+        step: optimizer steps that the checkpoint holds from which they start.
+        max_restarts: restarts from one step that are tried.
+        num_ranks: workers that start. An elastic run that changes their number without a failure has not failed.
+
+    Raises:
+        CrashLoopError: this would be one more.
+    """
+    starts = list(read_entries(run_dir / RESTARTS_FILE, _START_FIELDS))
+    failed = {entry["start"] for entry in read_entries(run_dir / FAILURES_FILE, _FAILURE_FIELDS)}
+    in_vain: list[int] = []
+    next_ranks = num_ranks
+    for number, start in reversed(list(enumerate(starts, 1))):
+        if (start["attempt"], start["step"]) != (attempt, step):
+            break
+        ranks = start.get("ranks", next_ranks)
+        if number in failed or ranks == next_ranks:
+            in_vain.append(number)
+        next_ranks = ranks
+    if len(in_vain) > max_restarts:
+        raise CrashLoopError(_diagnose(run_dir, step, in_vain[::-1]))
+    entry = {"attempt": attempt, "step": step, "ranks": num_ranks, "time_s": round(time.time(), 3)}
+    append_line(run_dir / RESTARTS_FILE, json.dumps(entry))
+
+
+def last_attempt(run_dir: Path) -> int:
+    """Return the highest attempt number whose workers were started; 0 before the first."""
+    starts = read_entries(run_dir / RESTARTS_FILE, _START_FIELDS)
+    return max((int(start["attempt"]) for start in starts), default=0)
+
+
+def record_failure(run_dir: Path, attempt: int, rank: int, step: int, error: BaseException) -> None:
+    """Write down how a rank ended; `step` is the one it was working on or waiting for."""
+    text = f"{type(error).__name__}: {error}"
+    if len(text) > _LONGEST_ERROR:  # Ray puts the cause last, below the tracebacks of every process on the way
+        text = f"{text[:60]} ... {text[60 - _LONGEST_ERROR :]}"
+    entry = {"rank": rank, "step": step, "error": text, "time_s": round(time.time(), 3)}
+    start = sum(1 for _ in read_entries(run_dir / RESTARTS_FILE, _START_FIELDS))
+    append_line(run_dir / FAILURES_FILE, json.dumps({"attempt": attempt, "start": start, **entry}))
+
+
+def _diagnose(run_dir: Path, step: int, in_vain: Sequence[int]) -> str:
+    failures = list(read_entries(run_dir / FAILURES_FILE, _FAILURE_FIELDS))
+    lines = [
+        f"{len(in_vain)} starts from step {step} ended without a new checkpoint, so another one is not tried "
+        "(cluster.max_failures):"
+    ]
+    for number in in_vain:
+        own = [entry for entry in failures if entry["start"] == number]
+        told = [f"rank {entry['rank']} at step {entry['step']}: {entry['error']}" for entry in own]
+        how = "; ".join(told) or "ended from outside: out of memory, lost node, signal"
+        lines.append(f"  start {number}: {how}")
+    steps = sorted({entry["step"] for entry in failures if entry["start"] in in_vain})
+    if steps:
+        lines.append(f"`ray-llava inspect --step {steps[0]}` shows the samples of step {steps[0]}.")
+    lines.append("If the starts were ended from outside, checkpoints may be too rare: lower checkpoint.every_steps.")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""What a person uses around training: convert, inspect, estimate, doctor, evaluation, demo."""

@@ -1,0 +1,7 @@
+"""Where the demo's taught backbones lie; `benchmarks.demo_parts.backbones` makes them."""
+
+from pathlib import Path
+
+WEIGHTS = Path(__file__).resolve().parent / "weights"
+TOWER = WEIGHTS / "tower"
+LANGUAGE_MODEL = WEIGHTS / "language_model"

@@ -1,0 +1,85 @@
+"""Checks of the data side: shards against their index, and tokenizer against template."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from rich.console import Console
+
+from pipeline.config import ConfigError, ExperimentConfig
+from pipeline.errors import DataError
+from pipeline.index import files as index_files
+from pipeline.index.budget import describe_excess
+from pipeline.index.dataset import index_data, index_folder
+from pipeline.index.freshness import describe_changes
+from pipeline.index.index import load_index
+from pipeline.shards.listing import expand_shards
+from pipeline.tools.doctor.finding import Finding
+
+_MAX_NAMED = 3
+
+
+def check_index(config: ExperimentConfig) -> Finding:
+    """Compare the shards with their index."""
+    try:
+        num_shards, changes, missing = 0, list[str](), list[str]()
+        for name, shards in config.data.shards_by_source.items():
+            urls, folder = expand_shards(shards), index_folder(config, name)
+            num_shards += len(urls)
+            if index_files.exists(folder):
+                changes += describe_changes(load_index(folder), urls)
+            else:
+                missing.append(str(folder))
+    except (ValueError, OSError) as error:
+        return Finding("index", "error", f"{error}")
+    if changes:
+        more = f"; {len(changes) - _MAX_NAMED} more" if len(changes) > _MAX_NAMED else ""
+        named = "; ".join(changes[:_MAX_NAMED]) + more
+        return Finding(
+            "index", "warning", f"{named}. They will be scanned again; a run that was begun on the old data is refused"
+        )
+    if missing:
+        later = "the run does it, or `ray-llava index`"
+        return Finding("index", "ok", f"{num_shards} shards, not indexed yet in {', '.join(missing)}; {later}")
+    excess = _describe_excess(config)
+    if excess is not None:
+        return Finding("index", "error", f"the run would be refused: {excess}")
+    return Finding("index", "ok", f"{num_shards} shards, unchanged since they were indexed")
+
+
+def _describe_excess(config: ExperimentConfig) -> str | None:
+    """Judge the rejected samples of an index that is up to date; None when it is not complete, or fits the limits."""
+    from pipeline.stream.prepare import build_encoder  # transformers takes seconds to load
+
+    try:
+        data = index_data(config, build_encoder(config), console=Console(quiet=True), run_map=_read_nothing)
+    except _IncompleteError:
+        return None  # the run counts the rest
+    except (DataError, OSError) as error:  # a defective shard, or storage failed
+        return str(error)
+    except ConfigError:
+        return None  # `check_encoder` says it
+    return describe_excess(data, config.data)
+
+
+class _IncompleteError(Exception):
+    """Shards would have to be read."""
+
+
+def _read_nothing(function: Callable[[Any], Any], items: Sequence[Any], /) -> Iterable[Any]:
+    if items:
+        raise _IncompleteError
+    return ()
+
+
+def check_encoder(config: ExperimentConfig) -> Finding:
+    """Put tokenizer, template and image policy together."""
+    from pipeline.stream.prepare import build_encoder  # transformers takes seconds to load
+
+    try:
+        encoder = build_encoder(config)
+    except (ConfigError, OSError) as error:
+        return Finding("tokenizer and template", "error", str(error))
+    detail = f"template {config.data.template} fits the tokenizer of {config.model.language_model}"
+    return Finding("tokenizer and template", "ok", f"{detail}; encoding {encoder.fingerprint[:12]}")

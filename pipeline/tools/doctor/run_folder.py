@@ -1,0 +1,164 @@
+"""Checks of the run folder: what a transaction needs of its file system, room for checkpoints, and what is there."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import time
+from pathlib import Path
+
+from pipeline.checkpoint.manifest import CheckpointError
+from pipeline.checkpoint.resume import run_storage
+from pipeline.checkpoint.storage import FolderStorage, fsync
+from pipeline.checkpoint.verification import readable_manifests, verify
+from pipeline.config import ConfigError, ExperimentConfig, check_resumable, load_config
+from pipeline.run_folder.lease import LOCK_NAME, describe_holder
+from pipeline.tools.doctor.finding import Finding
+
+_SLOW_FSYNC_S = 0.5
+CHECKPOINTS_NEEDED = 2.5
+"""Room for the newest, the one being written, and the rest of a run's files."""
+
+
+def check_file_system(run_dir: Path) -> list[Finding]:
+    """Try what a checkpoint relies on: durable writes, atomic renames, and locks that exclude."""
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        return [_try_rename(run_dir), _try_lock(run_dir)]
+    except OSError as error:
+        return [Finding("run folder", "error", f"{run_dir} cannot be written: {error}; choose another run_dir")]
+
+
+def check_checkpoint_folder(config: ExperimentConfig) -> list[Finding]:
+    """Try the same renames where checkpoints go, if that is another folder."""
+    storage = run_storage(config)
+    if config.checkpoint.folder is None or not isinstance(storage, FolderStorage):
+        return []
+    try:
+        storage.folder.mkdir(parents=True, exist_ok=True)
+        return [_try_rename(storage.folder)._replace(check="checkpoint folder")]
+    except OSError as error:
+        detail = f"checkpoint.folder {storage.folder} cannot be written: {error}; choose another one"
+        return [Finding("checkpoint folder", "error", detail)]
+
+
+def check_resume(config: ExperimentConfig) -> Finding:
+    """Compare the config with that of the run that the folder holds."""
+    from pipeline.launch.run import has_begun  # transformers takes seconds to load
+
+    saved = Path(config.run_dir) / "config.yaml"
+    if not saved.is_file():
+        return Finding("config", "ok", "the folder holds no run yet")
+    if not has_begun(config):
+        return Finding("config", "ok", f"replaces {saved}, with which no run has begun")
+    try:
+        check_resumable(load_config(saved), config)
+    except ConfigError as error:
+        return Finding("config", "error", str(error))
+    return Finding("config", "ok", f"continues the run of {saved}")
+
+
+def _try_rename(run_dir: Path) -> Finding:
+    probe = run_dir / f".doctor-{os.getpid()}"
+    new, old = probe / "new", probe / "old"
+    started = time.perf_counter()
+    try:
+        new.mkdir(parents=True)
+        (new / "file").write_bytes(b"1" * 65_537)
+        fsync(new / "file")
+        fsync(new)
+        new.rename(old)
+        fsync(probe)
+        if (old / "file").read_bytes() != b"1" * 65_537 or new.exists():
+            return Finding("fsync and rename", "error", f"{run_dir}: a renamed folder is not what was written")
+    finally:
+        shutil.rmtree(probe, ignore_errors=True)
+    took_s = time.perf_counter() - started
+    if took_s > _SLOW_FSYNC_S:
+        return Finding("fsync and rename", "warning", f"work, but took {took_s:.1f} s: checkpoints will be slow here")
+    return Finding("fsync and rename", "ok", f"work, {1000 * took_s:.0f} ms")
+
+
+def _try_lock(run_dir: Path) -> Finding:
+    """Lock a probe twice, which must fail, and look whether somebody holds the run."""
+    probe = run_dir / f".doctor-lock-{os.getpid()}"
+    try:
+        with probe.open("wb") as first, probe.open("wb") as second:
+            fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _can_lock(second.fileno()):
+                return Finding("lock", "error", f"{run_dir}: locks exclude nobody here; two runs could mix their files")
+    finally:
+        probe.unlink(missing_ok=True)
+    lock = run_dir / LOCK_NAME
+    if lock.exists():
+        with lock.open("rb") as file:
+            if not _can_lock(file.fileno()):
+                return Finding("lock", "error", describe_holder(run_dir))
+    return Finding("lock", "ok", "locks exclude, and nobody holds the run")
+
+
+def _can_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def check_disk(config: ExperimentConfig) -> Finding:
+    """Compare free space with what checkpoints take, as measured on the newest one or estimated from the model."""
+    storage = run_storage(config)
+    if not isinstance(storage, FolderStorage):
+        return Finding("disk space", "ok", f"checkpoints go to {storage.location}, whose room is not checked")
+    folder = next(path for path in (storage.folder, *storage.folder.parents) if path.exists())
+    free = shutil.disk_usage(folder).free
+    manifests = list(readable_manifests(storage).values())
+    if manifests:
+        size, how = sum(proof.size for proof in manifests[-1].files.values()), "as the newest one"
+    else:
+        size, how = _estimate_checkpoint(config), "estimated"
+    needed = CHECKPOINTS_NEEDED * size
+    found = f"{free / 1e9:.1f} GB free in {folder}; a checkpoint takes {size / 1e9:.1f} GB ({how})"
+    if size == 0:
+        return Finding("disk space", "warning", f"{found}: unknown, since the model is not on this machine")
+    if free < needed:
+        advice = "make room, or set checkpoint.folder to another disk or an object store"
+        return Finding("disk space", "error", f"{found}, expected room for {CHECKPOINTS_NEEDED:g}; {advice}")
+    return Finding("disk space", "ok", found)
+
+
+def _estimate_checkpoint(config: ExperimentConfig) -> int:
+    """Return the bytes of a checkpoint, what learns and its moments; 0 when the model's configs are not to be had."""
+    from pipeline.assembly.skeleton import build_skeleton
+    from pipeline.tools.estimate.memory import estimate_memory  # torch and transformers take seconds to load
+
+    try:
+        model = build_skeleton(config)
+    except (ValueError, OSError):
+        return 0
+    whole = config.training.model_copy(update={"sharding": "none", "cpu_offload": False})
+    memory = estimate_memory(model, config.model_copy(update={"training": whole}), num_ranks=1, micro_batch_tokens=1)
+    return memory.gradients + memory.optimizer  # a gradient is as large as what it belongs to
+
+
+def check_checkpoints(config: ExperimentConfig) -> Finding:
+    """Verify what a run would continue from."""
+    storage = run_storage(config)
+    try:
+        generations = storage.generations()
+    except OSError as error:
+        return Finding("checkpoints", "error", f"{storage.location} cannot be listed: {error}")
+    if not generations:
+        return Finding("checkpoints", "ok", "none yet: the run starts from nothing")
+    defects = []
+    for generation in reversed(generations):
+        try:
+            verify(storage, generation)
+        except CheckpointError as error:
+            defects.append(str(error))
+            continue
+        if defects:
+            return Finding("checkpoints", "warning", f"the run continues from step {generation.step}; {defects[0]}")
+        return Finding("checkpoints", "ok", f"the run continues from step {generation.step}, every byte verified")
+    return Finding("checkpoints", "error", f"none is sound: {defects[0]}; no run would start")

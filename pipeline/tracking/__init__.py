@@ -1,0 +1,22 @@
+"""Experiment tracking as a sink: training writes files, a background thread copies them to MLflow.
+
+`journal` is what the run folder remembers, `recovery` what helps where that is damaged, `tracker` the thread that sends
+it, `mlflow_run` the only module that imports mlflow, `lineage` the tags that tie a finetuning run to its projector,
+`credentials` what takes them out of all that others read.
+"""
+
+from pipeline.tracking.credentials import without_credentials
+from pipeline.tracking.journal import JOURNAL_NAME, dashboard_command, resolve_tracking_uri
+from pipeline.tracking.lineage import projector_lineage
+from pipeline.tracking.tracker import RunTracker, open_run, replay
+
+__all__ = [
+    "JOURNAL_NAME",
+    "RunTracker",
+    "dashboard_command",
+    "open_run",
+    "projector_lineage",
+    "replay",
+    "resolve_tracking_uri",
+    "without_credentials",
+]

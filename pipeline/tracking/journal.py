@@ -1,0 +1,256 @@
+"""What a run folder remembers for its tracker: operations to perform, metrics to send, and how far sending got.
+
+All of it is in files, so nothing is lost when a process dies or the server is away. Knows nothing of MLflow.
+"""
+
+import json
+import logging
+import shlex
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from pipeline.run_folder.files import append_line, complete_lines, cut_unfinished_line, replace_file
+from pipeline.tracking.credentials import without_credentials
+
+logger = logging.getLogger(__name__)
+
+JOURNAL_NAME = "tracking.jsonl"
+METRICS_NAME = "metrics.jsonl"
+STATE_NAME = "mlflow.json"
+RUN_DIR_TAG = "ray_llava.run_dir"
+"""Of an opening: where the run folder was then."""
+
+RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+class Operation(BaseModel):
+    """One thing to do to the tracked run. Doing it twice leaves the run as doing it once."""
+
+    # A diverged metric must survive the file: NaN, not null.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+    time_s: float
+    """When it happened, seconds since the epoch."""
+
+
+class OpenRun(Operation):
+    """A process started, or resumed, the run."""
+
+    kind: Literal["open"] = "open"
+    attempt: int
+    """1 for the first start, then one more for every resumption."""
+    experiment: str
+    run_name: str
+    params: dict[str, str]
+    tags: dict[str, str]
+    config_yaml: str
+
+
+class SetTags(Operation):
+    """Tags to add or replace."""
+
+    kind: Literal["tags"] = "tags"
+    tags: dict[str, str]
+
+
+class LogMetrics(Operation):
+    """Metrics from outside the training loop, such as an evaluation."""
+
+    kind: Literal["metrics"] = "metrics"
+    step: int
+    metrics: dict[str, float]
+
+
+class LogDataset(Operation):
+    """The data that the run uses."""
+
+    kind: Literal["dataset"] = "dataset"
+    name: str
+    digest: str
+    shards: tuple[str, ...]
+    num_samples: int
+    context: str
+    """What it is used for, such as `training` or `evaluation`."""
+
+
+class LogArtifacts(Operation):
+    """A file, or all files of a folder, to store with the run."""
+
+    kind: Literal["artifacts"] = "artifacts"
+    path: str
+    """Relative to the run folder, which may be moved before it is sent, or absolute for what lies elsewhere."""
+    artifact_path: str | None
+    """Folder inside the run's artifacts; None is their root."""
+
+
+class FinishRun(Operation):
+    """The end of an attempt."""
+
+    kind: Literal["finish"] = "finish"
+    status: RunStatus
+
+
+AnyOperation = OpenRun | SetTags | LogMetrics | LogDataset | LogArtifacts | FinishRun
+_PARSER: TypeAdapter[AnyOperation] = TypeAdapter(Annotated[AnyOperation, Field(discriminator="kind")])
+
+
+class SentState(BaseModel):
+    """How much of a run folder a tracking server has."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run_key: str
+    """Our own identity of the run; finds it on the server when the answer to its creation got lost."""
+    tracking_uri: str
+    experiment_id: str | None = None
+    run_id: str | None = None
+    num_operations: int = 0
+    """Lines of the journal."""
+    missing_artifacts: tuple[int, ...] = ()
+    """Lines among them whose files were not there; each process that sends tries them once more."""
+    metrics_offset_bytes: int = 0
+    knows_more: bool = False
+    """Whether the server may have steps beyond the offset; then it is asked which, and those are not sent."""
+
+    def restarted(self, tracking_uri: str) -> "SentState":
+        """Return the state in which everything is still to be sent, to a server that has nothing of the run."""
+        return SentState(run_key=self.run_key, tracking_uri=tracking_uri)
+
+
+class MetricPoint(NamedTuple):
+    """One value of one metric."""
+
+    key: str
+    value: float
+    step: int
+    time_s: float
+
+
+class Journal:
+    """The operations file of a run folder: appended by the driver, read by the sender."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.path = run_dir / JOURNAL_NAME
+        self._reported: set[int] = set()
+        """Numbers of the lines that are no operation; the sender looks every second."""
+
+    def append(self, operation: AnyOperation) -> None:
+        """Add an operation with a single write, so that readers never see half of it while this process lives."""
+        append_line(self.path, without_credentials(operation.model_dump_json()))
+
+    def read(self, start: int = 0) -> list[AnyOperation]:
+        """Return the operations after the first `start` lines."""
+        return [operation for _, operation in self.numbered(start)]
+
+    def numbered(self, start: int = 0) -> Iterator[tuple[int, AnyOperation]]:
+        """Yield `(line number, operation)` after the first `start` lines; a last one without its end is left for later.
+
+        A line that is no operation is reported once and skipped.
+        """
+        for number, line in enumerate(complete_lines(self.path)[start:], start + 1):
+            try:
+                yield number, _parse_operation(line)
+            except ValidationError as error:
+                if number not in self._reported:
+                    self._reported.add(number)
+                    reason = error.errors(include_input=False, include_url=False)[0]["msg"]
+                    logger.warning("%s, line %d: no operation, left out (%s)", self.path, number, reason)
+
+    def repair(self) -> None:
+        """Cut off a last line that a killed process left half written."""
+        cut_unfinished_line(self.path)
+
+
+def _parse_operation(line: bytes) -> AnyOperation:
+    """Return the operation in a line; journals of older versions hold credentials, which nothing here may pass on."""
+    text = without_credentials(line.decode(errors="surrogateescape"))
+    return _PARSER.validate_json(text.encode(errors="surrogateescape"))
+
+
+def read_metric_lines(path: Path, offset_bytes: int) -> Iterator[tuple[int, list[MetricPoint]]]:
+    """Yield `(offset after the line, its points)` for every complete line of a metrics file from an offset on.
+
+    A line that is no metrics entry is reported and has no points.
+    """
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        file.seek(offset_bytes)
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            try:
+                points = _parse_metric_line(line)
+            except (ValueError, KeyError, TypeError) as error:
+                logger.error("%s, byte %d: not a metrics entry, left out: %r", path, offset_bytes, error)
+                points = []
+            offset_bytes += len(line)
+            yield offset_bytes, points
+
+
+def _parse_metric_line(line: bytes) -> list[MetricPoint]:
+    entry = json.loads(line)
+    step, time_s = int(entry["step"]), float(entry["time_s"])
+    return [MetricPoint(key, float(value), step, time_s) for key, value in entry["metrics"].items()]
+
+
+def read_state(run_dir: Path) -> SentState | None:
+    """Return the stored progress; None when the folder has none, and, with a warning, when it is unreadable."""
+    path = run_dir / STATE_NAME
+    if not path.is_file():
+        return None
+    try:
+        return SentState.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        reason = error.errors(include_input=False, include_url=False)[0]["msg"]
+        logger.warning("%s is unreadable (%s) and counts as absent; it may be left from a power loss", path, reason)
+        return None
+
+
+def load_state(run_dir: Path, tracking_uri: str) -> SentState:
+    """Return the stored progress, or a fresh one if the folder has none or was sent to another server."""
+    state = read_state(run_dir)
+    if state is None:
+        return SentState(run_key=uuid.uuid4().hex, tracking_uri=tracking_uri)
+    return state if state.tracking_uri == tracking_uri else state.restarted(tracking_uri)
+
+
+def save_state(run_dir: Path, state: SentState) -> None:
+    """Store the progress; a process that dies meanwhile leaves the previous one."""
+    replace_file(run_dir / STATE_NAME, state.model_dump_json(indent=2) + "\n")
+
+
+def resolve_tracking_uri(configured: str | None, environment: Mapping[str, str], run_dir: Path) -> str:
+    """Choose the tracking server of a run.
+
+    The config's comes first, then MLFLOW_TRACKING_URI, then where the run was sent before, then SQLite beside the run
+    folder. None of them depends on the current directory, and runs of one parent folder share a database.
+    """
+    if configured or environment.get("MLFLOW_TRACKING_URI"):
+        return configured or environment["MLFLOW_TRACKING_URI"]
+    if (state := read_state(run_dir)) is not None:
+        return state.tracking_uri
+    return f"sqlite:///{run_dir.resolve().parent / 'mlflow.db'}"
+
+
+def dashboard_command(tracking_uri: str) -> str:
+    """Return what opens the tracking server's pages: its address, or the command that serves a local database."""
+    shown = without_credentials(tracking_uri)
+    if shown.startswith(("http://", "https://")):
+        return shown
+    return f"mlflow ui --backend-store-uri {shlex.quote(shown)}"
+
+
+def flatten_params(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return the leaves of a config tree as `{"training.learning_rate": "0.001"}`."""
+    flat: dict[str, str] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten_params(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value)
+    return flat

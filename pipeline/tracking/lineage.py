@@ -1,0 +1,40 @@
+"""Which pretraining run a projector came from: tags, and a note that a person reads on the finetuning run's page."""
+
+import hashlib
+from pathlib import Path
+
+from pipeline.tracking.journal import STATE_NAME, SentState, read_state
+
+NOTE_TAG = "mlflow.note.content"  # shown as the run's description
+
+
+def projector_lineage(projector: Path) -> dict[str, str]:
+    """Return the tags that tie a run to the projector file it starts from.
+
+    Args:
+        projector: The weights file. If it, or a folder above it, belongs to a tracked run folder, that run is named.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    with projector.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    tags = {"ray_llava.projector_sha256": digest, "ray_llava.projector_path": str(projector.resolve())}
+    state = _tracked_run_of(projector)
+    if state is None:
+        return tags | {NOTE_TAG: f"Projector: `{projector}` (sha256 `{digest[:12]}`), from outside tracked runs."}
+    tags["ray_llava.pretrain_run_key"] = state.run_key
+    if state.run_id is None:
+        return tags | {
+            NOTE_TAG: f"Projector from a pretraining run not sent yet, key `{state.run_key}` (sha256 `{digest[:12]}`)."
+        }
+    tags["ray_llava.pretrain_run_id"] = state.run_id
+    link = f"[pretraining run {state.run_id[:8]}](#/experiments/{state.experiment_id}/runs/{state.run_id})"
+    return tags | {NOTE_TAG: f"Projector from {link}, sha256 `{digest[:12]}`."}
+
+
+def _tracked_run_of(path: Path) -> SentState | None:
+    for folder in path.resolve().parents:
+        if (folder / STATE_NAME).is_file():
+            return read_state(folder)
+    return None

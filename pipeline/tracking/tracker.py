@@ -1,0 +1,226 @@
+"""The driver's side of tracking: write down what to track, and send it from a background thread.
+
+No method waits for the server, so a slow, locked or dead one never stops or slows a run.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pipeline.config import ExperimentConfig, load_config
+from pipeline.run_folder.lease import hold_run
+from pipeline.tracking.credentials import without_credentials
+from pipeline.tracking.journal import (
+    RUN_DIR_TAG,
+    AnyOperation,
+    FinishRun,
+    Journal,
+    LogArtifacts,
+    LogDataset,
+    LogMetrics,
+    OpenRun,
+    RunStatus,
+    SetTags,
+    flatten_params,
+    resolve_tracking_uri,
+)
+from pipeline.tracking.recovery import recover_position, recover_state
+from pipeline.tracking.sender import Sender
+
+logger = logging.getLogger(__name__)
+
+_LONGEST_PAUSE_S = 60.0
+_DEAD_AFTER_FAILURES = 3
+_LAST_TRY_S = 5.0
+
+
+class RunTracker:
+    """One attempt at a run, as the tracking server will show it."""
+
+    def __init__(self, run_dir: Path, sender: Sender | None, interval_s: float = 1.0) -> None:
+        """Track into `run_dir`; start sending if there is a sender.
+
+        Args:
+            run_dir: Folder of the run, with its journal and its metrics file.
+            sender: Sends to the server; None only writes the journal, for `replay` to send later.
+            interval_s: Pause between two looks at the files.
+        """
+        self._run_dir = run_dir.resolve()
+        self._journal = Journal(run_dir)
+        self._sender = sender
+        self._interval_s = interval_s
+        self._closing = threading.Event()
+        self._wake = threading.Event()
+        self._num_failures = 0
+        """In a row, until now."""
+        self._thread = threading.Thread(target=self._run, name="mlflow-sender", daemon=True)
+        if sender is not None:
+            self._thread.start()
+
+    @property
+    def tracking_uri(self) -> str | None:
+        """Where the run is sent, without credentials; None if it is not."""
+        return without_credentials(self._sender.state.tracking_uri) if self._sender else None
+
+    @property
+    def run_id(self) -> str | None:
+        """The MLflow run id, once the server has given one."""
+        return self._sender.state.run_id if self._sender else None
+
+    @property
+    def experiment_id(self) -> str | None:
+        """The MLflow experiment id, once known."""
+        return self._sender.state.experiment_id if self._sender else None
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Add or replace tags of the run."""
+        self._write(SetTags(time_s=time.time(), tags=dict(tags)))
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Log numbers from outside the training loop; the loop's own are read from metrics.jsonl."""
+        self._write(LogMetrics(time_s=time.time(), metrics=dict(metrics), step=step))
+
+    def log_dataset(self, *, name: str, digest: str, shards: Sequence[str], num_samples: int, context: str) -> None:
+        """Log the data that the run uses.
+
+        Args:
+            name: Name shown for the dataset.
+            digest: Fingerprint of the index; equal data has an equal digest. MLflow keeps 36 characters.
+            shards: Paths or URLs of the shards.
+            num_samples: Usable samples in them.
+            context: What the data is for, such as `training`.
+        """
+        self._write(
+            LogDataset(
+                time_s=time.time(),
+                name=name,
+                digest=digest,
+                shards=tuple(shards),
+                num_samples=num_samples,
+                context=context,
+            )
+        )
+
+    def log_artifacts(self, path: str | Path, artifact_path: str | None = None) -> None:
+        """Store a file, or the content of a folder, with the run; it must stay in place until it was sent."""
+        place = Path(path).resolve()
+        if place.is_relative_to(self._run_dir):  # which may be moved before it is sent
+            place = place.relative_to(self._run_dir)
+        self._write(LogArtifacts(time_s=time.time(), path=str(place), artifact_path=artifact_path))
+
+    def finish(self, status: RunStatus) -> None:
+        """Give the run its end and status."""
+        self._write(FinishRun(time_s=time.time(), status=status))
+
+    def close(self, timeout_s: float = 30.0) -> int:
+        """Wait until everything is sent, at most `timeout_s`; returns how many records are not.
+
+        A server that has not answered for a while gets a few seconds only, and one that turns out not to answer now a
+        few tries: it is a sink, not worth holding GPUs for.
+        """
+        if self._sender is None:
+            return 0
+        timeout_s = min(timeout_s, _LAST_TRY_S) if self._is_dead() else timeout_s
+        self._closing.set()
+        self._wake.set()
+        self._thread.join(timeout_s)
+        return self._sender.num_pending()
+
+    def _is_dead(self) -> bool:
+        return self._num_failures >= _DEAD_AFTER_FAILURES
+
+    def _write(self, operation: AnyOperation) -> None:
+        self._journal.append(operation)
+        self._wake.set()
+
+    def _run(self) -> None:
+        assert self._sender is not None
+        while True:
+            closing = self._closing.is_set()
+            self._wake.clear()
+            try:
+                self._sender.send()
+                self._num_failures = 0
+            except Exception as error:  # training must not notice, whatever the server or its client raises
+                self._num_failures += 1
+                level = logging.WARNING if self._num_failures in (1, 10, 100) else logging.DEBUG
+                logger.log(
+                    level,
+                    "MLflow at %s: %s; training goes on, sending is tried again (failure %d in a row)",
+                    self.tracking_uri,
+                    without_credentials(str(error)),
+                    self._num_failures,
+                )
+            if closing and (not self._num_failures or self._is_dead()):
+                return
+            if closing:
+                time.sleep(self._interval_s)
+            elif self._num_failures:
+                self._closing.wait(min(self._interval_s * 2 ** min(self._num_failures, 10), _LONGEST_PAUSE_S))
+            else:
+                self._wake.wait(self._interval_s)
+
+
+def open_run(config: ExperimentConfig, tags: Mapping[str, str], interval_s: float = 1.0) -> RunTracker:
+    """Start tracking a run, or continue the one that `config.run_dir` holds; returns without waiting for the server.
+
+    Tracking that is switched off in the config is still written down, so that `replay` can send it later.
+
+    Args:
+        config: The resolved experiment config; its leaves become the run's params.
+        tags: Facts about this run besides its name and stage, such as its lineage.
+        interval_s: Pause between two looks at the metrics file.
+    """
+    run_dir = Path(config.run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    journal = Journal(run_dir)
+    journal.repair()
+    recover_position(run_dir)
+    attempt = 1 + sum(isinstance(operation, OpenRun) for operation in journal.read())
+    journal.append(
+        OpenRun(
+            time_s=time.time(),
+            attempt=attempt,
+            experiment=config.tracking.experiment,
+            run_name=config.name,
+            params=flatten_params(config.model_dump(mode="json")),
+            tags={"ray_llava.stage": config.stage, RUN_DIR_TAG: str(run_dir.resolve()), **tags},
+            config_yaml=config.to_yaml(),
+        )
+    )
+    if not config.tracking.enabled:
+        return RunTracker(run_dir, None)
+    recover_state(config)
+    uri = resolve_tracking_uri(config.tracking.uri, os.environ, run_dir)
+    return RunTracker(run_dir, Sender(run_dir, uri), interval_s)
+
+
+def replay(run_dir: Path, tracking_uri: str | None) -> Sender:
+    """Send everything of a run folder that the server lacks; returns the sender with its final state.
+
+    Args:
+        run_dir: Folder of the run, which is held meanwhile.
+        tracking_uri: Where to send it; None takes what the run's config, or else the environment, says.
+
+    Raises:
+        ValueError: the folder holds no tracked run, or the server refuses it.
+        RunHeldError: the run is going on and sends by itself.
+        ConnectionError: the server did not answer, or failed.
+    """
+    if not Journal(run_dir).path.is_file():
+        raise ValueError(f"{run_dir}: no tracked run here ({Journal(run_dir).path.name} is missing)")
+    from pipeline.tracking.mlflow_run import failures_explained  # takes two seconds
+
+    with hold_run(run_dir):
+        if (saved := run_dir / "config.yaml").is_file():
+            config = load_config(saved).model_copy(update={"run_dir": str(run_dir)})
+            recover_state(config)
+            tracking_uri = tracking_uri or config.tracking.uri
+        recover_position(run_dir)
+        sender = Sender(run_dir, resolve_tracking_uri(tracking_uri, os.environ, run_dir))
+        with failures_explained(sender.state.tracking_uri):
+            sender.send()
+    return sender

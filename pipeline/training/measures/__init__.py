@@ -1,0 +1,1 @@
+"""What is counted and written down about each step: the ledger, metrics, rates, records of odd steps."""

@@ -1,0 +1,80 @@
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
+
+from model.fusion.packed import pack_samples
+from model.llava.attention import AttentionKernel, enable_packed_attention, no_mask, packed_kernel, segments_of
+
+LENGTHS = (5, 1, 11, 3)
+
+
+@pytest.fixture
+def body(llama_config: LlamaConfig) -> LlamaModel:
+    torch.manual_seed(6)
+    model = LlamaModel(llama_config)
+    model.eval()
+    return model
+
+
+def run_packed(model: LlamaModel, ids: list[torch.Tensor], kernel: AttentionKernel) -> list[torch.Tensor]:
+    enable_packed_attention(model, kernel)
+    batch = pack_samples([(row, row) for row in ids], [])
+    hidden = model(
+        input_ids=batch.input_ids[None],
+        position_ids=batch.position_ids[None],
+        attention_mask=no_mask(torch.device("cpu")),
+        segments=segments_of(batch, kernel),
+        use_cache=False,
+    ).last_hidden_state[0]
+    return list(hidden.split(list(batch.seqlens)))
+
+
+@pytest.mark.parametrize("kernel", ["auto", "sdpa", "flex"])
+def test_packed_samples_equal_samples_run_alone(body: LlamaModel, kernel: AttentionKernel) -> None:
+    generator = torch.Generator().manual_seed(8)
+    ids = [torch.randint(0, 97, (length,), generator=generator) for length in LENGTHS]
+    with torch.no_grad():
+        alone = [body(row[None]).last_hidden_state[0] for row in ids]
+        packed = run_packed(body, ids, kernel)
+    for ours, theirs in zip(packed, alone, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_packed_gradients_equal_samples_run_alone(body: LlamaModel) -> None:
+    ids = [torch.arange(2, 7), torch.arange(3, 6)]
+    weight = body.get_parameter("layers.0.self_attn.k_proj.weight")
+    alone = [body(row[None]).last_hidden_state for row in ids]
+    (wanted,) = torch.autograd.grad([(part**3).sum() for part in alone], [weight])
+    (got,) = torch.autograd.grad([(part**3).sum() for part in run_packed(body, ids, "sdpa")], [weight])
+    assert torch.allclose(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_without_segments_padding_works_as_before(body: LlamaModel) -> None:
+    ids = torch.tensor([[0, 0, 4, 5, 6], [7, 8, 9, 10, 11]])
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1] * 5])
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    with torch.no_grad():
+        wanted = body(ids, attention_mask=mask, position_ids=positions).last_hidden_state
+        enable_packed_attention(body, "auto")
+        got = body(ids, attention_mask=mask, position_ids=positions).last_hidden_state
+    assert torch.allclose(got[mask.bool()], wanted[mask.bool()], atol=1e-6)
+
+
+def test_dropout_in_a_packed_call_is_refused(llama_config: LlamaConfig) -> None:
+    config = LlamaConfig.from_dict({**llama_config.to_dict(), "attention_dropout": 0.5})
+    with pytest.raises(ValueError, match=r"attention_dropout is 0\.5; set it to 0"):
+        run_packed(LlamaModel(config).train(), [torch.tensor([1, 2])], "sdpa")
+
+
+def test_kernel_is_reported_and_unknown_one_refused(llama_config: LlamaConfig) -> None:
+    model = LlamaForCausalLM(llama_config)
+    assert packed_kernel(model) is None
+    enable_packed_attention(model, "sdpa")
+    assert packed_kernel(model) == "sdpa"
+    with pytest.raises(ValueError, match="'eager' is unknown; known: auto, sdpa"):
+        enable_packed_attention(model, "eager")  # type: ignore[arg-type]
+
+
+def test_kernel_that_is_not_installed_is_refused(llama_config: LlamaConfig) -> None:
+    with pytest.raises(ValueError, match="needs the flash-attn package"):
+        enable_packed_attention(LlamaForCausalLM(llama_config), "flash_attention_2")

@@ -1,0 +1,61 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from model.llava.loss import cross_entropy_sum
+
+K, D, V = 23, 11, 37
+
+
+def inputs(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    hidden = torch.randn(K, D, generator=generator).to(dtype).requires_grad_()
+    weight = torch.randn(V, D, generator=generator).to(dtype).requires_grad_()
+    return hidden, weight, torch.randint(0, V, (K,), generator=generator)
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 5, K, 1000])
+def test_loss_and_gradients_equal_full_cross_entropy(chunk_rows: int) -> None:
+    hidden, weight, targets = inputs()
+    full = F.cross_entropy(hidden @ weight.T, targets, reduction="sum")
+    wanted = torch.autograd.grad(0.3 * full, [hidden, weight])
+    loss = cross_entropy_sum(hidden, weight, targets, chunk_rows)
+    got = torch.autograd.grad(0.3 * loss, [hidden, weight])
+    assert torch.allclose(loss, full, rtol=1e-6)
+    for ours, theirs in zip(got, wanted, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_frozen_head_gets_no_gradient() -> None:
+    hidden, weight, targets = inputs()
+    cross_entropy_sum(hidden, weight.requires_grad_(False), targets, 5).backward()
+    assert weight.grad is None
+    assert hidden.grad is not None
+
+
+def test_no_targets_is_an_attached_zero() -> None:
+    hidden, weight, _ = inputs()
+    loss = cross_entropy_sum(hidden[:0], weight, torch.zeros(0, dtype=torch.int64))
+    loss.backward()
+    assert loss.item() == 0.0
+    assert hidden.grad is not None
+    assert weight.grad is not None
+    assert not hidden.grad.any()
+    assert not weight.grad.any()
+
+
+def test_loss_of_bfloat16_is_float32_and_gradients_keep_their_type() -> None:
+    hidden, weight, targets = inputs(torch.bfloat16)
+    loss = cross_entropy_sum(hidden, weight, targets, 4)
+    loss.backward()
+    full = F.cross_entropy(hidden.float() @ weight.float().T, targets, reduction="sum")
+    assert loss.dtype == torch.float32
+    assert torch.allclose(loss, full, rtol=2e-2)
+    assert weight.grad is not None
+    assert weight.grad.dtype == torch.bfloat16
+
+
+def test_row_count_mismatch_is_refused() -> None:
+    hidden, weight, targets = inputs()
+    with pytest.raises(ValueError, match="22 hidden rows but 23 targets"):
+        cross_entropy_sum(hidden[1:], weight, targets)

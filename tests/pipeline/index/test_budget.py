@@ -1,0 +1,115 @@
+"""Budgets for rejected samples: each limit alone, and a message that says where to look."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline.config import ConfigError, DataConfig
+from pipeline.index.budget import Exceeded, check_rejected, describe_excess, find_exceeded
+from pipeline.index.dataset import IndexedData, SourceRows
+from pipeline.index.index import build_index
+from pipeline.index.scan import Checks
+from tests.pipeline.shards.archives import caption_files, write_tar
+
+
+def limits(**values: Any) -> DataConfig:
+    return DataConfig(shards=("a.tar",), **values)
+
+
+def rows(num_samples: int, *rejected: int) -> np.ndarray:
+    flags = np.zeros(num_samples, bool)
+    flags[list(rejected)] = True
+    return flags
+
+
+SHARDS = np.repeat(np.arange(7, dtype=np.int32), 500)
+
+
+def test_find_exceeded_within_all_limits_is_none() -> None:
+    assert find_exceeded(rows(3500), SHARDS, limits()) is None
+    assert find_exceeded(rows(3500, *range(20)), SHARDS, limits()) is None
+
+
+@pytest.mark.parametrize(
+    ("rejected", "values", "expected"),
+    [
+        (range(0, 3500, 160), {}, ("max_rejected_fraction", 22, 20, 0)),
+        (range(700, 721), {"max_rejected_fraction": 1}, None),
+        (range(490, 595), {"max_rejected_fraction": 1}, ("max_rejected_in_a_row", 105, 100, 490)),
+        (range(501, 999, 9), {"max_rejected_fraction": 1}, ("max_rejected_per_shard", 56, 50, 501)),
+        (range(501, 999, 9), {"max_rejected_fraction": 1, "max_rejected_per_shard": None}, None),
+        (
+            range(490, 595),
+            {"max_rejected_fraction": 1, "max_rejected_in_a_row": None, "max_rejected_per_shard": 99},
+            None,
+        ),
+    ],
+)
+def test_find_exceeded_names_limit_and_first_row(
+    rejected: range, values: dict[str, Any], expected: tuple[str, int, int, int] | None
+) -> None:
+    found = find_exceeded(rows(3500, *rejected), SHARDS, limits(**values))
+    assert found == (None if expected is None else Exceeded(*expected))
+
+
+def test_check_rejected_names_sample_shard_and_field(tmp_path: Path) -> None:
+    files = [*caption_files("good"), *((f"k{idx:02d}.txt", b"x") for idx in range(23))]
+    shard = write_tar(tmp_path / "bad.tar", files)
+    index = build_index([shard], tmp_path / "index")
+    tokens = pa.table({"reason": index.samples["reason"]})
+    data = IndexedData(index, tokens, (SourceRows("", 0, index.num_samples),))
+    with pytest.raises(ConfigError) as caught:
+        check_rejected(data, limits())
+    for part in ("23 of 24", "missing_image 23", "'k00'", shard, "data.max_rejected_fraction", "--report"):
+        assert part in str(caught.value)
+    check_rejected(data, limits(max_rejected_fraction=0.99))
+
+
+def test_check_rejected_counts_defective_shards_by_themselves(tmp_path: Path) -> None:
+    shards = [write_tar(tmp_path / f"{idx}.tar", caption_files(f"key{idx}")) for idx in range(3)]
+    cut = [tmp_path / f"cut{idx}.tar" for idx in range(2)]
+    for path in cut:
+        path.write_bytes(b"")
+
+    def data_of(*urls: str) -> IndexedData:
+        index = build_index(urls, tmp_path / "index", on_bad_shard="quarantine")
+        return IndexedData(
+            index, pa.table({"reason": index.samples["reason"]}), (SourceRows("", 0, index.num_samples),)
+        )
+
+    check_rejected(data_of(*shards, str(cut[0])), limits())
+    with pytest.raises(ConfigError) as caught:
+        check_rejected(data_of(*shards, *map(str, cut)), limits())
+    for part in ("2 of 5 shards are defective (shard_empty 2), more than the 1", str(cut[0]), "max_rejected_fraction"):
+        assert part in str(caught.value)
+    check_rejected(data_of(*shards, *map(str, cut)), limits(max_rejected_fraction=0.4))
+
+
+@pytest.mark.parametrize(
+    ("sources", "is_refused"),
+    [
+        ({"good": {}, "bad": {}}, True),
+        ({"good": {"epochs": 1}, "bad": {"epochs": 2}}, True),
+        ({"good": {"weight": 1}, "bad": {"weight": 1}}, True),
+        ({"good": {"weight": 1}, "bad": {"weight": 0}}, False),
+    ],
+)
+def test_source_of_a_mix_without_a_usable_sample_is_refused_however_small(
+    sources: dict[str, dict[str, float]], is_refused: bool, tmp_path: Path
+) -> None:
+    paths = {"good": write_tar(tmp_path / "good.tar", caption_files("k")),
+             "bad": write_tar(tmp_path / "bad.tar", [("k.txt", b"x")])}  # fmt: skip
+    mix = DataConfig.model_validate(
+        {"sources": {name: {"shards": (paths[name],), **how} for name, how in sources.items()}}
+    )
+    index = build_index(list(paths.values()), tmp_path / "index", checks=Checks(allow_duplicate_keys=True))
+    data = IndexedData(
+        index, pa.table({"reason": index.samples["reason"]}), (SourceRows("good", 0, 1), SourceRows("bad", 1, 2))
+    )
+    found = describe_excess(data, mix)
+    assert (found is not None and "source 'bad' has no usable sample (missing_image 1)" in found) is is_refused

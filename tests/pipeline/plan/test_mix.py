@@ -1,0 +1,101 @@
+"""From config to mix: exact shares, run length, what may change on resume, what a config must not say."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.config import ConfigError, ExperimentConfig, MixChange, parse_config
+from pipeline.plan.mix import check_past_changes, order_mix
+
+SIZES = {"captions": 600, "chat": 150, "text": 30}
+
+
+def make_config(data: dict[str, Any], **sources: Any) -> ExperimentConfig:
+    named = {name: {"shards": [f"{name}.tar"], **sources.get(name, {})} for name in SIZES}
+    return parse_config(
+        {
+            "name": "mix", "run_dir": "runs/mix", "stage": "finetune", "model": {"language_model": "lm"},
+            "training": {"global_batch_size": 13, "learning_rate": 0.1, "num_epochs": 2},
+            "data": {"sources": named, "max_length": 99, **data},
+        },
+        where="test",
+    )  # fmt: skip
+
+
+def test_order_mix_without_weights_uses_every_sample_once_per_epoch() -> None:
+    order = order_mix(make_config({}), SIZES)
+    assert order.num_steps == 120
+    assert order.planned(120) == (1200, 300, 60)
+    assert order.planned(60) == (600, 150, 30)
+    assert order.epochs_done(30) == 0.5
+
+
+def test_order_mix_weights_are_shares_of_samples_exactly_as_written() -> None:
+    weights = {"captions": {"weight": 0.1}, "chat": {"weight": 0.2}, "text": {"weight": 0.7}}
+    order = order_mix(make_config({}, **weights), SIZES)
+    assert order.phases[0].weights == (1, 2, 7)
+    assert order.planned(120) == (156, 312, 1092)
+
+
+def test_order_mix_epochs_of_sources_decide_the_length() -> None:
+    epochs = {"captions": {"epochs": 0.5}, "chat": {"epochs": 1}, "text": {"epochs": 3.5}}
+    order = order_mix(make_config({}, **epochs), SIZES)
+    assert order.planned(order.num_steps) == (600, 300, 210)
+
+
+def test_order_mix_temperature_flattens_sizes() -> None:
+    order = order_mix(make_config({"mix_temperature": 2}), SIZES)
+    captions, chat, text = order.phases[0].weights
+    assert captions / chat == pytest.approx(2, rel=1e-5)
+    assert captions / text == pytest.approx(20**0.5, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("data", "sources", "message"),
+    [
+        ({"shards": ["a.tar"]}, {}, "data.shards is required, or data.sources for a mix of several; found both"),
+        ({}, {"chat": {"weight": 1}}, "chat set weight, captions, text do not"),
+        ({}, {name: {"weight": 0} for name in SIZES}, "every weight is 0"),
+        ({}, {name: {"weight": 1, "epochs": 1} for name in SIZES}, "keep one of them"),
+        ({"mix_temperature": 3}, {name: {"epochs": 1} for name in SIZES}, "does not go with weight or epochs"),
+        ({}, {"chat": {"wieght": 1}}, "unknown key data.sources.chat.wieght; did you mean 'weight'?"),
+        (
+            {"mix_changes": [{"from_step": 3, "weights": {"chat": 1}}]}, {},
+            "expected a weight for each of captions, chat, text, found chat",
+        ),
+        (
+            {"mix_changes": [{"from_step": step, "weights": dict.fromkeys(SIZES, 1)} for step in (5, 5)]}, {},
+            "from_step 5 does not come after 5",
+        ),
+        ({"mix_changes": [{"from": 3, "weights": {}}]}, {}, "unknown key data.mix_changes.0.from"),
+    ],
+)  # fmt: skip
+def test_contradicting_mix_is_refused_by_name(
+    data: dict[str, Any], sources: dict[str, dict[str, float]], message: str
+) -> None:
+    with pytest.raises(ConfigError) as raised:
+        make_config(data, **sources)
+    assert message in str(raised.value)
+
+
+def test_order_of_sources_in_the_file_does_not_matter() -> None:
+    one = make_config({"sources": {"b": {"shards": ["b"]}, "a": {"shards": ["a"]}}})
+    other = make_config({"sources": {"a": {"shards": ["a"]}, "b": {"shards": ["b"]}}})
+    assert list(one.data.sources) == list(other.data.sources) == ["a", "b"]
+
+
+def test_with_absolute_paths_reaches_the_shards_of_sources() -> None:
+    data = make_config({"sources": {"a": {"shards": ["a.tar", "s3://b/c.tar"]}}}).with_absolute_paths().data
+    assert data.sources["a"].shards == (str(Path("a.tar").absolute()), "s3://b/c.tar")
+
+
+def test_check_past_changes_lets_only_steps_to_come_change() -> None:
+    first, later, other = (
+        MixChange(from_step=step, weights={"a": weight, "b": 1.0}) for step, weight in ((3, 2.0), (9, 1.0), (7, 5.0))
+    )
+    check_past_changes([first, later], [first, other], 7)
+    check_past_changes([first, later], [first], 9)
+    for now in ([], [other], [first, other, later]):
+        with pytest.raises(ConfigError, match=r"steps before 8 are trained, with the changes from 3: .*from step 8 on"):
+            check_past_changes([first, later], now, 8)
