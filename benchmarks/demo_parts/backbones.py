@@ -1,6 +1,7 @@
 """Makes the demo's small backbones: `python -m benchmarks.demo_parts.backbones --out DIR` (minutes on a GPU).
 
-The results are committed under `pipeline/tools/demo/weights/`. What the two have learnt before LLaVA training is said in `teach_tower` and `teach_language_model`; neither has seen the other, so nothing connects pictures with words yet.
+The results are committed under `pipeline/tools/demo/weights/`. `teach_tower` and `teach_language_model` say what each
+has learnt before LLaVA training; neither has seen the other, so nothing connects pictures with words yet.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Ways to compute a step that must not change it: loss and gradients within float32 rounding of each other.
 
-More: the chunked loss against full logits in tests/model/llava/test_loss.py, packed rows against padded batches with full
-logits in tests/model/test_packed_loss.py, recomputed and compiled layers in test_acceleration.py, and
-transformers' own LLaVA in tests/model/test_parity.py and tests/benchmarks/step/test_side_by_side.py.
+More of these: the chunked loss against full logits in tests/model/llava/test_loss.py, packed rows against padded
+batches in tests/model/test_packed_loss.py, recomputed and compiled layers in test_acceleration.py, transformers
+LLaVA in tests/model/test_parity.py and tests/benchmarks/step/test_side_by_side.py.
 """
 
 from __future__ import annotations
