@@ -10,6 +10,7 @@ from typing import Any
 from model.fusion.constants import DEFAULT_IMAGE_TOKEN
 from model.hub.hf_classes import DEFAULT_VIDEO_TOKEN, LLAVA_ONEVISION, HfClass, exported_pinpoints
 from model.llava_arch import LlavaForCausalLM
+from model.vision.image_spec import ImageSpec
 from model.vision.vision_tower import VisionTower
 
 
@@ -29,7 +30,8 @@ def write_processor(
         image_processor: content of the tower's preprocessor_config.json.
         chat_template: Jinja template of the training conversations.
     """
-    images: dict[str, Any] = {**image_processor, **image_fields(model, kind)}
+    spec = ImageSpec.from_preprocessor_config(image_processor)
+    images: dict[str, Any] = {**spec.to_preprocessor_config(), **image_fields(model, kind)}
     write_json(folder / "preprocessor_config.json", images)
     processor: dict[str, Any] = {"processor_class": kind.processor, **_processor_fields(model, kind)}
     write_json(folder / "processor_config.json", processor)

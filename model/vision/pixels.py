@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from transformers.image_processing_utils import BaseImageProcessor
 
+from model.vision.image_spec import ImageSpec
+
 
 class PixelStats(NamedTuple):
     """Per-channel normalisation of pixels scaled to 0..1."""
@@ -18,12 +20,17 @@ class PixelStats(NamedTuple):
 
 
 def read_pixel_stats(name: str) -> PixelStats | None:
-    """Read the normalisation that a tower was trained with from its preprocessor_config.json, if it has one."""
+    """Read the normalisation that a tower was trained with from its preprocessor_config.json, if it has one.
+
+    Raises:
+        ValueError: see `ImageSpec.from_preprocessor_config`.
+    """
     try:
         values, _ = BaseImageProcessor.get_image_processor_dict(name)
     except OSError:
         return None
-    return PixelStats(tuple(values["image_mean"]), tuple(values["image_std"]))
+    spec = ImageSpec.from_preprocessor_config(values)
+    return PixelStats(spec.mean, spec.std)
 
 
 def pixel_stats_of(config: Any) -> PixelStats:

@@ -35,6 +35,6 @@ def export_model(source: str | Path, target: str | Path, dtype: torch.dtype = to
         load_merged(folder, dtype),
         tokenizer,
         out,
-        image_processor=read_folder_facts(folder).processor,
+        image_processor=read_folder_facts(folder).image_spec.to_preprocessor_config(),
         chat_template=chat_template_of(choose_template(recipe["template"], tokenizer)),
     )

@@ -14,28 +14,23 @@ from model.files.checkpoint_files import read_checkpoint_config
 from model.fusion.resolution import Pinpoints, Resolution, read_resolution
 from model.hub.weights import read_llava_config
 from model.llava.vision_tokens import extend_tokenizer
+from model.vision.image_spec import ImageSpec
 from model.vision.projector import num_projected_features
 from model.vision.tower_builder import AnyTower, build_vision_tower
 from pipeline.config import ModelConfig
-from pipeline.samples.fit import ImageSpec
 
 
 class TowerFacts(NamedTuple):
     """What the data side must know of a vision tower; read from its configs, no weights."""
 
-    processor: dict[str, Any]
-    """Content of preprocessor_config.json."""
+    image_spec: ImageSpec
+    """The square that every tile becomes."""
     num_features: int
     """Features per tile after selection."""
     feature_grid: int | None
     """Features per side of a tile, None when class tokens are among them."""
     patch_merge: str
     """`mm_patch_merge_type` of the model that the tower belongs to, or is to belong to."""
-
-    @property
-    def image_spec(self) -> ImageSpec:
-        """The square that every tile becomes."""
-        return ImageSpec.from_preprocessor_config(self.processor)
 
     def resolution(self, aspect_ratio: str, pinpoints: Pinpoints) -> Resolution:
         """Return how images become tiles and features.
@@ -78,8 +73,8 @@ def read_tower_facts(parts: ModelConfig) -> TowerFacts:
         parts.mm_projector_type,
     )
     tower = build_vision_tower(args, delay_load=True)
-    processor = _scaled(_read_processor(_first(parts.vision_tower)), max(parts.mm_vision_scales))
-    return _facts(tower, processor, parts.mm_projector_type, parts.mm_patch_merge_type or "flat")
+    spec = read_image_spec(_first(parts.vision_tower)).scaled(max(parts.mm_vision_scales))
+    return _facts(tower, spec, parts.mm_projector_type, parts.mm_patch_merge_type or "flat")
 
 
 def read_llava_facts(folder: str) -> TowerFacts:
@@ -96,10 +91,10 @@ def read_llava_facts(folder: str) -> TowerFacts:
     config: Any = read_llava_config(folder)
     tower = build_vision_tower(config, delay_load=True)
     if (Path(folder) / "preprocessor_config.json").is_file():
-        processor = _read_processor(folder)
+        spec = read_image_spec(folder)
     else:
-        processor = _scaled(_read_processor(_first(config.mm_vision_tower)), max(config.mm_vision_scales))
-    return _facts(tower, processor, config.mm_projector_type, config.mm_patch_merge_type)
+        spec = read_image_spec(_first(config.mm_vision_tower)).scaled(max(config.mm_vision_scales))
+    return _facts(tower, spec, config.mm_projector_type, config.mm_patch_merge_type)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -138,11 +133,10 @@ def folder_wraps_images(folder: str) -> bool:
     return bool(read_checkpoint_config(folder, "model.language_model").get("mm_use_im_start_end", False))
 
 
-def _facts(tower: AnyTower, processor: dict[str, Any], projector_type: str, patch_merge: str) -> TowerFacts:
-    size = ImageSpec.from_preprocessor_config(processor).size
-    from_tower = tower.num_features_at(size)
+def _facts(tower: AnyTower, spec: ImageSpec, projector_type: str, patch_merge: str) -> TowerFacts:
+    from_tower = tower.num_features_at(spec.size)
     count = num_projected_features(projector_type, from_tower)
-    return TowerFacts(processor, count, tower.feature_grid_at(size) if count == from_tower else None, patch_merge)
+    return TowerFacts(spec, count, tower.feature_grid_at(spec.size) if count == from_tower else None, patch_merge)
 
 
 def _first(names: str | tuple[str, ...] | list[str]) -> str:
@@ -150,16 +144,12 @@ def _first(names: str | tuple[str, ...] | list[str]) -> str:
     return names if isinstance(names, str) else names[0]
 
 
-def _scaled(processor: dict[str, Any], scale: int) -> dict[str, Any]:
-    """Return an image processor for images of a multiple of the size."""
+def read_image_spec(name: str) -> ImageSpec:
+    """Read what the image processor of a folder or hub id does.
 
-    def times(size: Any) -> Any:
-        return {name: value * scale for name, value in size.items()} if isinstance(size, dict) else size * scale
-
-    return processor | {name: times(processor[name]) for name in ("size", "crop_size") if processor.get(name)}
-
-
-def _read_processor(name: str) -> dict[str, Any]:
+    Raises:
+        ValueError: there is none, or its steps are not supported.
+    """
     try:
         values, _ = BaseImageProcessor.get_image_processor_dict(name)
     except OSError as error:
@@ -167,4 +157,7 @@ def _read_processor(name: str) -> dict[str, Any]:
             f"{name}: no preprocessor_config.json found, which says how images are sized and normalised; copy it into "
             "that folder"
         ) from error
-    return dict(values)
+    try:
+        return ImageSpec.from_preprocessor_config(values)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error

@@ -261,7 +261,7 @@ def _open_folder(folder: Path, device: str | torch.device) -> OpenedModel:
 def _save_encoding(config: ExperimentConfig, folder: Path, facts: Mapping[str, Any]) -> None:
     """Write tokenizer, image processor, and how conversations and images are encoded."""
     read_model_tokenizer(config.model).save_pretrained(str(folder))
-    processor = json.dumps(read_tower_facts(config.model).processor, indent=2)
+    processor = json.dumps(read_tower_facts(config.model).image_spec.to_preprocessor_config(), indent=2)
     (folder / _PROCESSOR).write_text(processor, encoding="utf-8")
     recipe = config.data.model_dump(mode="json", include=set(_RECIPE_FIELDS))
     (folder / _RECIPE).write_text(json.dumps(recipe | dict(facts), indent=2), encoding="utf-8")

@@ -92,6 +92,8 @@ class SampleEncoder:
                 f"the image processor makes squares of {image_spec.size} pixels, but tiles are of "
                 f"{resolution.tile_size} pixels; correct size and crop_size in preprocessor_config.json"
             )
+        if resolution.kind == "crop":
+            image_spec.check_crop()
         if resolution.tile_features < 1 or (max_length is not None and max_length < 2):
             raise ValueError(
                 f"features per tile {resolution.tile_features} and max_length {max_length}: expected at least 1 and 2"
