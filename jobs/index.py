@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,6 +38,7 @@ def run(config: ConfigOption, overrides: OverridesArgument = None, report: Repor
     from pipeline.index.rejected import list_rejected
     from pipeline.stream.prepare import build_encoder, choose_run_map
     from pipeline.tools.inspect.locate import short_names
+    from pipeline.tools.inspect.prompt import visible
 
     if report is not None:
         _check_report(report)
@@ -48,6 +50,8 @@ def run(config: ConfigOption, overrides: OverridesArgument = None, report: Repor
     console.print(summary_table(index, tokens))
     if rejected:
         console.print(rejected_table(rejected[:_MAX_LISTED], len(rejected), short_names(index)))
+    for sentence in passed_over(experiment.data.shards_by_source, index.passed_over()):
+        console.print(Text(f"passed over: {visible(sentence)}", style="yellow"), soft_wrap=True)
     console.print(f"index: {index_folder(experiment)}, fingerprint {index.fingerprint[:12]}")
     if report is not None:
         report.write_text("".join(json.dumps(row._asdict()) + "\n" for row in rejected), encoding="utf-8")
@@ -55,6 +59,15 @@ def run(config: ConfigOption, overrides: OverridesArgument = None, report: Repor
     if len(rejected) == index.num_samples:
         raise ConfigError("no usable sample in these shards; see the reasons above")
     warn_of_refusal(console, describe_excess(data, experiment.data))
+
+
+def passed_over(shards_by_source: "Mapping[str, Sequence[str]]", members: "Mapping[str, int]") -> list[str]:
+    """Return sentences about files and members that are there and are no part of the index."""
+    from pipeline.shards.listing import describe_passed_over
+
+    inside = ", ".join(f"{number} {what}" for what, number in members.items())
+    found = [sentence for shards in shards_by_source.values() for sentence in describe_passed_over(shards)]
+    return [*([f"{inside} in the shards, which hold nothing of a sample"] if inside else []), *found]
 
 
 def _check_report(report: Path) -> None:

@@ -46,6 +46,8 @@ class DataConfig(Section):
     """Largest image, width times height; a larger one is refused from its header, before it is decoded."""
     allow_duplicate_keys: Annotated[bool, Fixed] = False
     """Use samples that share a key with an earlier one; nothing but labels depends on keys."""
+    sample_keys: Annotated[Literal["first_dot", "extension"], Fixed] = "first_dot"
+    """Where a key ends in a member's name: `first_dot`, as `webdataset` reads; `extension`, for keys that hold dots."""
     prepend_missing_placeholder: Annotated[bool, Fixed] = False
     """Show the image of a sample with one image and no `<image>` at the start of its first question, as LLaVA does."""
     drop_leading_answer: Annotated[bool, Fixed] = False

@@ -89,6 +89,7 @@ def checks_of(data: DataConfig) -> Checks:
         limits=ImageLimits(max_pixels=data.max_image_pixels),
         policy=SchemaPolicy(data.prepend_missing_placeholder, data.drop_leading_answer),
         allow_duplicate_keys=data.allow_duplicate_keys,
+        keys=data.sample_keys,
     )
 
 

@@ -26,7 +26,7 @@ from pipeline.samples.image import ImageLimits
 from pipeline.samples.schema import SchemaPolicy
 from pipeline.shards.storage import ShardStat
 
-FORMAT = 3
+FORMAT = 4
 """Raised whenever the meaning of a stored column or a verdict changes; other versions are built again."""
 _MANIFEST = "index.json"
 _SCANS = "scans"
@@ -82,7 +82,9 @@ def write_scan(folder: Path, scan: ShardScan, checks: Checks) -> None:
     """Store the scan of one shard."""
     (folder / _SCANS).mkdir(parents=True, exist_ok=True)
     defect = None if scan.defect is None else [scan.defect.reason.value, scan.defect.what]
-    facts = json.dumps({"url": scan.url, "sha256": scan.sha256, "defect": defect}).encode()
+    facts = json.dumps(
+        {"url": scan.url, "sha256": scan.sha256, "defect": defect, "passed_over": dict(scan.passed_over)}
+    ).encode()
     table = scan.samples.replace_schema_metadata({_FACTS: facts})
     write_table(_scan_path(folder, scan.url, scan.stat, checks), table)
 
@@ -97,7 +99,8 @@ def read_scan(folder: Path, url: str, stat: ShardStat, checks: Checks) -> ShardS
         facts = json.loads(table.schema.metadata[_FACTS])
         found = facts["defect"]
         defect = None if found is None else ShardError(Reason(found[0]), found[1], shard=url)
-        return ShardScan(url, stat, facts["sha256"], defect, table.replace_schema_metadata(None))
+        samples = table.replace_schema_metadata(None)
+        return ShardScan(url, stat, facts["sha256"], defect, samples, facts["passed_over"])
     except (OSError, KeyError, TypeError, ValueError, pa.ArrowException):
         return None
 

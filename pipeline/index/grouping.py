@@ -1,14 +1,17 @@
 """From archive members to samples: which files belong together, and under which key.
 
 The WebDataset rule: the key is the name up to the first dot of the basename, folder included; what follows is the
-extension. Members of a sample are adjacent. What the files mean is left to `pipeline.samples.schema`.
+extension. Members of a sample are adjacent. Entries that hold nothing of a sample (folders, metadata of macOS) are
+passed over and counted. What the files mean is left to `pipeline.samples.schema`.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 from pipeline.errors import DataError, Reason, ShardError
 from pipeline.samples.schema import MAX_IMAGES, MAX_SAMPLE_BYTES
@@ -16,7 +19,16 @@ from pipeline.shards.tar import TarMember
 
 MAX_MEMBERS = MAX_IMAGES + 2
 """Most files of a sample: its images, a text and a JSON."""
-_EXTENSION = re.compile(r"(?:\d{1,18}\.)?(?:jpg|jpeg|png|webp)|txt|json")
+KeyRule = Literal["first_dot", "extension"]
+"""Where a key ends: at the first dot of the basename, or before the longest ending that is a known extension."""
+_IMAGE = r"(?:\d{1,18}\.)?(?:jpg|jpeg|jpe|jfif|png|webp|bmp|tif|tiff|avif|gif|heic)"
+"""Endings of images; which format one has is told from its content."""
+_EXTENSION = re.compile(rf"{_IMAGE}|txt|json|jsonl")
+_KEY_BEFORE_EXTENSION = re.compile(rf"(.*?[^/])\.({_EXTENSION.pattern})", re.IGNORECASE | re.DOTALL)
+_SAME_AS = {"jsonl": "json"}
+_APPLE_DOUBLE = b"\x00\x05\x16\x07"
+_META = re.compile(r"(?:\./)?__[^/]*__(?:/|$)")
+"""What the `webdataset` library passes over, and where macOS puts its metadata into zip files."""
 
 
 @dataclass
@@ -41,30 +53,50 @@ class MemberGroup:
         return self.num_members > MAX_MEMBERS
 
 
-def split_name(name: str) -> tuple[str, str]:
+def split_name(name: str, rule: KeyRule = "first_dot") -> tuple[str, str]:
     """Split a member name into key and case-folded extension; either may be empty.
 
     >>> split_name("a/b/000012.0.PNG")
     ('a/b/000012', '0.png')
+    >>> split_name("a/photo.v2.0.png", "extension")
+    ('a/photo.v2', '0.png')
     """
+    if rule == "extension" and (match := _KEY_BEFORE_EXTENSION.fullmatch(name)):
+        return match[1], _same(match[2])
     folder, slash, base = name.rpartition("/")
     stem, _, extension = base.partition(".")
-    return folder + slash + stem, extension.casefold()
+    return folder + slash + stem, _same(extension)
 
 
-def group_members(members: Iterable[TarMember]) -> Iterator[MemberGroup]:
+def _same(extension: str) -> str:
+    folded = extension.casefold()
+    return _SAME_AS.get(folded, folded)
+
+
+def group_members(
+    members: Iterable[TarMember], rule: KeyRule = "first_dot", passed_over: Counter[str] | None = None
+) -> Iterator[MemberGroup]:
     """Yield one group per run of members with the same key.
 
     A group is known to be complete when the next one begins or the archive ends properly. When `members` raises, the
     last group is yielded with that error, and the error is raised after it.
 
+    Args:
+        members: of one archive, in order.
+        rule: where a key ends.
+        passed_over: counts the members that belong to no sample, by what they are.
+
     Raises:
         ShardError: whatever `members` raises.
     """
+    passed_over = Counter() if passed_over is None else passed_over
     group: MemberGroup | None = None
     try:
         for member in members:
-            key, extension = split_name(member.name)
+            if what := _no_part_of_a_sample(member):
+                passed_over[what] += 1
+                continue
+            key, extension = split_name(member.name, rule)
             if group is None or group.key != key:
                 if group is not None:
                     yield _finished(group)
@@ -77,6 +109,18 @@ def group_members(members: Iterable[TarMember]) -> Iterator[MemberGroup]:
         raise
     if group is not None:
         yield _finished(group)
+
+
+def _no_part_of_a_sample(member: TarMember) -> str:
+    """Return what a member is that belongs to no sample; empty for any other."""
+    if member.is_directory:
+        return "folder entries"
+    base = member.name.rpartition("/")[2]
+    if base == ".DS_Store" or (base.startswith("._") and (member.data or b"").startswith(_APPLE_DOUBLE)):
+        return "metadata of macOS"
+    if _META.match(member.name):
+        return "metadata of macOS" if "__MACOSX/" in member.name else "files under names like __meta__"
+    return ""
 
 
 def _add(group: MemberGroup, extension: str, member: TarMember) -> None:
@@ -95,7 +139,7 @@ def _add(group: MemberGroup, extension: str, member: TarMember) -> None:
 def _find_defect(group: MemberGroup, extension: str, member: TarMember) -> DataError | None:
     """Return what is wrong with the newest member of a group that had no defect so far."""
     if not member.is_regular:
-        return DataError(Reason.MEMBER_TYPE_FORBIDDEN, "a link, directory or device")
+        return DataError(Reason.MEMBER_TYPE_FORBIDDEN, "a link or device")
     if not _EXTENSION.fullmatch(extension):
         found = f"extension {extension[:40]!a}" if extension else "a name without extension"
         return DataError(Reason.UNKNOWN_MEMBER, found)

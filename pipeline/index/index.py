@@ -63,6 +63,8 @@ class ShardInfo(NamedTuple):
     defect_reason: str
     """Reason code when the shard as a whole is defective, else empty."""
     defect_detail: str
+    passed_over: dict[str, int]
+    """How many members belong to no sample, by what they are: folder entries, metadata of macOS."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +92,13 @@ class ShardIndex:
         """Count rejected samples and defective shards by reason, most frequent first."""
         counts: Counter[str] = Counter(reason for reason in self.samples["reason"].to_pylist() if reason)
         counts.update(shard.defect_reason for shard in self.shards if shard.defect_reason)
+        return dict(counts.most_common())
+
+    def passed_over(self) -> dict[str, int]:
+        """Count the members of all shards that belong to no sample, by what they are."""
+        counts: Counter[str] = Counter()
+        for shard in self.shards:
+            counts.update(shard.passed_over)
         return dict(counts.most_common())
 
 
@@ -268,6 +277,7 @@ def _info(scan: ShardScan) -> ShardInfo:
         num_samples=scan.samples.num_rows,
         defect_reason="" if scan.defect is None else scan.defect.reason.value,
         defect_detail="" if scan.defect is None else scan.defect.what,
+        passed_over=dict(scan.passed_over),
     )
 
 

@@ -7,15 +7,15 @@ Pure per shard, so that a process pool or Ray can run it anywhere. Assembly into
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO, Literal, NamedTuple
 
 import pyarrow as pa
 
 from pipeline.errors import DataError, Reason, ShardError
-from pipeline.index.grouping import MAX_MEMBERS, MemberGroup, group_members
+from pipeline.index.grouping import MAX_MEMBERS, KeyRule, MemberGroup, group_members
 from pipeline.samples.image import ImageLimits, decode_image, probe_image
 from pipeline.samples.schema import Sample, SchemaPolicy, parse_sample
 from pipeline.shards.storage import ShardStat, open_shard, stat_shard
@@ -56,6 +56,8 @@ class Checks:
     policy: SchemaPolicy = field(default_factory=SchemaPolicy)
     allow_duplicate_keys: bool = False
     """Keep samples that share a key; sample ids are row numbers and do not depend on keys."""
+    keys: KeyRule = "first_dot"
+    """Where the key of a member ends."""
 
 
 class ShardScan(NamedTuple):
@@ -70,6 +72,8 @@ class ShardScan(NamedTuple):
     """What is wrong with the shard as a whole. Where reading stopped, rows are the samples up to there."""
     samples: pa.Table
     """One row per sample in shard order, `SCAN_SCHEMA`; a rejected one keeps its row, with a reason."""
+    passed_over: Mapping[str, int]
+    """How many members belong to no sample, by what they are."""
 
 
 MeasureImages = Callable[[Sample, Checks], list[tuple[int, int]]]
@@ -86,14 +90,15 @@ def index_shard(url: str, stat: ShardStat, checks: Checks, measure: MeasureImage
         hashed = _HashingReader(file)
         rows: list[dict[str, object]] = []
         overfull: list[tuple[str, int]] = []
+        passed_over: Counter[str] = Counter()
         defect: ShardError | None = None
         try:
-            for group in group_members(scan_tar(hashed, stat.size_bytes)):
+            for group in group_members(scan_tar(hashed, stat.size_bytes), checks.keys, passed_over):
                 rows.append(_describe(group, len(rows), checks, measure or image_sizes))
                 if group.is_overfull:
                     overfull.append((group.key, group.num_members))
                 del group  # with its bytes, before those of the next one are read
-            defect = _describe_overfull(overfull)
+            defect = _describe_overfull(overfull) or _describe_empty(rows, passed_over)
         except ShardError as error:
             defect = error
             hashed.drain()
@@ -104,7 +109,8 @@ def index_shard(url: str, stat: ShardStat, checks: Checks, measure: MeasureImage
             "it is written and index again"
         )
     _mark_repeated_keys(rows, checks)
-    return ShardScan(url, stat, hashed.hexdigest(), defect, pa.Table.from_pylist(rows, schema=SCAN_SCHEMA))
+    samples = pa.Table.from_pylist(rows, schema=SCAN_SCHEMA)
+    return ShardScan(url, stat, hashed.hexdigest(), defect, samples, dict(passed_over))
 
 
 class _HashingReader:
@@ -144,6 +150,13 @@ def _describe_overfull(keys: Sequence[tuple[str, int]]) -> ShardError | None:
         Reason.SHARD_KEY_SHARED,
         f"{number} files share the key {key[:80]!a}, at most {MAX_MEMBERS} make a sample{more}; keys seem to hold dots",
     )
+
+
+def _describe_empty(rows: Sequence[object], passed_over: Mapping[str, int]) -> ShardError | None:
+    if rows:
+        return None
+    found = ", ".join(f"{number} {what}" for what, number in passed_over.items())
+    return ShardError(Reason.SHARD_EMPTY, f"the archive holds nothing but {found}")
 
 
 def _describe(group: MemberGroup, ordinal: int, checks: Checks, measure: MeasureImages) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Image bytes to RGB pixels: three formats, a pixel limit read from the header, one written rule per colour mode.
+"""Image bytes to RGB pixels: six formats, a pixel limit read from the header, one written rule per colour mode.
 
 Sizing to the vision tower is left to `pipeline.samples.fit`. Ordinary JPEG goes through simplejpeg where it is
 installed (the same pixels, a sixth faster and without Pillow's copies); everything else through Pillow.
@@ -9,8 +9,7 @@ H, W pixels after the EXIF orientation is applied.
 from __future__ import annotations
 
 import io
-import struct
-from contextlib import suppress
+import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,16 +18,20 @@ import numpy.typing as npt
 from PIL import Image as PillowImage
 
 from pipeline.errors import DataError, Reason
+from pipeline.samples.image_bytes import describe_other, image_format, is_cut, without_png_metadata
 
 try:
     import simplejpeg
 except ImportError:  # an optional accelerator; the pixels are the same without it
     simplejpeg = None
 
-FORMATS = ("JPEG", "PNG", "WEBP")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "AVIF")
 """Parsers that may run: Pillow would otherwise try over forty, one of which starts Ghostscript."""
-_PREFIX_BYTES = 16
-"""What a parser tells its format by."""
+_ORIENTED_BY_PILLOW = ("TIFF",)
+"""Formats whose pixels and size Pillow turns itself."""
+_NOT_HANDLED = re.compile(r"unsupported|unknown pixel mode|cannot handle (?:12|16)-bit|compression not", re.IGNORECASE)
+"""How parsers say that a file is sound and beyond them."""
+_TIFF_TILE_WIDTH, _TIFF_TILE_LENGTH = 322, 323
 _ORIENTATION_TAG = 0x0112
 _WHITE = (255, 255, 255)
 
@@ -51,7 +54,7 @@ class ImageHeader(NamedTuple):
     """What the header says."""
 
     format: str
-    """JPEG, PNG or WEBP."""
+    """One of `FORMATS`."""
     width: int
     height: int
 
@@ -62,11 +65,10 @@ def probe_image(data: bytes, limits: ImageLimits = ImageLimits()) -> ImageHeader
     Raises:
         DataError: not one of the formats, a broken header, or a size outside the limits.
     """
-    with _open(data, limits) as image:
-        width, height = image.size
-        if _orientation(image) >= 5:
-            width, height = height, width
-        return ImageHeader("JPEG" if image.format == "MPO" else str(image.format), width, height)
+    try:
+        return _probe(data, limits)
+    except _LargeMetadataError:
+        return _probe(without_png_metadata(data), limits)
 
 
 def decode_image(data: bytes, limits: ImageLimits = ImageLimits()) -> Pixels:
@@ -81,6 +83,25 @@ def decode_image(data: bytes, limits: ImageLimits = ImageLimits()) -> Pixels:
     Raises:
         DataError: not one of the formats, broken or cut, or a size outside the limits.
     """
+    try:
+        return _decode(data, limits)
+    except _LargeMetadataError:
+        return _decode(without_png_metadata(data), limits)
+
+
+class _LargeMetadataError(Exception):
+    """Pillow refuses a PNG for its texts or colour profile, which no pixel depends on."""
+
+
+def _probe(data: bytes, limits: ImageLimits) -> ImageHeader:
+    with _open(data, limits) as image:
+        width, height = image.size
+        if _orientation(image) >= 5 and image.format not in _ORIENTED_BY_PILLOW:
+            width, height = height, width
+        return ImageHeader("JPEG" if image.format == "MPO" else str(image.format), width, height)
+
+
+def _decode(data: bytes, limits: ImageLimits) -> Pixels:
     with _open(data, limits) as image:
         orientation = _orientation(image)
         pixels = _decode_plain_jpeg(data, image)
@@ -93,6 +114,8 @@ def decode_image(data: bytes, limits: ImageLimits = ImageLimits()) -> Pixels:
                 raise
             except Exception as error:  # decoders raise OSError, ValueError, SyntaxError, struct.error, IndexError ...
                 raise _broken(error, data) from None
+        if image.format in _ORIENTED_BY_PILLOW:
+            orientation = 1
     return _orient(pixels, orientation)
 
 
@@ -100,31 +123,46 @@ def _open(data: bytes, limits: ImageLimits) -> PillowImage.Image:
     """Parse the header only."""
     try:
         image = _parse(data)
-    except MemoryError:
+    except (MemoryError, DataError):
         raise
     except PillowImage.DecompressionBombError:
         raise DataError(Reason.IMAGE_TOO_LARGE, "a WebP file of more pixels than Pillow ever opens") from None
     except Exception as error:
         raise _broken(error, data) from None
-    if image is None:
-        raise DataError(Reason.IMAGE_UNSUPPORTED_FORMAT, f"{len(data)} bytes, not JPEG, PNG or WebP")
     _check_size(*image.size, limits)
+    if image.format == "TIFF":
+        _check_tiles(image, limits)
     return image
 
 
-def _parse(data: bytes) -> PillowImage.Image | None:
-    """Do what `PIL.Image.open` does for our formats, but for its limit on pixels; None when none of them fits.
+def _parse(data: bytes) -> PillowImage.Image:
+    """Do what `PIL.Image.open` does for our formats, but for its limit on pixels.
 
     That limit belongs to the process and to everything else in it, and ours is checked on the same header.
+
+    Raises:
+        DataError: the content begins like none of the formats.
+        Exception: whatever the parser of its format raises.
     """
-    for name in FORMATS:
-        if name not in PillowImage.OPEN:
-            PillowImage.init()
-        parse, accepts = PillowImage.OPEN[name]
-        if accepts is None or accepts(data[:_PREFIX_BYTES]) is True:
-            with suppress(SyntaxError, IndexError, TypeError, struct.error):  # how parsers say that it is not theirs
-                return parse(io.BytesIO(data), "")
-    return None
+    name = image_format(data)
+    if name not in FORMATS:
+        raise DataError(
+            Reason.IMAGE_UNSUPPORTED_FORMAT, f"{describe_other(data)}, not JPEG, PNG, WebP, BMP, TIFF or AVIF"
+        )
+    if name not in PillowImage.OPEN:
+        PillowImage.init()
+    parse, _ = PillowImage.OPEN[name]
+    return parse(io.BytesIO(data), "")
+
+
+def _check_tiles(image: PillowImage.Image, limits: ImageLimits) -> None:
+    """Check the tiles of a TIFF, for which the decoder reserves memory whatever the size of the image."""
+    tags = image.tag_v2  # type: ignore[attr-defined]
+    width, length = tags.get(_TIFF_TILE_WIDTH, 0), tags.get(_TIFF_TILE_LENGTH, 0)
+    if not isinstance(width, int) or not isinstance(length, int):
+        raise DataError(Reason.IMAGE_CORRUPT, "a TIFF whose tiles have no size")
+    if width * length > limits.max_pixels:
+        raise DataError(Reason.IMAGE_TOO_LARGE, f"tiles of {width} x {length} pixels, at most {limits.max_pixels}")
 
 
 def _check_size(width: int, height: int, limits: ImageLimits) -> None:
@@ -153,6 +191,8 @@ def _decode_plain_jpeg(data: bytes, image: PillowImage.Image) -> Pixels | None:
 def _to_rgb(image: PillowImage.Image) -> PillowImage.Image:
     if image.mode == "F":
         raise DataError(Reason.IMAGE_MODE_UNSUPPORTED, "floating-point pixels have no defined range")
+    if image.format == "TIFF" and image.mode == "I":
+        raise DataError(Reason.IMAGE_MODE_UNSUPPORTED, "32-bit integer pixels have no defined range")
     if image.mode.startswith("I"):
         grey = np.asarray(image)
         upper = np.clip(grey >> 8, 0, 255).astype(np.uint8)
@@ -189,12 +229,18 @@ def _orient(pixels: Pixels, orientation: int) -> Pixels:
 
 
 def _broken(error: Exception, data: bytes) -> DataError:
-    """Translate a decoder's error; its text is not repeated, since it may quote the file."""
-    if "truncated" in str(error).lower() or _is_cut_webp(data):
+    """Translate a decoder's error; its text is not repeated, since it may quote the file.
+
+    Raises:
+        _LargeMetadataError: the decoder gave up over metadata of a PNG.
+    """
+    text = str(error)
+    if "MAX_TEXT_" in text and len(without_png_metadata(data)) < len(data):
+        raise _LargeMetadataError from None
+    if "truncated" in text.lower() or is_cut(data):
         return DataError(Reason.IMAGE_TRUNCATED, f"the image ends early, after {len(data)} bytes")
-    return DataError(Reason.IMAGE_CORRUPT, f"{len(data)} bytes that do not decode ({type(error).__name__})")
-
-
-def _is_cut_webp(data: bytes) -> bool:
-    """Whether a RIFF header promises more bytes than there are; the WebP decoder itself does not say why it failed."""
-    return data[:4] == b"RIFF" and int.from_bytes(data[4:8], "little") + 8 > len(data)
+    if isinstance(error, SyntaxError | OSError | NotImplementedError) and _NOT_HANDLED.search(text):
+        return DataError(Reason.IMAGE_MODE_UNSUPPORTED, f"{image_format(data)} with pixels of a kind that is not read")
+    return DataError(
+        Reason.IMAGE_CORRUPT, f"{len(data)} bytes of {image_format(data)} that do not decode ({type(error).__name__})"
+    )

@@ -12,17 +12,19 @@ from urllib.parse import urlsplit
 from pyarrow import fs
 
 from pipeline.shards.locations import locate
+from pipeline.shards.pieces import missing_pieces
 from pipeline.shards.storage import with_retries
 
 MAX_EXPANSION = 1_000_000
 """Most shards a brace range may name: a typing error in a range should not fill memory."""
+_COMPRESSED = re.compile(r"\.(?:tar\.(?:gz|zst|bz2|xz|lz4)|tgz|tbz2|txz|tzst)$", re.IGNORECASE)
 _BRACES = re.compile(r"\{([^{}]*)\}")
 
 
 def expand_shards(patterns: Sequence[str]) -> list[str]:
     """Turn folders, globs and `{000000..000007}` ranges into shard URLs.
 
-    The order is that of the patterns; a folder or a glob is sorted by name.
+    The order is that of the patterns; a folder or a glob is sorted by name, a file with several names taken once.
 
     Raises:
         ValueError: a scheme that is not allowed, a pattern that matches nothing, or a shard that is named twice.
@@ -32,9 +34,10 @@ def expand_shards(patterns: Sequence[str]) -> list[str]:
         raise ValueError("no shards given; pass folders, globs or URLs of WebDataset tar files")
     seen: set[str] = set()
     for shard in shards:
-        if shard in seen:
+        place = shard if "://" in shard else os.path.realpath(shard)
+        if place in seen:
             raise ValueError(f"shard {shard} is named twice by {', '.join(patterns)}; every shard may appear once")
-        seen.add(shard)
+        seen.add(place)
     return shards
 
 
@@ -62,14 +65,63 @@ def _choices(body: str, pattern: str) -> list[str]:
     return [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
 
 
+def describe_passed_over(patterns: Sequence[str]) -> list[str]:
+    """Return a sentence for each file of the local folders in `patterns` that seems to be data and is not read.
+
+    Also names pieces that are missing by their numbering.
+    """
+    found: list[str] = []
+    for pattern in (one for braced in patterns for one in expand_braces(braced)):
+        filesystem, path = locate(pattern)
+        if isinstance(filesystem, fs.LocalFileSystem) and os.path.isdir(path):
+            found += _passed_over_in(path)
+    return found + missing_pieces(expand_shards(patterns))
+
+
+def _passed_over_in(folder: str) -> list[str]:
+    """Return what of a folder is no shard of it: compressed archives, shards of its folders, second names of a file."""
+    found = []
+    taken = set(_of_folder(folder))
+    for name in sorted(os.listdir(folder)):
+        path = os.path.join(folder, name)
+        if os.path.isdir(path) and (inside := _of_folder(path)):
+            found.append(f"{path}: {len(inside)} tar files in a folder of its own are not read; pass that folder too")
+        elif _COMPRESSED.search(name):
+            found.append(f"{path}: a compressed archive is not read; unpack it to a .tar first")
+        elif _is_tar(name) and path not in taken:
+            found.append(f"{path}: another name of {os.path.realpath(path)}, which is read once")
+    return found
+
+
+def _of_folder(folder: str) -> list[str]:
+    """Return the tar files of a local folder by name, each file once: a link to another of them adds nothing."""
+    paths = sorted(os.path.join(folder, name) for name in os.listdir(folder) if _is_tar(name))
+    return _each_once([path for path in paths if os.path.exists(path)])
+
+
+def _each_once(paths: Sequence[str]) -> list[str]:
+    """Return the paths without second names of a file; the name that is no link is kept, else the first."""
+    chosen: dict[str, str] = {}
+    for path in paths:
+        real = os.path.realpath(path)
+        if real not in chosen or (os.path.islink(chosen[real]) and not os.path.islink(path)):
+            chosen[real] = path
+    kept = set(chosen.values())
+    return [path for path in paths if path in kept]
+
+
+def _is_tar(name: str) -> bool:
+    return name.casefold().endswith(".tar") and not name.startswith(".")
+
+
 def _expand(pattern: str) -> list[str]:
     """Expand one folder or glob; a plain name is returned as it is, present or not, for `stat_shard` to report."""
     filesystem, path = locate(pattern)
     if isinstance(filesystem, fs.LocalFileSystem):
         if os.path.isdir(path):
-            return _not_empty(sorted(glob.glob(os.path.join(glob.escape(path), "*.tar"))), f"*.tar in folder {path}")
+            return _not_empty(_of_folder(path), f"*.tar in folder {path}")
         if glob.has_magic(path) and not os.path.exists(path):
-            return _not_empty(sorted(glob.glob(path)), f"files that match {path}")
+            return _not_empty(_each_once(sorted(glob.glob(path))), f"files that match {path}")
         return [path]
     return _expand_remote(filesystem, path, pattern)
 
@@ -77,12 +129,15 @@ def _expand(pattern: str) -> list[str]:
 def _expand_remote(filesystem: fs.FileSystem, path: str, pattern: str) -> list[str]:
     scheme = pattern.partition("://")[0]
     query = urlsplit(pattern).query
-    if path.endswith(".tar") and not glob.has_magic(path):
+    if _is_tar(path.rpartition("/")[2]) and not glob.has_magic(path):
         return [pattern]
     folder = path if not glob.has_magic(path) else path.rpartition("/")[0]
-    wanted = path if glob.has_magic(path) else f"{glob.escape(folder.rstrip('/'))}/*.tar"
     infos = with_retries(lambda: filesystem.get_file_info(fs.FileSelector(folder.rstrip("/"))), pattern)
-    names = sorted(info.path for info in infos if info.type == fs.FileType.File and fnmatchcase(info.path, wanted))
+    paths = sorted(info.path for info in infos if info.type == fs.FileType.File)
+    if glob.has_magic(path):
+        names = [name for name in paths if fnmatchcase(name, path)]
+    else:
+        names = [name for name in paths if _is_tar(name.rpartition("/")[2])]
     suffix = f"?{query}" if query else ""
     return _not_empty([f"{scheme}://{name}{suffix}" for name in names], f"*.tar in {pattern}")
 

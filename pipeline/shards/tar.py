@@ -15,13 +15,16 @@ from typing import NamedTuple, Protocol
 from pipeline.errors import Reason, ShardError
 
 BLOCK = 512
-MAX_EXTENSION_BYTES = 64 * 1024
-"""Largest PAX or GNU long-name record: real ones hold a path, hostile ones memory."""
+MAX_EXTENSION_BYTES = 1024 * 1024
+"""Largest PAX or GNU long-name record: real ones hold a path and attributes of macOS, hostile ones memory."""
 MAX_MEMBER_BYTES = 64 * 1024 * 1024
 """Members above this are passed over without being held in memory."""
 _SKIP_BYTES = 1024 * 1024
 _REGULAR = frozenset(b"\x0007")
-_WITHOUT_DATA = frozenset(b"123456")
+_WITHOUT_DATA = frozenset(b"123456V")
+_NAMES_ONLY = frozenset(b"5V")
+_EXTENSIONS = frozenset(b"xXgLK")
+"""Headers about the next member; `X` is what Solaris wrote before the format was standardized."""
 
 
 class Readable(Protocol):
@@ -47,6 +50,8 @@ class TarMember(NamedTuple):
     """The content; None when larger than the member limit or when the member is no regular file."""
     is_regular: bool
     """False for links, directories and devices, which have no content and are never followed."""
+    is_directory: bool = False
+    """Whether the member only names a folder, or the archive itself (`tar -V`)."""
 
 
 @dataclass
@@ -72,7 +77,7 @@ def scan_tar(file: Readable, size_bytes: int, *, max_member_bytes: int = MAX_MEM
     overrides = _Overrides()
     while (header := reader.next_header()) is not None:
         kind, size = header[156], _number(header[124:136], reader.header_offset)
-        if kind in b"xgLK":
+        if kind in _EXTENSIONS:
             _read_extension(reader, kind, size, overrides)
             continue
         size = size if overrides.size is None else overrides.size
@@ -165,7 +170,10 @@ def _read_member(reader: _Blocks, kind: int, name: str, size: int, max_member_by
     if kind in _WITHOUT_DATA:
         if size:
             raise _corrupt(reader.header_offset, f"a member of type {chr(kind)!r} claims {size} bytes of content")
-        return TarMember(name, reader.offset, 0, 0, None, False)
+        return TarMember(name, reader.offset, 0, 0, None, False, kind in _NAMES_ONLY)
+    if kind == ord("D"):  # `tar --incremental`: a directory with a list of its files
+        offset = reader.offset
+        return TarMember(name, offset, size, reader.skip(size, what), None, False, True)
     if kind not in _REGULAR:
         # the layout of unknown types is unknown (sparse files have extra headers), so nothing after it can be trusted
         raise ShardError(
@@ -175,6 +183,8 @@ def _read_member(reader: _Blocks, kind: int, name: str, size: int, max_member_by
     if size > max_member_bytes:
         return TarMember(name, offset, size, reader.skip(size, what), None, True)
     data = reader.content(size, what)
+    if name.endswith("/") and not data:  # how archives before POSIX name a folder
+        return TarMember(name, offset, 0, 0, None, False, True)
     return TarMember(name, offset, size, zlib.crc32(data), data, True)
 
 
@@ -185,7 +195,7 @@ def _read_extension(reader: _Blocks, kind: int, size: int, overrides: _Overrides
     data = reader.content(size, f"extension header at byte {where}")
     if kind == ord("L"):
         overrides.name = _decode(data.rstrip(b"\x00"))
-    elif kind in b"xg":
+    elif kind in b"xXg":
         records = _pax_records(data, where)
         if any(key.startswith("GNU.sparse") for key in records):
             raise ShardError(Reason.MEMBER_TYPE_FORBIDDEN, f"a sparse file at byte {where}")

@@ -27,7 +27,10 @@ def _pictures() -> list[bytes]:
     modes = [rgb.convert(mode) for mode in ("L", "1", "LA", "RGBA", "P")]
     grey16 = Image.fromarray(np.full((5, 7), 300, np.uint16))
     return [
-        *(picture(13, 17, kind) for kind in ("JPEG", "PNG", "WEBP")),
+        *(picture(13, 17, kind) for kind in ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "AVIF")),
+        picture(13, 17, "TIFF", compression="tiff_lzw", exif=exif),
+        encoded(rgb.convert("1"), "TIFF", compression="group4"),
+        encoded(rgb.convert("P"), "BMP"),
         picture(33, 29, "JPEG", progressive=True),
         picture(13, 17, "JPEG", exif=exif.tobytes()),
         encoded(rgb.convert("CMYK"), "JPEG"),

@@ -1,5 +1,6 @@
 import json
 import os
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -127,3 +128,20 @@ def test_index_of_a_missing_folder_ends_with_two(run_command: RunCommand, tmp_pa
     ended = run_command("index", *config_arguments(tmp_path, tmp_path / "nowhere" / "a.tar"))
     assert ended.exit_code == 2
     assert str(tmp_path / "nowhere" / "a.tar") in ended.messages
+
+
+def test_index_names_what_it_passes_over(run_command: RunCommand, tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    (folder / "more").mkdir(parents=True)
+    for name in ("t-00000-of-00003.tar", "T-00002-OF-00003.TAR"):
+        write_shard(folder / name, [{"__key__": name[:7], "png": png(3, 37, 41), "txt": b"A red cube."}])
+    with tarfile.open(folder / "t-00000-of-00003.tar", "a") as archive:
+        archive.add(folder / "more", "more")
+    (folder / "old.tar.gz").write_bytes(b"")
+    (folder / "latest.tar").symlink_to("t-00000-of-00003.tar")
+    for _ in range(2):  # also where nothing has to be read again
+        output = run_command("index", *config_arguments(tmp_path, folder)).output
+        assert "1 folder entries in the shards" in output
+        assert "old.tar.gz: a compressed archive is not read" in output
+        assert "latest.tar: another name of" in output
+        assert "pieces 1, 2 of 3 not there" in output

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 
 import pytest
 
@@ -114,3 +115,45 @@ def test_group_members_of_more_bytes_than_a_sample_may_have_rejects_that_sample_
     assert first.error is not None
     assert first.error.reason == Reason.SAMPLE_TOO_LARGE
     assert second.error is None
+
+
+APPLE_DOUBLE = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        " + bytes(97)
+
+
+def test_group_members_passes_over_what_belongs_to_no_sample_and_counts_it() -> None:
+    names = [("._a.jpg", APPLE_DOUBLE), ("a.jpg", b"x"), (".DS_Store", b"\0\0\0\1Bud1"), ("._a.txt", APPLE_DOUBLE)]
+    names += [("a.txt", b"x"), ("__MACOSX/._b.jpg", APPLE_DOUBLE), ("__meta__/b.json", b"{}")]
+    data = entry("./", kind=b"5") + tar_bytes(names)
+    passed_over: Counter[str] = Counter()
+    (group,) = group_members(scan_tar(io.BytesIO(data), len(data)), "first_dot", passed_over)
+    assert (group.key, [extension for extension, _ in group.members], group.error) == ("a", ["jpg", "txt"], None)
+    assert passed_over == {"folder entries": 1, "metadata of macOS": 4, "files under names like __meta__": 1}
+
+
+def test_group_members_under_a_name_of_macos_that_holds_something_else_is_refused() -> None:
+    (group,) = groups_of(tar_bytes([("._a.jpg", b"\xff\xd8\xff")]))
+    assert group.error is not None
+    assert group.error.reason == Reason.UNKNOWN_MEMBER
+
+
+def test_group_members_reads_endings_of_other_writers() -> None:
+    names = ["a.JPEG", "a.jsonl", "b.0.tif", "b.1.BMP", "b.2.avif", "b.json", "c.jfif", "c.txt"]
+    groups = groups_of(tar_bytes([(name, b"x") for name in names]))
+    found = [(group.key, [extension for extension, _ in group.members], group.error) for group in groups]
+    assert found == [
+        ("a", ["jpeg", "json"], None),
+        ("b", ["0.tif", "1.bmp", "2.avif", "json"], None),
+        ("c", ["jfif", "txt"], None),
+    ]
+
+
+def test_split_name_by_extension_keeps_dots_in_keys() -> None:
+    names = ["f.v2/photo.v2.jpg", "f.v2/photo.v2.0.PNG", "3.14.txt", ".jpg", "a.b.npy", "a.jsonl"]
+    assert [split_name(name, "extension") for name in names] == [
+        ("f.v2/photo.v2", "jpg"),
+        ("f.v2/photo.v2", "0.png"),
+        ("3.14", "txt"),
+        ("", "jpg"),
+        ("a", "b.npy"),
+        ("a", "json"),
+    ]

@@ -152,12 +152,12 @@ def test_decode_of_animation_shows_the_first_frame(image_format: str) -> None:
     assert (decode_image(data) == 31).all()
 
 
-@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_decode_applies_exif_orientation(orientation: int, image_format: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = picture(40, 24, image_format, exif=exif.tobytes())
+    data = picture(40, 24, image_format, exif=exif if image_format == "TIFF" else exif.tobytes())
     expected = np.array(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
     assert (decode_image(data) == expected).all()
     height, width, _ = expected.shape
@@ -182,9 +182,10 @@ def test_decode_with_damaged_exif_ignores_it(exif: bytes) -> None:
         b"<svg xmlns='http://www.w3.org/2000/svg'/>",
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
         picture(5, 7, "GIF"),
-        picture(5, 7, "TIFF"),
-        picture(5, 7, "BMP"),
         picture(5, 7, "PPM"),
+        picture(5, 7, "JPEG2000"),
+        b"BMW is a maker of cars, and this is text",
+        b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00heicmif1",
     ],
 )
 def test_decode_of_other_formats_is_refused_by_both(data: bytes) -> None:
@@ -239,9 +240,11 @@ def test_decode_of_picture_at_the_limits_is_accepted(height: int, width: int) ->
     expect(picture(5, 7), Reason.IMAGE_TOO_LARGE, ImageLimits(max_pixels=34))
 
 
-SEEDS = [picture(17, 19, "JPEG"), picture(17, 19, "PNG"), picture(17, 19, "WEBP")]
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "AVIF")
+SEEDS = [picture(17, 19, image_format) for image_format in FORMATS]
 
 
+@pytest.mark.filterwarnings("ignore:Tag data larger than file")
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_decode_of_damaged_bytes_gives_pixels_or_a_data_error(data: st.DataObject) -> None:
@@ -250,3 +253,65 @@ def test_decode_of_damaged_bytes_gives_pixels_or_a_data_error(data: st.DataObjec
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     pixels = pixels_or_reason(bytes(content), ImageLimits(max_pixels=10_000))
     assert pixels.startswith("image_") if isinstance(pixels, str) else pixels.ndim == 3
+
+
+@pytest.mark.parametrize("image_format", FORMATS)
+def test_decode_tells_formats_apart_by_content(image_format: str) -> None:
+    lossless = {"quality": 100, "subsampling": "4:4:4"} if image_format == "AVIF" else {}
+    pixels = decode_image(picture(37, 23, image_format, **lossless)).astype(int)
+    assert np.abs(pixels - smooth_rgb(37, 23)).mean() < 20
+    assert probe_image(picture(37, 23, image_format)) == ImageHeader(image_format, 23, 37)
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+@pytest.mark.parametrize("behind_the_pixels", [False, True])
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        png_chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(3_000_000))),
+        png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(b"x" * 2_000_000)),
+        png_chunk(b"iCCP", b"profile\0\0" + zlib.compress(bytes(5_000_000))),
+        b"".join(png_chunk(b"zTXt", b"k%d\0\0" % idx + zlib.compress(bytes(1_000_000))) for idx in range(71)),
+    ],
+)
+def test_png_with_large_texts_or_profile_gives_its_pixels(chunks: bytes, behind_the_pixels: bool) -> None:
+    plain = picture(19, 23)
+    at = plain.index(b"IEND") - 4 if behind_the_pixels else plain.index(b"IDAT") - 4
+    data = plain[:at] + chunks + plain[at:]
+    assert (decode_image(data) == decode_image(plain)).all()
+    assert probe_image(data) == probe_image(plain)
+
+
+def test_damage_and_cuts_of_a_known_format_are_never_called_another_format() -> None:
+    for image_format in ("JPEG", "PNG", "WEBP", "BMP", "AVIF"):
+        data = picture(33, 41, image_format)
+        for cut in range(32, 4 * len(data) // 5, 11):
+            expect(data[:cut], Reason.IMAGE_TRUNCATED)
+    png = bytearray(picture(33, 41))
+    png[29] ^= 0xFF  # the checksum of IHDR
+    expect(bytes(png), Reason.IMAGE_CORRUPT)
+    jpeg = bytearray(picture(33, 41, "JPEG"))
+    jpeg[jpeg.index(b"\xff\xc0") + 9] = 0xFE  # the number of components
+    expect(bytes(jpeg), Reason.IMAGE_CORRUPT)
+    jpeg = bytearray(picture(33, 41, "JPEG"))
+    jpeg[jpeg.index(b"\xff\xdb")] = 0x12
+    expect(bytes(jpeg), Reason.IMAGE_CORRUPT)
+    jpeg = bytearray(picture(33, 41, "JPEG"))
+    jpeg[jpeg.index(b"\xff\xc0") + 4] = 12  # bits per channel
+    expect(bytes(jpeg), Reason.IMAGE_MODE_UNSUPPORTED)
+
+
+def test_tiff_with_tiles_far_larger_than_its_pixels_is_refused() -> None:
+    def tiff(tile: int) -> bytes:
+        tags = {256: 7, 257: 5, 258: 8, 259: 8, 262: 1, 277: 1, 322: tile, 323: tile, 324: 200, 325: 99}
+        entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+        pixels = zlib.compress(bytes(tile * tile)) if tile < 1000 else bytes(99)
+        return (struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4)).ljust(200, b"\0") + pixels.ljust(
+            99
+        )
+
+    assert decode_image(tiff(16)).shape == (5, 7, 3)
+    assert "60000 x 60000" in expect(tiff(60_000), Reason.IMAGE_TOO_LARGE).what

@@ -9,7 +9,7 @@ import pytest
 from pyarrow import fs
 
 from pipeline.shards import listing
-from pipeline.shards.listing import expand_shards
+from pipeline.shards.listing import describe_passed_over, expand_shards
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -76,3 +76,30 @@ def test_expand_shards_of_remote_folder_lists_and_filters(monkeypatch: pytest.Mo
     assert expand_shards(["s3://bucket/data/t-{0..1}.tar"]) == both
     with pytest.raises(ValueError, match="no "):
         expand_shards(["s3://bucket/data/v-*.tar"])
+
+
+def test_expand_shards_of_folder_takes_endings_in_capitals_and_each_file_once(tmp_path: Path) -> None:
+    touch(tmp_path, "b.tar", "A.TAR", "._b.tar")
+    (tmp_path / "a-latest.tar").symlink_to("b.tar")
+    (tmp_path / "gone.tar").symlink_to("nowhere.tar")
+    expected = [str(tmp_path / "A.TAR"), str(tmp_path / "b.tar")]
+    assert expand_shards([str(tmp_path)]) == expected
+    assert expand_shards([f"{tmp_path}/[ab]*.tar", str(tmp_path / "A.TAR")]) == expected[::-1]
+    with pytest.raises(ValueError, match="named twice"):
+        expand_shards([str(tmp_path / "b.tar"), str(tmp_path / "a-latest.tar")])
+
+
+def test_describe_passed_over_names_what_of_a_folder_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "empty").mkdir()
+    touch(tmp_path, "a-00000-of-00003.tar", "a-00002-of-00003.tar", "b.tar.gz", "c.TGZ", "notes.txt")
+    touch(tmp_path / "sub", "c.tar", "d.tar")
+    (tmp_path / "latest.tar").symlink_to("a-00000-of-00003.tar")
+    found = describe_passed_over([str(tmp_path)])
+    assert [sentence.removeprefix(str(tmp_path)) for sentence in found] == [
+        "/b.tar.gz: a compressed archive is not read; unpack it to a .tar first",
+        "/c.TGZ: a compressed archive is not read; unpack it to a .tar first",
+        f"/latest.tar: another name of {tmp_path}/a-00000-of-00003.tar, which is read once",
+        "/sub: 2 tar files in a folder of its own are not read; pass that folder too",
+        "/a-N-of-3.tar: piece 1 of 3 not there",
+    ]

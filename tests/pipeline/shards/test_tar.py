@@ -202,3 +202,26 @@ def test_scan_of_archive_with_one_changed_byte_never_invents_members(position: i
 def test_scan_of_random_bytes_is_refused(data: bytes) -> None:
     _, reason = scan_until_error(data)
     assert reason is not None
+
+
+def test_scan_of_folder_entries_of_all_writers_says_that_they_are_folders() -> None:
+    volume, old, incremental = (
+        entry("label", kind=b"V"),
+        entry("f/", kind=b"0"),
+        entry("g", kind=b"D", size=3, data=b"Yx\0"),
+    )
+    members = scan(volume + old + incremental + entry("f/a.txt", size=1, data=b"x") + END)
+    assert [(member.name, member.is_directory, member.data) for member in members] == [
+        ("label", True, None),
+        ("f/", True, None),
+        ("g", True, None),
+        ("f/a.txt", False, b"x"),
+    ]
+
+
+def test_scan_of_pax_headers_with_large_attributes_reads_the_members() -> None:
+    value = b"SCHILY.xattr.com.apple.ResourceFork=" + bytes(range(256)) * 1000
+    record = f"{len(value) + 8} ".encode() + value + b"\n"
+    for kind in (b"x", b"X"):
+        members = scan(entry("p", kind=kind, size=len(record), data=record) + entry("a.txt", size=1, data=b"x") + END)
+        assert [(member.name, member.data) for member in members] == [("a.txt", b"x")]

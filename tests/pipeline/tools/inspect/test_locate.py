@@ -12,7 +12,7 @@ def make_index(*shards: tuple[str, list[str]]) -> ShardIndex:
     columns = {"shard": [row[0] for row in rows], "ordinal": [row[1] for row in rows], "key": [row[2] for row in rows]}
     rest = {field.name: pa.nulls(len(rows), field.type) for field in INDEX_SCHEMA if field.name not in columns}
     table = pa.table({**{name: pa.array(values) for name, values in columns.items()}, **rest})
-    infos = tuple(ShardInfo(url, 0, "", "", len(keys), "", "") for url, keys in shards)
+    infos = tuple(ShardInfo(url, 0, "", "", len(keys), "", "", {}) for url, keys in shards)
     return ShardIndex(infos, table, Checks(), "f")
 
 
