@@ -144,6 +144,8 @@ def _parse(data: bytes) -> PillowImage.Image:
         DataError: the content begins like none of the formats.
         Exception: whatever the parser of its format raises.
     """
+    if not data:
+        raise DataError(Reason.IMAGE_TRUNCATED, "the file is empty")
     name = image_format(data)
     if name not in FORMATS:
         raise DataError(

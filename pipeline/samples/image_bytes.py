@@ -42,10 +42,13 @@ class _Chunk(NamedTuple):
 
 
 def image_format(data: bytes) -> str | None:
-    """Return which of the formats in `EXTENSIONS` a file begins like; names of crawled files lie."""
-    if data[:3] == b"\xff\xd8\xff":
+    """Return which of the formats in `EXTENSIONS` a file begins like; names of crawled files lie.
+
+    A damaged beginning still tells: the first chunk of a PNG, and what stands near the start of a JPEG.
+    """
+    if data[:2] == b"\xff\xd8" or b"JFIF\0" in data[:16] or b"Exif\0\0" in data[:16]:
         return "JPEG"
-    if data[:8] == PNG_MAGIC:
+    if data[:8] == PNG_MAGIC or b"IHDR" in data[:20]:
         return "PNG"
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
@@ -68,7 +71,7 @@ def describe_other(data: bytes) -> str:
             return what
     if markup := _MARKUP.match(data):
         return "an SVG file" if markup[1].lower() == b"svg" else "an HTML or XML page"
-    return f"{len(data)} bytes of no known format" if data else "an empty file"
+    return f"{len(data)} bytes of no known format"
 
 
 def is_cut(data: bytes) -> bool:

@@ -176,7 +176,6 @@ def test_decode_with_damaged_exif_ignores_it(exif: bytes) -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        b"",
         b"not an image",
         b"<html><body>404</body></html>",
         b"<svg xmlns='http://www.w3.org/2000/svg'/>",
@@ -296,6 +295,13 @@ def test_damage_and_cuts_of_a_known_format_are_never_called_another_format() -> 
     jpeg = bytearray(picture(33, 41, "JPEG"))
     jpeg[jpeg.index(b"\xff\xc0") + 9] = 0xFE  # the number of components
     expect(bytes(jpeg), Reason.IMAGE_CORRUPT)
+    for damaged in (
+        b"\n" + picture(5, 7, "JPEG"),
+        b"\xff\xd8\0" + picture(5, 7, "JPEG")[3:],
+        b"\n" + picture(5, 7)[1:],
+    ):
+        expect(damaged, Reason.IMAGE_CORRUPT)
+    expect(b"", Reason.IMAGE_TRUNCATED)
     jpeg = bytearray(picture(33, 41, "JPEG"))
     jpeg[jpeg.index(b"\xff\xdb")] = 0x12
     expect(bytes(jpeg), Reason.IMAGE_CORRUPT)

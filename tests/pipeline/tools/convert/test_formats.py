@@ -86,7 +86,7 @@ def test_file_that_is_named_twice_is_refused(tmp_path: Path) -> None:
             open_source(paths, kind)
 
 
-@pytest.mark.parametrize("kind", ["auto", "img2dataset"])
+@pytest.mark.parametrize("kind", ["img2dataset"])
 def test_folder_whose_links_lead_to_one_file_counts_it_once(tmp_path: Path, kind: str) -> None:
     (tmp_path / "blob").write_bytes(b"x")
     (tmp_path / "snapshot").mkdir()
