@@ -46,8 +46,12 @@ def from_row(row: pa.Table) -> RankStep:
 
 
 def _column(tensor: Tensor) -> pa.Array:
-    """Return the tensor's bytes as the only value of an Arrow array, without copying them."""
-    content = pa.py_buffer(tensor.contiguous().numpy())
+    """Return the tensor's bytes as the only value of an Arrow array, without copying them.
+
+    As bytes, since numpy lacks types that torch has: bfloat16 and those of 8 bits.
+    """
+    values = tensor.contiguous().view(-1) if tensor.numel() else torch.empty(0)  # numpy's empty arrays have odd strides
+    content = pa.py_buffer(values.view(torch.uint8).numpy())
     offsets = pa.py_buffer(np.array([0, content.size], np.int64))
     return pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, content])
 

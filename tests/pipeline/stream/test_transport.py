@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
+import pytest
 import torch
 
 from pipeline.stream.rank_step import RankStep, Rejected
@@ -56,6 +57,32 @@ def test_row_survives_being_joined_and_sliced_like_blocks_are() -> None:
     first, second = rank_step(2), rank_step(3)
     joined = pa.concat_tables([to_row(first), to_row(second)]).combine_chunks()
     assert_same(from_row(joined.slice(1, 1)), second)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float64])
+@pytest.mark.parametrize("tiles", [0, 5])
+def test_row_returns_cached_features_of_every_type_bit_by_bit(dtype: torch.dtype, tiles: int) -> None:
+    features = torch.linspace(-3.0, 7.0, tiles * 11 * 3).view(tiles, 11, 3).to(dtype)
+    sent = rank_step(0)._replace(features=features)
+    found = from_row(to_row(sent)).features
+    assert found is not None
+    assert (found.dtype, found.shape) == (dtype, features.shape)
+    assert torch.equal(found.view(torch.uint8), features.view(torch.uint8))
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.bool, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.bfloat16]
+)
+@pytest.mark.parametrize("shape", [(), (0,), (7,), (2, 3), (3, 0, 2)])
+def test_row_returns_tensors_of_every_type_and_shape(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    sent = rank_step(0)._replace(labels=torch.ones(shape, dtype=dtype))
+    assert_same(from_row(to_row(sent)), sent)
+
+
+def test_row_of_features_that_are_a_part_of_a_larger_tensor_returns_that_part() -> None:
+    features = torch.arange(2 * 7 * 5, dtype=torch.bfloat16).view(2, 7, 5)[:, 1:4].transpose(1, 2)
+    sent = rank_step(0)._replace(features=features)
+    assert_same(from_row(to_row(sent)), sent)
 
 
 def test_to_row_shares_memory_with_the_tensors() -> None:
