@@ -106,6 +106,10 @@ def advice(reason: Reason) -> str:
     return ADVICE[reason]
 
 
+class TransientError(RuntimeError):
+    """Something outside the program went wrong; starting again may help."""
+
+
 class DataError(ValueError):
     """A sample cannot be used because of its content.
 

@@ -23,11 +23,13 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 
 from pipeline.checkpoint.resume import find_position
-from pipeline.config import ConfigError, ExperimentConfig
+from pipeline.config import ExperimentConfig
+from pipeline.launch.final_failure import EndOnFinalFailure, FinalFailure, hand_back
 from pipeline.launch.ray_cluster import live_nodes
 from pipeline.launch.ray_notices import RayNotices, forward_sigterm
 from pipeline.launch.ray_start import RunStart, StreamBuilder, run_data
 from pipeline.run_folder.lease import next_attempt
+from pipeline.run_folder.restarts import has_come_back
 from pipeline.stream.ray_stream import PlanIngest, iterate_stream
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ def run_on_ray(config: ExperimentConfig, source: BatchSource, attempt: int) -> W
         ray.train.TrainingFailedError: Ray Train failed otherwise.
         CrashLoopError: the workers failed more often than cluster.max_failures without a new checkpoint.
         StopRequestedError: SIGTERM came; a checkpoint was written.
+        Exception: what a worker raised and another start would meet again.
     """
     with forward_sigterm() as stop:
         return replace_controllers(config, attempt, lambda attempt: _fit(config, source, attempt, stop))
@@ -139,6 +142,7 @@ def _fit(config: ExperimentConfig, source: BatchSource, attempt: int, stop: Any)
             # A name of its own for each start: under a known name Ray would silently continue its own old state.
             name=f"{Path(config.run_dir).name}-{uuid.uuid4().hex[:8]}",
             storage_path=str(Path(config.run_dir).resolve() / "ray"),
+            callbacks=[EndOnFinalFailure()],
             failure_config=FailureConfig(
                 # restarts without progress are counted by `RunStart`; a long run may meet any number of others
                 max_failures=_WORKER_GROUP_FAILURES,
@@ -151,6 +155,10 @@ def _fit(config: ExperimentConfig, source: BatchSource, attempt: int, stop: Any)
     trainer._register_sigint_handler = controllers.append
     try:
         result = trainer.fit()
+    except ray.train.ControllerError as error:
+        if isinstance(error.controller_failure, FinalFailure):
+            raise error.controller_failure.error from None
+        raise
     except KeyboardInterrupt:
         for controller in controllers:
             ray.kill(controller)  # its workers end with it
@@ -172,6 +180,7 @@ class _TrainFunction:
     """Handle of the driver's `StopRequest`."""
 
     def __call__(self) -> WorkerResult | Exception:
+        """Train; returns an error that all ranks have agreed on, raises what a single one meets."""
         import ray.train.torch as ray_torch
 
         from pipeline.parallel.ranks import Workers
@@ -193,7 +202,11 @@ class _TrainFunction:
         if isinstance(shard.origin, Exception):
             return shard.origin
 
+        has_begun = False
+
         def open_stream(start_step: int) -> Iterator[RankStep]:
+            nonlocal has_begun
+            has_begun = True
             return iterate_stream(
                 shard,
                 source,
@@ -213,8 +226,8 @@ class _TrainFunction:
                 attempt=self.attempt,
                 notices=RayNotices(self.stop),
             )
-        except (
-            ConfigError, NonFiniteError, RejectedBudgetError, LedgerError, CheckpointWriteError, StopRequestedError
-        ) as error:  # fmt: skip
-            # Raised on every rank alike, and again after every restart: a value, so that Ray does not retry it.
-            return error
+        except (NonFiniteError, RejectedBudgetError, LedgerError, CheckpointWriteError, StopRequestedError) as error:
+            return error  # of all ranks alike: each may end its own work, such as its part of a checkpoint
+        except Exception as error:
+            came_back = has_come_back(Path(self.config.run_dir), self.attempt, workers.rank)
+            raise hand_back(error, has_begun=has_begun, came_back=came_back) from error

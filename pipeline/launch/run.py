@@ -7,8 +7,10 @@ does the shared work.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -21,6 +23,7 @@ from pipeline.features.opening import with_cached_features
 from pipeline.index.index import RunMap
 from pipeline.index.rejected import record_rejected
 from pipeline.launch.crash_search import RunData
+from pipeline.launch.failure_watch import FailureWatch
 from pipeline.launch.local_stream import iterate_despite_deaths
 from pipeline.launch.progress import ProgressReporter
 from pipeline.parallel.children import run_on_cores, survive_in_tasks
@@ -38,6 +41,8 @@ from pipeline.training.worker import WorkerResult, run_worker
 
 if TYPE_CHECKING:
     from pipeline.tracking import RunTracker
+
+logger = logging.getLogger(__name__)
 
 _SEND_TIMEOUT_S = 60.0
 _STOP_SEND_TIMEOUT_S = 10.0  # of the 30 s that clouds and clusters give a process to end
@@ -160,7 +165,7 @@ def _supervise(
         Path(config.run_dir) / "metrics.jsonl", name=config.name, total_steps=source.plan.total_steps, console=console
     )
     if not config.tracking.enabled:
-        with progress:
+        with progress, FailureWatch(Path(config.run_dir), partial(_tell_restart, None)):
             return _describe(config, train(), None)
     from pipeline.tracking import JOURNAL_NAME, open_run  # an untracked run needs no MLflow
 
@@ -177,7 +182,7 @@ def _supervise(
         tracker.log_metrics({f"data/rejected/{reason}": number for reason, number in rejected.items()}, step=0)
     stopped = False
     try:
-        with progress:
+        with progress, FailureWatch(Path(config.run_dir), partial(_tell_restart, tracker)):
             result = train()
         _log_output(config, tracker, Path(result.output))
         tracker.finish("FINISHED")
@@ -194,6 +199,13 @@ def _supervise(
                 f"are kept in the run folder. `ray-llava mlflow-replay {config.run_dir}` sends them later"
             )
     return _describe(config, result, tracker.run_id)
+
+
+def _tell_restart(tracker: RunTracker | None, number: int, cause: str) -> None:
+    """Say that workers start again, and why."""
+    logger.warning("the workers start again (restart %d): %s", number, cause)
+    if tracker is not None:
+        tracker.set_tags({"ray_llava.restarts": str(number), "ray_llava.last_restart": cause})
 
 
 def _lineage(config: ExperimentConfig) -> dict[str, str]:

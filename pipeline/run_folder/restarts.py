@@ -1,14 +1,16 @@
 """Starts of a run's workers and how they ended, in files of the run folder; and the end of starting again in vain.
 
 `restarts.jsonl` has a line per start, `{"attempt", "step", "ranks", "time_s"}`; `failures.jsonl` one per rank that
-failed with an error, `{"attempt", "start", "rank", "step", "error", "time_s"}`, where `start` is the number of lines in
-the former. A start without a failure line was ended from outside.
+failed with an error, `{"attempt", "start", "rank", "step", "error", "traceback", "time_s"}`, where `start` is the
+number of lines in the former and `traceback` a file in the run folder. A start without a failure line was ended from
+outside.
 """
 
 from __future__ import annotations
 
 import json
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +18,10 @@ from pipeline.run_folder.files import append_line, read_entries
 
 RESTARTS_FILE = "restarts.jsonl"
 FAILURES_FILE = "failures.jsonl"
+TRACEBACKS = "tracebacks"
+"""Folder in the run folder with the traceback of every failed rank of every start."""
 _LONGEST_ERROR = 500  # characters
+_FROM_OUTSIDE = "ended from outside: out of memory, lost node, signal"
 _START_FIELDS = ("attempt", "step")
 _FAILURE_FIELDS = ("start", "rank", "step", "error")
 
@@ -62,13 +67,42 @@ def last_attempt(run_dir: Path) -> int:
 
 
 def record_failure(run_dir: Path, attempt: int, rank: int, step: int, error: BaseException) -> None:
-    """Write down how a rank ended; `step` is the one it was working on or waiting for."""
+    """Write down how a rank ended, with its traceback; `step` is the one it was working on or waiting for."""
     text = f"{type(error).__name__}: {error}"
     if len(text) > _LONGEST_ERROR:  # Ray puts the cause last, below the tracebacks of every process on the way
         text = f"{text[:60]} ... {text[60 - _LONGEST_ERROR :]}"
-    entry = {"rank": rank, "step": step, "error": text, "time_s": round(time.time(), 3)}
     start = sum(1 for _ in read_entries(run_dir / RESTARTS_FILE, _START_FIELDS))
+    file = Path(TRACEBACKS) / f"start-{start:04d}-rank-{rank:05d}.txt"
+    (run_dir / file).parent.mkdir(exist_ok=True)
+    (run_dir / file).write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    entry = {"rank": rank, "step": step, "error": text, "traceback": str(file), "time_s": round(time.time(), 3)}
     append_line(run_dir / FAILURES_FILE, json.dumps({"attempt": attempt, "start": start, **entry}))
+
+
+def has_come_back(run_dir: Path, attempt: int, rank: int) -> bool:
+    """Whether the rank's last failure is, word for word and at the same step, one of an earlier start."""
+    entries = read_entries(run_dir / FAILURES_FILE, ("attempt", *_FAILURE_FIELDS))
+    failures = [entry for entry in entries if entry["attempt"] == attempt]
+    own = [entry for entry in failures if entry["rank"] == rank]
+    return bool(own) and any(
+        (entry["step"], entry["error"]) == (own[-1]["step"], own[-1]["error"]) and entry["start"] < own[-1]["start"]
+        for entry in failures
+    )
+
+
+def describe_cause(run_dir: Path, start: int) -> str:
+    """Say why a start ended: its first failed rank, at which step, with what, and where its traceback is."""
+    entries = read_entries(run_dir / FAILURES_FILE, _FAILURE_FIELDS)
+    failures = [entry for entry in entries if entry["start"] == start]
+    if failures:
+        first = min(failures, key=lambda entry: float(entry.get("time_s", 0)))
+        place = f" (traceback in {run_dir / first['traceback']})" if "traceback" in first else ""
+        return f"rank {first['rank']} at step {first['step']}: {first['error']}{place}"
+    starts = list(read_entries(run_dir / RESTARTS_FILE, _START_FIELDS))
+    ranks = [entry.get("ranks") for entry in starts[start - 1 : start + 1]]
+    if len(set(ranks)) == 2:
+        return f"the number of workers changed from {ranks[0]} to {ranks[1]}"
+    return _FROM_OUTSIDE
 
 
 def _diagnose(run_dir: Path, step: int, in_vain: Sequence[int]) -> str:
@@ -80,7 +114,7 @@ def _diagnose(run_dir: Path, step: int, in_vain: Sequence[int]) -> str:
     for number in in_vain:
         own = [entry for entry in failures if entry["start"] == number]
         told = [f"rank {entry['rank']} at step {entry['step']}: {entry['error']}" for entry in own]
-        how = "; ".join(told) or "ended from outside: out of memory, lost node, signal"
+        how = "; ".join(told) or _FROM_OUTSIDE
         lines.append(f"  start {number}: {how}")
     steps = sorted({entry["step"] for entry in failures if entry["start"] in in_vain})
     if steps:

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from model.fusion.resolution import ROLES, Role
-from pipeline.errors import DataError, Reason
+from pipeline.errors import DataError, Reason, TransientError
 from pipeline.index.index import ShardIndex
 from pipeline.index.read import read_sample
 from pipeline.plan.plan import Plan, RankPlan
@@ -180,7 +180,7 @@ def _encode_image(source: BatchSource, sample_id: int, data: bytes, role: Role) 
     return EncodedImage(view, np.zeros((0, size, size, 3), np.uint8), features)
 
 
-class PlanMismatchError(RuntimeError):
+class PlanMismatchError(TransientError):
     """A rank received other data than its own plan says: a defect of the transport, never of the data."""
 
 

@@ -21,6 +21,7 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext, DataIterator, Dataset, ExecutionOptions
 from ray.train import DataConfig
 
+from pipeline.errors import TransientError
 from pipeline.parallel.task_numbers import read_task_numbers, task_numbers
 from pipeline.stream.marks import WorkMarks
 from pipeline.stream.tasks import ROWS_PER_TASK, StreamTasks
@@ -152,7 +153,7 @@ def iterate_stream(
 
     Raises:
         PlanMismatchError: a row is not the one this rank must train next.
-        RuntimeError: the stream ended before the run did.
+        TransientError: the stream ended before the run did.
     """
     from pipeline.stream.rank_step import verify
     from pipeline.stream.transport import from_row
@@ -164,7 +165,7 @@ def iterate_stream(
         yield verify(from_row(row), source.plan.split(step, num_ranks)[rank])
         step += 1
     if step != source.plan.total_steps:
-        raise RuntimeError(
+        raise TransientError(
             f"rank {rank}: the data stream ended before step {step}, the run has {source.plan.total_steps} steps; "
             "start the run again, it resumes from its checkpoint"
         )

@@ -21,6 +21,7 @@ from pipeline.checkpoint.state import restore
 from pipeline.checkpoint.store import Checkpoint, CheckpointStore
 from pipeline.checkpoint.verification import Position
 from pipeline.config import ExperimentConfig
+from pipeline.errors import TransientError
 from pipeline.features.opening import check_tower
 from pipeline.parallel.ranks import Workers
 from pipeline.run_folder.lease import check_lease
@@ -103,7 +104,7 @@ def _train(session: TrainingSession, source: BatchSource, open_stream: OpenStrea
     try:
         metrics = train(session, steps)
         if session.current_step != session.plan.total_steps:
-            raise RuntimeError(
+            raise TransientError(
                 f"rank {session.workers.rank}: the steps ended before step {session.current_step} of "
                 f"{session.plan.total_steps}; start the run again, it resumes from its checkpoint"
             )

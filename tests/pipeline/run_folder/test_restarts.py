@@ -6,6 +6,7 @@ from pipeline.run_folder.restarts import (
     FAILURES_FILE,
     RESTARTS_FILE,
     CrashLoopError,
+    has_come_back,
     last_attempt,
     record_failure,
     record_start,
@@ -65,3 +66,16 @@ def test_change_of_the_number_of_workers_is_no_restart_unless_it_follows_a_failu
         "  start 6: rank 0 at step 3: ValueError: broken",
         "  start 7: rank 0 at step 3: ValueError: broken again",
     ]
+
+
+def test_failure_comes_back_when_an_earlier_start_ended_at_the_same_step_with_the_same_words(tmp_path: Path) -> None:
+    ended = [(5, "strange"), (7, "strange"), (7, "stranger"), (7, "strange")]
+    found = []
+    for step, text in ended:
+        record_start(tmp_path, attempt=4, step=4, max_restarts=9)
+        record_failure(tmp_path, 4, rank=1, step=step, error=ValueError(text))
+        found.append(has_come_back(tmp_path, 4, rank=1))
+    assert found == [False, False, False, True]
+    record_start(tmp_path, attempt=5, step=4, max_restarts=9)
+    record_failure(tmp_path, 5, rank=1, step=7, error=ValueError("strange"))
+    assert not has_come_back(tmp_path, 5, rank=1)  # a person has started it again, perhaps on other machines
