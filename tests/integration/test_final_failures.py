@@ -42,6 +42,7 @@ def train_on(folder: Path, error: Exception, *, has_begun: bool) -> Exception:
             callbacks=[EndOnFinalFailure()],
         ),
     )
+    trainer._register_sigint_handler = lambda controller: None  # it would stay after this test
     with pytest.raises(ray.train.TrainingFailedError) as caught:
         trainer.fit()
     raised: Exception = caught.value
