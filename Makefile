@@ -75,7 +75,7 @@ ci: ## Everything that must pass before a merge, as one command
 .PHONY: lock
 lock: ## Resolve the newest allowed versions in a fresh environment and rewrite constraints.txt
 	@rm -rf $(VENV)-lock && $(PYTHON) -m venv $(VENV)-lock
-	@$(VENV)-lock/bin/python -m pip install --quiet --root-user-action=ignore -e '.[dev,lora,qlora,eightbit]'
+	@$(VENV)-lock/bin/python -m pip install --quiet --root-user-action=ignore -e '.[dev,lora,qlora,eightbit,flash4]'
 	@{ grep '^#' constraints.txt; \
 	   $(VENV)-lock/bin/python -m pip freeze --exclude-editable | sed 's/+[A-Za-z0-9.]*$$//'; } > constraints.new
 	@mv constraints.new constraints.txt && rm -rf $(VENV)-lock

@@ -49,7 +49,7 @@ class OurSettings(NamedTuple):
     micro_batch_tokens: int
     compile: bool
     gradient_checkpointing: bool | Literal["selective"] = False
-    attention: Literal["auto", "sdpa", "varlen", "flex"] = "auto"
+    attention: Literal["auto", "sdpa", "varlen", "flex", "flash_attention_4"] = "auto"
 
     @property
     def label(self) -> str:

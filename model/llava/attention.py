@@ -8,10 +8,11 @@ Shapes: S tokens of all samples, A query heads, G key/value heads (A a multiple 
 
 import importlib.util
 import inspect
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final, Literal, cast, get_args
+from typing import Any, Final, Literal, NamedTuple, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -22,10 +23,16 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from model.fusion.packed import PackedBatch
+from model.llava.flash_attention_4 import flash_attention_4, is_installed, missing_for
 
-AttentionKernel = Literal["auto", "sdpa", "varlen", "flash_attention_2", "flex"]
-ChosenKernel = Literal["sdpa", "varlen", "flash_attention_2", "flex"]
-_PREFIX: Final = "packed_"
+logger = logging.getLogger(__name__)
+
+AttentionKernel = Literal["auto", "sdpa", "varlen", "flash_attention_2", "flash_attention_4", "flex"]
+ChosenKernel = Literal["sdpa", "varlen", "flash_attention_2", "flash_attention_4", "flex"]
+_REGISTERED: Final[dict[AttentionKernel, str]] = {
+    kernel: f"packed_{kernel.replace('flash_attention_', 'fa')}" for kernel in get_args(AttentionKernel)
+}
+"""Kernel -> name in transformers, which takes every name with `flash` in it for one of its own."""
 
 
 @dataclass(eq=False)
@@ -52,8 +59,9 @@ def enable_packed_attention(model: PreTrainedModel, kernel: AttentionKernel = "a
     Args:
         model: any transformers model that dispatches through the attention interface.
         kernel: `sdpa` runs scaled_dot_product_attention sample by sample (every device and dtype), `varlen` torch's
-            own flash kernel (CUDA, half precision), `flash_attention_2` the flash-attn package, `flex` compiled
-            flex_attention. `auto` takes `varlen`, else `flash_attention_2`, on CUDA in half precision, else `sdpa`.
+            own flash kernel (CUDA, half precision), `flash_attention_2` the flash-attn package, `flash_attention_4`
+            the flash-attn-4 package (Hopper and Blackwell), `flex` compiled flex_attention. `auto` takes, on CUDA in
+            half precision, the first that runs of `flash_attention_4`, `varlen`, `flash_attention_2`, else `sdpa`.
 
     Raises:
         ValueError: `kernel` is unknown or not installed.
@@ -64,35 +72,82 @@ def enable_packed_attention(model: PreTrainedModel, kernel: AttentionKernel = "a
         raise ValueError("attention kernel 'varlen' needs torch.nn.attention.varlen of torch 2.11 or newer; use 'sdpa'")
     if kernel == "flash_attention_2" and not _has_flash_attn():
         raise ValueError("attention kernel 'flash_attention_2' needs the flash-attn package; install it or use 'auto'")
-    for name in get_args(AttentionKernel):
-        AttentionInterface.register(_PREFIX + name, attention_forward)
-        AttentionMaskInterface.register(_PREFIX + name, sdpa_mask)
-    model.set_attn_implementation(_PREFIX + kernel)
+    if kernel == "flash_attention_4" and not is_installed():
+        raise ValueError(
+            "attention kernel 'flash_attention_4' needs flash-attn-4; install ray-llava[flash4] or use 'auto'"
+        )
+    for name in _REGISTERED.values():
+        AttentionInterface.register(name, attention_forward)
+        AttentionMaskInterface.register(name, sdpa_mask)
+    model.set_attn_implementation(_REGISTERED[kernel])
 
 
 def packed_kernel(model: PreTrainedModel) -> AttentionKernel | None:
     """Return the kernel chosen by `enable_packed_attention`, or None."""
-    name: str = model.config._attn_implementation or ""
-    return name.removeprefix(_PREFIX) if name.startswith(_PREFIX) else None  # type: ignore[return-value]
+    name = model.config._attn_implementation
+    return next((kernel for kernel, registered in _REGISTERED.items() if registered == name), None)
 
 
-def segments_of(batch: PackedBatch, kernel: AttentionKernel, dtype: torch.dtype = torch.float32) -> Segments:
-    """Describe the samples of `batch` for the given kernel; `dtype` is what attention computes in."""
-    chosen = choose_kernel(kernel, batch.cu_seqlens.device, dtype)
+class Heads(NamedTuple):
+    """Sizes that decide which kernels can run."""
+
+    width: int
+    """E."""
+    per_group: int
+    """A / G."""
+
+    @classmethod
+    def of(cls, config: Any) -> "Heads":
+        """Read them from a decoder's config."""
+        heads: int = config.num_attention_heads
+        groups: int = (config.num_key_value_heads if hasattr(config, "num_key_value_heads") else None) or heads
+        width: int = (config.head_dim if hasattr(config, "head_dim") else None) or config.hidden_size // heads
+        return cls(width, heads // groups)
+
+
+def segments_of(
+    batch: PackedBatch, kernel: AttentionKernel, dtype: torch.dtype = torch.float32, heads: Heads | None = None
+) -> Segments:
+    """Describe the samples of `batch` for the given kernel.
+
+    Args:
+        batch: on the device.
+        kernel: the choice of `enable_packed_attention`.
+        dtype: what attention computes in.
+        heads: of the decoder; without them `auto` does not take FlashAttention-4.
+    """
+    chosen = choose_kernel(kernel, batch.cu_seqlens.device, dtype, heads)
     block_mask = _document_mask(batch) if chosen == "flex" else None
     return Segments(chosen, batch.cu_seqlens, batch.max_seqlen, batch.seqlens, block_mask)
 
 
-def choose_kernel(kernel: AttentionKernel, device: torch.device, dtype: torch.dtype) -> ChosenKernel:
-    """Resolve `auto`: the fastest installed kernel for `device` and `dtype`."""
+def choose_kernel(
+    kernel: AttentionKernel, device: torch.device, dtype: torch.dtype, heads: Heads | None = None
+) -> ChosenKernel:
+    """Resolve `auto`: the fastest kernel that runs on `device` for `dtype` and `heads`.
+
+    Raises:
+        ValueError: FlashAttention-4 is asked for by name, and does not run here.
+    """
+    if kernel == "flash_attention_4" and heads is not None:
+        if reason := missing_for(device, dtype, *heads):
+            raise ValueError(f"attention kernel 'flash_attention_4' does not run here: {reason}; use 'auto'")
+        return kernel
     if kernel != "auto":
         return kernel
-    if device.type == "cuda" and dtype in (torch.float16, torch.bfloat16):
-        if _has_varlen():
-            return "varlen"
-        if _has_flash_attn():
-            return "flash_attention_2"
-    return "sdpa"
+    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
+        return "sdpa"
+    reason = missing_for(device, dtype, *heads) if heads is not None else "sizes of the heads are not known"
+    if reason is None:
+        return "flash_attention_4"
+    fallback: ChosenKernel = "varlen" if _has_varlen() else "flash_attention_2" if _has_flash_attn() else "sdpa"
+    _log_fallback(fallback, reason)
+    return fallback
+
+
+@lru_cache  # once for each reason, not at every micro-batch
+def _log_fallback(kernel: ChosenKernel, reason: str) -> None:
+    logger.warning("packed attention runs through %s, not FlashAttention-4: %s", kernel, reason)
 
 
 def no_mask(device: torch.device) -> Tensor:
@@ -106,19 +161,31 @@ def no_mask(device: torch.device) -> Tensor:
 
 # Not traced: the lengths are Python numbers, and a compiled layer would be compiled again for every batch.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def _sdpa(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float) -> Tensor:
+def _sdpa(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float, window: int | None) -> Tensor:
     parts = zip(*(torch.split(x, list(segments.seqlens), dim=2) for x in (query, key, value)), strict=True)
     grouped = query.shape[1] != key.shape[1]
-    outputs = [
-        F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped) for q, k, v in parts
-    ]
+    outputs = []
+    for q, k, v in parts:
+        mask = None if window is None or q.shape[2] <= window else _window_mask(q.shape[2], window, q.device)
+        outputs.append(
+            F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=grouped
+            )
+        )
     return torch.cat(outputs, dim=2).transpose(1, 2)
 
 
-def _varlen(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float) -> Tensor:
+def _window_mask(length: int, window: int, device: torch.device) -> Tensor:
+    """Return bool [length, length], true where a token sees another: itself and `window - 1` before it."""
+    steps = torch.arange(length, device=device)
+    distance = steps[:, None] - steps
+    return (distance >= 0) & (distance < window)
+
+
+def _varlen(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float, window: int | None) -> Tensor:
     from torch.nn.attention import varlen
 
-    options: dict[str, Any] = {"window_size": (-1, 0), "scale": scale}
+    options: dict[str, Any] = {"window_size": (_left(window), 0), "scale": scale}
     if query.shape[1] != key.shape[1] and _varlen_names_grouped_heads():
         options["enable_gqa"] = True
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
@@ -127,18 +194,41 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale
     return cast(Tensor, out)[None]
 
 
-def _flash_attention_2(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float) -> Tensor:
+def _flash_attention_2(
+    query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float, window: int | None
+) -> Tensor:
     from flash_attn import flash_attn_varlen_func  # type: ignore[import-not-found]
 
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     longest = segments.max_seqlen
     out: Tensor = flash_attn_varlen_func(
-        q, k, v, segments.cu_seqlens, segments.cu_seqlens, longest, longest, softmax_scale=scale, causal=True
+        q,
+        k,
+        v,
+        segments.cu_seqlens,
+        segments.cu_seqlens,
+        longest,
+        longest,
+        softmax_scale=scale,
+        causal=True,
+        window_size=(_left(window), -1 if window is None else 0),
     )
     return out[None]
 
 
-def _flex(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float) -> Tensor:
+def _flash_attention_4(
+    query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float, window: int | None
+) -> Tensor:
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    return flash_attention_4(q, k, v, segments.cu_seqlens, segments.max_seqlen, window, scale)[None]
+
+
+def _left(window: int | None) -> int:
+    """Return how many tokens before itself a token sees, as flash kernels count; -1 for all."""
+    return -1 if window is None else window - 1
+
+
+def _flex(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float, _window: int | None) -> Tensor:
     is_eager_on_gpu = query.is_cuda and not torch.compiler.is_compiling()
     attend: Callable[..., Tensor] = _compiled_flex() if is_eager_on_gpu else cast(Any, flex_attention)
     grouped = query.shape[1] != key.shape[1]
@@ -146,13 +236,14 @@ def _flex(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: 
     return out.transpose(1, 2)
 
 
-Kernel = Callable[[Tensor, Tensor, Tensor, Segments, float], Tensor]
+Kernel = Callable[[Tensor, Tensor, Tensor, Segments, float, int | None], Tensor]
 
 
 _KERNELS: Final[dict[ChosenKernel, Kernel]] = {
     "sdpa": _sdpa,
     "varlen": _varlen,
     "flash_attention_2": _flash_attention_2,
+    "flash_attention_4": _flash_attention_4,
     "flex": _flex,
 }
 
@@ -167,10 +258,11 @@ def attention_forward(
     segments: Segments | None = None,
     dropout: float = 0.0,
     scaling: float | None = None,
+    sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attend in the calling convention of transformers: [1, A, S, E] in, [1, S, A, E] out."""
-    if segments is None:
+    if segments is None:  # the mask says what lies outside a window
         out, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
@@ -182,7 +274,7 @@ def attention_forward(
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return _KERNELS[segments.kernel](query, key, value, segments, scale).contiguous(), None
+    return _KERNELS[segments.kernel](query, key, value, segments, scale, sliding_window).contiguous(), None
 
 
 def _document_mask(batch: PackedBatch) -> BlockMask:
@@ -221,4 +313,5 @@ def _varlen_names_grouped_heads() -> bool:
 
 @lru_cache(maxsize=1)
 def _has_flash_attn() -> bool:
-    return importlib.util.find_spec("flash_attn") is not None
+    spec = importlib.util.find_spec("flash_attn")
+    return spec is not None and spec.origin is not None  # flash-attn-4 alone leaves a bare namespace

@@ -1,7 +1,7 @@
 """A packed row through a decoder body: by packed attention where the body allows it, else unpacked into padded rows.
 
-Padded rows give the same result with more arithmetic; they serve bodies with attention of their own (MPT's ALiBi) and
-samples longer than a sliding window, which no packed kernel knows.
+Padded rows give the same result with more arithmetic; they serve bodies with attention of their own (MPT's ALiBi) and,
+with `flex` attention, samples longer than a sliding window, which it does not know.
 
 Shapes: B samples, S tokens of all samples, W longest sample, K targets, D language-model width.
 """
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from model.fusion.packed import PackedBatch
-from model.llava.attention import AttentionKernel, no_mask, packed_kernel, segments_of
+from model.llava.attention import AttentionKernel, Heads, no_mask, packed_kernel, segments_of
 from model.llava.loss import cross_entropy_sum
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def _decode_row(body: nn.Module, embeds: Tensor, batch: PackedBatch, kernel: Att
         position_ids=batch.position_ids[None],
         attention_mask=no_mask(embeds.device),
         use_cache=False,
-        segments=segments_of(batch, kernel, embeds.dtype),
+        segments=segments_of(batch, kernel, embeds.dtype, Heads.of(body.config)),
     ).last_hidden_state[0]
     return hidden
 
@@ -94,5 +94,9 @@ def computed_tokens(model: "LlavaMetaForCausalLM", batch: PackedBatch) -> int:
 
 
 def _needs_padding(model: "LlavaMetaForCausalLM", batch: PackedBatch) -> bool:
-    window = sliding_window_of(model.config) if model.packs_rows else None
-    return not model.packs_rows or (window is not None and batch.max_seqlen > window)
+    if not model.packs_rows:
+        return True
+    if packed_kernel(model) != "flex":
+        return False
+    window = sliding_window_of(model.config)
+    return window is not None and batch.max_seqlen > window

@@ -33,5 +33,7 @@ class ModelConfig(Section):
     """Order of tiles' features; spatial_unpad learns a newline per row. Null: that of a LLaVA folder, else flat."""
     pretrain_mm_mlp_adapter: Annotated[str | None, Fixed] = None
     """Projector file (safetensors, or an original mm_projector.bin), or the folder of a finished pretraining run."""
-    attention: Annotated[Literal["auto", "sdpa", "varlen", "flex", "flash_attention_2"], Free] = "auto"
-    """Attention kernel for packed sequences."""
+    attention: Annotated[Literal["auto", "sdpa", "varlen", "flex", "flash_attention_2", "flash_attention_4"], Free] = (
+        "auto"
+    )
+    """Attention kernel for packed rows; `auto` on a GPU: flash_attention_4 (extra `flash4`) if it runs, else varlen."""

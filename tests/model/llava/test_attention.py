@@ -3,6 +3,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 
 from model.fusion.packed import pack_samples
+from model.llava import attention
 from model.llava.attention import AttentionKernel, enable_packed_attention, no_mask, packed_kernel, segments_of
 
 LENGTHS = (5, 1, 11, 3)
@@ -73,6 +74,17 @@ def test_kernel_is_reported_and_unknown_one_refused(llama_config: LlamaConfig) -
     assert packed_kernel(model) == "sdpa"
     with pytest.raises(ValueError, match="'eager' is unknown; known: auto, sdpa"):
         enable_packed_attention(model, "eager")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kernel", ["flash_attention_2", "flash_attention_4", "varlen", "flex"])
+def test_every_name_is_accepted_by_transformers(
+    kernel: AttentionKernel, llama_config: LlamaConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "_has_flash_attn", lambda: True)
+    monkeypatch.setattr(attention, "is_installed", lambda: True)
+    model = LlamaForCausalLM(llama_config)
+    enable_packed_attention(model, kernel)
+    assert packed_kernel(model) == kernel
 
 
 def test_kernel_that_is_not_installed_is_refused(llama_config: LlamaConfig) -> None:
