@@ -37,6 +37,11 @@ lint: $(VENV)/dev.stamp ## Check style, types and layering
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
+.PHONY: docs
+docs: $(VENV)/dev.stamp ## Build the documentation site into site/; a warning is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "Open site/index.html"
+
 .PHONY: format
 format: $(VENV)/dev.stamp ## Rewrite the code in the project's format
 	@$(BIN)/ruff check --fix-only --quiet $(SOURCES)
@@ -75,14 +80,14 @@ ci: ## Everything that must pass before a merge, as one command
 .PHONY: lock
 lock: ## Resolve the newest allowed versions in a fresh environment and rewrite constraints.txt
 	@rm -rf $(VENV)-lock && $(PYTHON) -m venv $(VENV)-lock
-	@$(VENV)-lock/bin/python -m pip install --quiet --root-user-action=ignore -e '.[dev,lora,qlora,eightbit,flash4]'
+	@$(VENV)-lock/bin/python -m pip install --quiet --root-user-action=ignore -e '.[dev,docs,lora,qlora,eightbit,flash4]'
 	@{ grep '^#' constraints.txt; \
 	   $(VENV)-lock/bin/python -m pip freeze --exclude-editable | sed 's/+[A-Za-z0-9.]*$$//'; } > constraints.new
 	@mv constraints.new constraints.txt && rm -rf $(VENV)-lock
 
 .PHONY: clean
 clean: ## Remove the environment and all caches (runs/ is kept)
-	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
+	@rm -rf $(VENV) site .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -97,5 +102,5 @@ $(VENV)/runtime.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "Installing ray-llava and its development tools into $(VENV) (a few minutes the first time)"
-	@$(PIP_INSTALL) -e '.[dev,lora]'
+	@$(PIP_INSTALL) -e '.[dev,docs,lora]'
 	@touch $@ $(VENV)/runtime.stamp
