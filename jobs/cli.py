@@ -33,6 +33,9 @@ from jobs import (
 )
 from jobs.console import message_console
 from jobs.failures import classify
+from pipeline.parallel.stop_signals import raise_on_stop_signals
+
+_INTERRUPTED = 130  # how click ends on KeyboardInterrupt, whatever raised it
 
 app = typer.Typer(
     name="ray-llava",
@@ -81,12 +84,15 @@ def main() -> None:
     Threads that still work, such as gloo's or one that prepares the next batch, abort a process whose interpreter takes
     itself apart: a finished run then counts as failed (pytorch/pytorch#190489). So the process ends where that begins.
     """
+    received = raise_on_stop_signals()
     ending = _Ending()
     atexit.register(ending.end)  # before all others, so that it is called after them
     try:
         run()
     except SystemExit as ended:
         ending.exit_code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        if ending.exit_code == _INTERRUPTED and received.signum is not None:
+            ending.exit_code = 128 + received.signum
         raise
 
 

@@ -2,10 +2,12 @@
 
 0 done, 1 defect of the program, 2 config or usage, 3 too many bad samples, 4 corrupt data or account, 5 numbers not
 finite or no memory, 6 storage, network or cluster, 7 run already active, 8 workers fail again and again,
-130 interrupted, 143 stopped after a checkpoint.
+129, 130, 143 stopped by SIGHUP, SIGINT or SIGTERM: 128 + the signal's number.
 """
 
 from typing import NamedTuple
+
+from pipeline.parallel.stop_signals import StopRequestedError
 
 EXIT_CODES = {
     "pipeline.config.load.ConfigError": 2,
@@ -22,7 +24,7 @@ EXIT_CODES = {
     "jobs.ray_job.JobActiveError": 7,
     "pipeline.run_folder.lease.RunHeldError": 7,
     "pipeline.run_folder.lease.LeaseLostError": 7,
-    "pipeline.training.loop.StopRequestedError": 143,
+    "pipeline.parallel.stop_signals.StopRequestedError": 143,
     "builtins.KeyboardInterrupt": 130,
     "builtins.FileNotFoundError": 2,
     "builtins.FileExistsError": 2,
@@ -44,6 +46,8 @@ class Failure(NamedTuple):
 
 def classify(error: BaseException) -> Failure:
     """Return how the program ends on `error`: by its own class, else by the nearest base class that is known."""
+    if isinstance(error, StopRequestedError):
+        return Failure(128 + error.signum, True)
     for kind in type(error).__mro__:
         exit_code = EXIT_CODES.get(f"{kind.__module__}.{kind.__qualname__}")
         if exit_code is not None:

@@ -1,6 +1,7 @@
 """What `pretrain` and `finetune` share: read the config, then train or say what would be done."""
 
 import os
+import signal
 from typing import Annotated, Literal
 
 import typer
@@ -8,6 +9,7 @@ from rich.syntax import Syntax
 
 from jobs.config_source import read_config
 from jobs.console import output_console
+from pipeline.parallel.stop_signals import StopRequestedError
 
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and the plan; train nothing.")]
 
@@ -31,8 +33,9 @@ def run_stage(
 
     try:
         result = run_training(config, console)
-    except KeyboardInterrupt:
-        console.print(f"{config.name}: interrupted; the same command resumes the run from its last checkpoint")
+    except (KeyboardInterrupt, StopRequestedError) as error:
+        if isinstance(error, KeyboardInterrupt) or error.signum == signal.SIGINT:
+            console.print(f"{config.name}: interrupted; the same command resumes the run from its last checkpoint")
         raise
     if os.environ.get("RANK", "0") != "0":  # under torchrun the first rank tells
         return

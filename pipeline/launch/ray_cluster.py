@@ -10,6 +10,7 @@ import ray
 
 from pipeline.config import ClusterConfig, ConfigError
 from pipeline.launch.ray_address import check_listens
+from pipeline.parallel.stop_signals import keep_signal_handlers
 
 _LOCAL_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the end of a run is noticed by polling: 2 s by default
@@ -47,7 +48,8 @@ def join_cluster(cluster: ClusterConfig) -> None:
         return
     if address := os.environ.get("RAY_ADDRESS"):
         check_listens(address)
-        ray.init()
+        with keep_signal_handlers():
+            ray.init()
     else:
         start_local_cluster(cluster)
 
@@ -84,10 +86,11 @@ def start_local_cluster(cluster: ClusterConfig) -> None:
         os.environ.setdefault(name, value)
     # Preprocessing and training share the cores of one machine; the operating system divides them.
     slots = math.ceil(cluster.max_workers * cluster.cpus_per_worker + cluster.data_workers)
-    ray.init(
-        address="local",
-        num_cpus=max(slots + 1, os.cpu_count() or 1),
-        include_dashboard=False,
-        log_to_driver=False,  # what the workers do is in metrics.jsonl, why they fail in the exception
-        logging_level=logging.WARNING,
-    )
+    with keep_signal_handlers():
+        ray.init(
+            address="local",
+            num_cpus=max(slots + 1, os.cpu_count() or 1),
+            include_dashboard=False,
+            log_to_driver=False,  # what the workers do is in metrics.jsonl, why they fail in the exception
+            logging_level=logging.WARNING,
+        )

@@ -1,4 +1,4 @@
-"""Stop requests and node drains under Ray: the driver gets SIGTERM, its workers must hear of it.
+"""Stop requests and node drains under Ray: the driver gets the signal, its workers must hear of it.
 
 Train functions run in threads of worker processes, which get no signal. A small actor holds the request; a worker keeps
 one unanswered call to it, so that asking costs microseconds and no file system or polling is involved. Where no worker
@@ -8,7 +8,7 @@ could hear of it, because the cluster has no room for any, the driver is interru
 from __future__ import annotations
 
 import asyncio
-import signal
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -16,11 +16,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+import ray.exceptions
 import ray.train
 
-from pipeline.training.notices import Interval, sigterm_as_request
+from pipeline.parallel.stop_signals import StopRequestedError, StopRequests, stop_requests
+from pipeline.training.notices import Interval
+
+logger = logging.getLogger(__name__)
 
 _NO_WORKERS_TIMEOUT_S = 10.0  # longer than workers that have just ended take to be noticed
+_REQUEST_TIMEOUT_S = 30.0
 _DRAIN_CHECK_INTERVAL_S = 2.0  # a collective of a few milliseconds; the shortest cloud notice is 30 s
 
 
@@ -40,48 +45,49 @@ class StopRequest:
 
 
 @contextmanager
-def forward_sigterm() -> Iterator[Any]:
-    """Yield the handle of a `StopRequest` that the first SIGTERM of this process sets.
+def forward_stop_signals() -> Iterator[Any]:
+    """Yield the handle of a `StopRequest` that the first stop signal to this process sets.
 
     Raises:
-        StopRequestedError: SIGTERM came, and there is no training worker that could hear of it.
+        StopRequestedError: the signal came, and there is no training worker that could hear of it.
     """
     # as large as any number of workers, each of which keeps one call waiting
     options = {"num_cpus": 0, "max_concurrency": 10_000, "max_restarts": -1, "max_task_retries": -1}
     stop = ray.remote(**options)(StopRequest).remote()
     over = threading.Event()
-    main_thread = threading.main_thread().ident
-    assert main_thread is not None
-    with sigterm_as_request() as requested:
-
-        def forward() -> None:  # not in the signal handler, which may interrupt a call into Ray
-            while not over.is_set():
-                if requested.wait(0.2):
-                    ray.get(stop.request.remote())
-                    _wait_for_workers_to_be_gone(over)
-                    if not over.is_set():
-                        signal.pthread_kill(main_thread, signal.SIGINT)
-                    return
-
-        thread = threading.Thread(target=forward, name="forward-sigterm", daemon=True)
+    with stop_requests() as requests:
+        # not in the signal handler, which may interrupt a call into Ray
+        thread = threading.Thread(target=_forward, args=(requests, stop, over), name="forward-stop", daemon=True)
         thread.start()
-        was_interrupted = False
+        was_ended = False
         try:
             yield stop
         except KeyboardInterrupt:
-            was_interrupted = True
-            if not requested.is_set():
+            was_ended = True
+            if not requests.ends_now:
                 raise
-            from pipeline.training.loop import StopRequestedError  # torch, see `pipeline.launch.ray_train`
-
             raise StopRequestedError(
                 "stopped as asked while no worker was training; the same command resumes the run"
             ) from None
         finally:
             over.set()
             thread.join()
-            if not was_interrupted:  # workers are gone, and Ray does not report their calls as failed
+            if not was_ended:  # workers are gone, and Ray does not report their calls as failed
                 ray.kill(stop)
+
+
+def _forward(requests: StopRequests, stop: Any, over: threading.Event) -> None:
+    """Pass a request on to the workers; end the main thread's waiting if no worker can hear of it."""
+    while not requests.wait(0.2):
+        if over.is_set():
+            return
+    try:
+        ray.get(stop.request.remote(), timeout=_REQUEST_TIMEOUT_S)
+        _wait_for_workers_to_be_gone(over)
+    except ray.exceptions.RayError:  # the head or the actor is gone: nothing to wait for
+        logger.warning("the request to stop could not be passed on to the workers", exc_info=True)
+    if not over.is_set():
+        requests.end_now()
 
 
 def _wait_for_workers_to_be_gone(over: threading.Event) -> None:

@@ -26,8 +26,9 @@ from pipeline.checkpoint.resume import find_position
 from pipeline.config import ExperimentConfig
 from pipeline.launch.final_failure import EndOnFinalFailure, FinalFailure, hand_back
 from pipeline.launch.ray_cluster import live_nodes
-from pipeline.launch.ray_notices import RayNotices, forward_sigterm
+from pipeline.launch.ray_notices import RayNotices, forward_stop_signals
 from pipeline.launch.ray_start import RunStart, StreamBuilder, run_data
+from pipeline.parallel.stop_signals import StopRequestedError
 from pipeline.run_folder.lease import next_attempt
 from pipeline.run_folder.restarts import has_come_back
 from pipeline.stream.ray_stream import PlanIngest, iterate_stream
@@ -59,10 +60,10 @@ def run_on_ray(config: ExperimentConfig, source: BatchSource, attempt: int) -> W
         ray.exceptions.ActorDiedError: the controller died again and again without a new checkpoint.
         ray.train.TrainingFailedError: Ray Train failed otherwise.
         CrashLoopError: the workers failed more often than cluster.max_failures without a new checkpoint.
-        StopRequestedError: SIGTERM came; a checkpoint was written.
+        StopRequestedError: a stop signal came; a checkpoint was written.
         Exception: what a worker raised and another start would meet again.
     """
-    with forward_sigterm() as stop:
+    with forward_stop_signals() as stop:
         return replace_controllers(config, attempt, lambda attempt: _fit(config, source, attempt, stop))
 
 
@@ -184,7 +185,7 @@ class _TrainFunction:
         import ray.train.torch as ray_torch
 
         from pipeline.parallel.ranks import Workers
-        from pipeline.training.loop import NonFiniteError, StopRequestedError
+        from pipeline.training.loop import NonFiniteError
         from pipeline.training.measures.bookkeeping import RejectedBudgetError
         from pipeline.training.measures.metrics import LedgerError
         from pipeline.training.snapshot import CheckpointWriteError

@@ -28,15 +28,15 @@ from pipeline.launch.local_stream import iterate_despite_deaths
 from pipeline.launch.progress import ProgressReporter
 from pipeline.parallel.children import run_on_cores, survive_in_tasks
 from pipeline.parallel.ranks import Workers, join_torchrun
+from pipeline.parallel.stop_signals import StopRequestedError, stop_requests
 from pipeline.run_folder.files import replace_file
 from pipeline.run_folder.lease import hold_checkpoints, hold_run
 from pipeline.run_folder.restarts import record_start
 from pipeline.stream.marks import WorkMarks
 from pipeline.stream.prepare import prepare_run, prepare_source
 from pipeline.stream.rank_step import BatchSource, RankStep, iterate_locally
-from pipeline.training.loop import StopRequestedError
 from pipeline.training.measures.profiling import PROFILE_FOLDER
-from pipeline.training.notices import SignalNotices, sigterm_as_request
+from pipeline.training.notices import SignalNotices
 from pipeline.training.worker import WorkerResult, run_worker
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def _train_rank(config: ExperimentConfig, source: BatchSource, workers: Workers,
             pin=workers.device.type == "cuda",
         )
 
-    with sigterm_as_request() as requested:
+    with stop_requests() as requested:
 
         def open_stream(start_step: int) -> Iterator[RankStep]:
             return iterate_despite_deaths(open_once, data, start_step, requested.is_set)

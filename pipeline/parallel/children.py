@@ -13,15 +13,29 @@ import signal
 import traceback
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import suppress
+from multiprocessing import popen_forkserver
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerProcess
 from typing import Any, Protocol, runtime_checkable
 
 from pipeline.index.index import RunMap
 from pipeline.launch.sandbox import START_TIMEOUT_S, describe_exit
 from pipeline.launch.sandbox_child import READY
+from pipeline.parallel.stop_signals import STOP_SIGNALS
 
 # fork would copy the locks of this process's threads in whatever state they are
 _CONTEXT = multiprocessing.get_context("forkserver")
+
+
+class _Popen(popen_forkserver.Popen):
+    """A process that is killed where it would be asked to end, for it ignores that."""
+
+    def terminate(self) -> None:
+        self.kill()
+
+
+class _Process(ForkServerProcess):
+    _Popen = _Popen
 
 
 class ChildDiedError(RuntimeError):
@@ -46,7 +60,7 @@ class Child:
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
         self.connection, theirs = _CONTEXT.Pipe()
-        self._process = _CONTEXT.Process(target=_serve, args=(theirs, function), daemon=True)
+        self._process = _Process(target=_serve, args=(theirs, function), daemon=True)
         self._process.start()
         self._is_ready = False
         theirs.close()
@@ -97,7 +111,8 @@ class Child:
 
 
 def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends its children
+    for signum in STOP_SIGNALS:  # sent to all processes of a job; the parent then ends its children
+        signal.signal(signum, signal.SIG_IGN)
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent is gone
         connection.send((True, READY))
         while True:

@@ -30,6 +30,7 @@ from model.fusion.resolution import ROLES, Role
 from pipeline.errors import DataError, Reason, TransientError
 from pipeline.index.index import ShardIndex
 from pipeline.index.read import read_sample
+from pipeline.parallel.stop_signals import STOP_SIGNALS
 from pipeline.plan.plan import Plan, RankPlan
 from pipeline.samples.encode import EncodedImage, EncodedSample, EncodeImage, SampleEncoder
 from pipeline.stream.cached_features import FeatureCache, FeatureCacheError
@@ -218,7 +219,7 @@ class _UntilKilled(popen_spawn_posix.Popen):
 
 
 def _start_deaf(process_obj: BaseProcess) -> _UntilKilled:
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # what is started now inherits this
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # what is started now inherits this
     try:
         return _UntilKilled(process_obj)
     finally:
@@ -226,9 +227,9 @@ def _start_deaf(process_obj: BaseProcess) -> _UntilKilled:
 
 
 class _DataWorker(SpawnProcess):
-    """A process of the DataLoader that SIGTERM does not concern; it ends when the loader is closed or its parent ends.
+    """A process of the DataLoader that ignores stop signals; it ends when the loader is closed or its parent ends.
 
-    Torchrun, clusters and service managers send SIGTERM to all processes of a job. The rank then finishes its step, and
+    Torchrun, clusters, service managers and Ctrl-C reach all processes of a job. The rank then finishes its step, and
     for this it needs its data.
     """
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from pipeline.parallel.stop_signals import StopRequestedError
 from pipeline.run_folder.fault_points import reached
 from pipeline.training.batches import PreparedStep
 from pipeline.training.gradients import accumulate_gradients
@@ -32,10 +33,6 @@ from pipeline.training.session import StepOutcome, TrainingSession
 
 class NonFiniteError(RuntimeError):
     """Loss or gradient became NaN or infinite; the weights of the step before are in a checkpoint."""
-
-
-class StopRequestedError(RuntimeError):
-    """The process was asked to stop (SIGTERM); the step was finished and saved."""
 
 
 def train(session: TrainingSession, steps: Iterator[PreparedStep]) -> dict[str, float]:

@@ -1,20 +1,14 @@
 """Notices that a run should stop or that a machine is about to leave, as the training loop asks for them.
 
-A launcher decides where they come from: SIGTERM of this process (here), or the driver's SIGTERM and Ray's node drains
+A launcher decides where they come from: signals to this process (here), or signals to the driver and Ray's node drains
 (`pipeline.launch.ray_notices`).
 """
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Protocol
-
-_SAME_REQUEST_S = 5.0  # the longest that a copy of a request may take, also on a busy machine
 
 
 class Notices(Protocol):
@@ -34,13 +28,13 @@ class Notices(Protocol):
 
 
 class SignalNotices:
-    """SIGTERM of this process; nothing is known of its machine."""
+    """Stop signals of this process; nothing is known of its machine."""
 
     def __init__(self, requested: Callable[[], bool]) -> None:
         self._requested = requested
 
     def stop_requested(self) -> bool:
-        """Whether SIGTERM came."""
+        """Whether a stop signal came."""
         return self._requested()
 
     def check_is_due(self) -> bool:
@@ -65,36 +59,3 @@ class Interval:
             return False
         self._last = now
         return True
-
-
-@contextmanager
-def sigterm_as_request() -> Iterator[threading.Event]:
-    """Turn the first SIGTERM inside the block into a set event; one that comes later ends the process at once.
-
-    A request may come twice: a cluster sends it to all processes of a job, of which a launcher (torchrun, `timeout`)
-    passes on its own. So another SIGTERM counts some seconds after the first, or never under torchrun, which kills
-    ranks that take too long. This goes on after the block if the process was asked, for then it is about to end.
-
-    Only the main thread may install handlers; elsewhere the event is never set.
-    """
-    requested = threading.Event()
-    same_request: Interval | None = None
-
-    def on_sigterm(_signum: int, _frame: object) -> None:
-        nonlocal same_request
-        if same_request is None:
-            same_request = Interval(_SAME_REQUEST_S)
-            requested.set()
-        elif same_request.is_over() and "TORCHELASTIC_RUN_ID" not in os.environ:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            signal.raise_signal(signal.SIGTERM)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield requested
-        return
-    before = signal.signal(signal.SIGTERM, on_sigterm)
-    try:
-        yield requested
-    finally:
-        if not requested.is_set():
-            signal.signal(signal.SIGTERM, before)

@@ -24,11 +24,12 @@ from pipeline.config import ExperimentConfig
 from pipeline.errors import TransientError
 from pipeline.features.opening import check_tower
 from pipeline.parallel.ranks import Workers
+from pipeline.parallel.stop_signals import StopRequestedError
 from pipeline.run_folder.lease import check_lease
 from pipeline.run_folder.restarts import record_failure
 from pipeline.stream.rank_step import BatchSource, RankStep
 from pipeline.training.batches import prepare_ahead
-from pipeline.training.loop import StopRequestedError, train
+from pipeline.training.loop import train
 from pipeline.training.measures.bookkeeping import drop_replayed
 from pipeline.training.measures.metrics import METRICS_FILE, Ledger, MetricsLog
 from pipeline.training.measures.records import describe_sample, drop_replayed_records

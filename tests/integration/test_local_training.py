@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import psutil
@@ -56,17 +57,57 @@ def test_run_killed_twice_and_started_again_equals_undisturbed_run_bitwise(
 
 
 @pytest.mark.chaos
-def test_sigterm_finishes_the_step_saves_and_exits_143(write_config: WriteConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("signum", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
+def test_stop_signal_finishes_the_step_saves_and_exits_with_its_code(
+    write_config: WriteConfig, tmp_path: Path, signum: signal.Signals, exit_code: int
+) -> None:
     run_training(load_config(write_config("calm")))
     config = write_config("stopped")
     process = start("jobs", "pretrain", "--config", str(config), "checkpoint.every_steps=1000")
     wait_for_steps(tmp_path / "stopped", 2, process)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signum)
     output, _ = process.communicate()
-    assert process.returncode == 143, output
+    assert process.returncode == exit_code, output
     done = len(losses(tmp_path / "stopped"))
     assert [path.name for path in (tmp_path / "stopped" / "checkpoints").iterdir()] == [f"step-{done:08d}"]
     run("jobs", "pretrain", "--config", str(config))
+    assert_same_run(tmp_path / "calm", tmp_path / "stopped")
+
+
+SLOW_INDEX = """
+import time
+from pathlib import Path
+from pipeline.index import index
+index_shard = index.index_shard
+def index_behind_gate(*arguments, **options):
+    Path({gate!r}).touch()
+    time.sleep(60)
+    return index_shard(*arguments, **options)
+index.index_shard = index_behind_gate
+"""
+
+
+@pytest.mark.chaos
+def test_sigterm_to_all_processes_while_the_run_indexes_ends_it_and_blames_no_shard(
+    write_config: WriteConfig, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    (tmp_path / "sitecustomize.py").write_text(SLOW_INDEX.format(gate=str(gate)))
+    process = start("jobs", "pretrain", "--config", str(write_config("stopped")), PYTHONPATH=str(tmp_path))
+    while not gate.exists():
+        time.sleep(0.02)
+        assert process.poll() is None, process.communicate()[0]
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert children
+    for child in children:
+        child.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate()
+    assert process.returncode == 143, output
+    assert "Traceback" not in output
+    assert psutil.wait_procs(children, timeout=60)[1] == []
+    run("jobs", "pretrain", "--config", str(write_config("stopped")))
+    run_training(load_config(write_config("calm")))
     assert_same_run(tmp_path / "calm", tmp_path / "stopped")
 
 

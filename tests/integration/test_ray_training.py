@@ -10,12 +10,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+import ray
 
 from pipeline.config import ConfigError, load_config
 from pipeline.launch import ray_notices
-from pipeline.launch.ray_notices import forward_sigterm
+from pipeline.launch.ray_notices import forward_stop_signals
 from pipeline.launch.run import run_training
-from pipeline.training.loop import StopRequestedError
+from pipeline.parallel.stop_signals import STOP_SIGNALS, StopRequestedError
 from tests.integration.conftest import WriteConfig
 from tests.integration.runs import assert_same_run, losses, run, start, wait_for_steps
 
@@ -85,7 +86,7 @@ def test_driver_terminated_finishes_the_step_saves_and_exits_143(write_config: W
 def test_driver_interrupted_by_the_keyboard_exits_130_and_says_how_to_go_on(
     write_config: WriteConfig, tmp_path: Path
 ) -> None:
-    long = ["training.num_epochs=99", "training.max_steps=null"]
+    long = ["training.num_epochs=99", "training.max_steps=null", "checkpoint.every_steps=1000"]
     process = start("jobs", "pretrain", "--config", str(write_config("stopped")), *ON_RAY, *long)
     wait_for_steps(tmp_path / "stopped", 1, process)
     process.send_signal(signal.SIGINT)
@@ -93,15 +94,25 @@ def test_driver_interrupted_by_the_keyboard_exits_130_and_says_how_to_go_on(
     assert process.returncode == 130, output
     assert "interrupted; the same command resumes the run" in output
     assert "Traceback" not in output
+    done = len(losses(tmp_path / "stopped"))
+    assert [path.name for path in (tmp_path / "stopped" / "checkpoints").iterdir()] == [f"step-{done:08d}"]
 
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
-def test_driver_terminated_while_no_worker_trains_ends_too(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_driver_asked_to_stop_while_no_worker_trains_ends_too(
+    monkeypatch: pytest.MonkeyPatch, signum: signal.Signals
+) -> None:
     monkeypatch.setattr(ray_notices, "_NO_WORKERS_TIMEOUT_S", 1.0)
-    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
-    with pytest.raises(StopRequestedError, match="while no worker was training"), forward_sigterm():
-        time.sleep(60)  # as a driver does whose cluster has no room for workers
+    threading.Timer(1.0, os.kill, (os.getpid(), signum)).start()
+    waiting = ray.remote(num_cpus=0)(ray_notices.StopRequest).remote()
+    with pytest.raises(StopRequestedError, match="while no worker was training") as stopped, forward_stop_signals():
+        ray.get(waiting.wait.remote())  # as a driver does whose cluster has no room for workers
+    assert stopped.value.signum == signum
+    ray.kill(waiting)
+    for handled in STOP_SIGNALS:  # a process that was asked to stop keeps its handlers
+        signal.signal(handled, signal.default_int_handler if handled == signal.SIGINT else signal.SIG_DFL)
 
 
 @pytest.mark.ray

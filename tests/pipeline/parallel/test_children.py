@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.index.index import run_serially
 from pipeline.parallel.children import Child, ChildDiedError, _run, run_on_cores, survive_in_tasks
+from pipeline.parallel.stop_signals import STOP_SIGNALS
 
 FATAL = 5
 
@@ -41,6 +42,11 @@ def refuse_seven(number: int) -> int:
 
 def die(number: int) -> int:
     os._exit(3 + number)
+
+
+def stop_own_process(signum: int) -> int:
+    os.kill(os.getpid(), signum)
+    return signum
 
 
 def process_id(_: int) -> int:
@@ -81,6 +87,14 @@ def test_item_that_kills_its_child_goes_to_after_death_and_no_other_is_repeated(
 def test_task_of_another_map_outlives_what_it_runs(tmp_path: Path) -> None:
     found = list(survive_in_tasks(run_serially)(Square(tmp_path / "log"), [4, FATAL]))
     assert found == [16, f"{FATAL} ended by signal SIGSEGV in {os.getpid()}"]
+
+
+@pytest.mark.parametrize("signum", STOP_SIGNALS)
+def test_child_goes_on_after_a_stop_signal_that_its_whole_job_gets(signum: int) -> None:
+    child = Child(stop_own_process)
+    child.send(int(signum))
+    assert child.result() == signum
+    child.close()
 
 
 def test_errors_of_the_function_reach_the_caller() -> None:
