@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from jobs.console import output_console
-from pipeline.tracking import replay, without_credentials
+from pipeline.tracking import dashboard_command, replay, without_credentials
 
 RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of the run.")]
 Uri = Annotated[str | None, typer.Option(help="Send it there instead of where the run was tracked.")]
@@ -20,7 +20,7 @@ def run(run_dir: RunDir, uri: Uri = None) -> None:
     if missing := len(sender.state.missing_artifacts):
         what = "1 artifact" if missing == 1 else f"{missing} artifacts"
         raise FileNotFoundError(f"{place} lacks {what} whose files are not there, see above")
-    console.print(f"{place} is complete")
+    console.print(f"{place} is complete: {dashboard_command(sender.state.tracking_uri, sender.state)}", soft_wrap=True)
     if sender.num_refused:
         console.print(f"{sender.num_refused} records were refused by the server, see above")
         raise typer.Exit(1)

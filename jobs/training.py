@@ -43,8 +43,9 @@ def run_stage(
     if limit := verdict(result.metrics, config.cluster.data_workers):
         console.print(f"{config.name}: {limit}")
     if config.tracking.enabled:
-        from pipeline.tracking import dashboard_command, resolve_tracking_uri
+        from pipeline.tracking import dashboard_command, read_state, resolve_tracking_uri
 
         uri = resolve_tracking_uri(config.tracking.uri, os.environ, result.run_dir)
         run = f"run {result.mlflow_run_id}" if result.mlflow_run_id else "not sent yet"
-        console.print(f"curves, data and lineage, {run}: [bold]{dashboard_command(uri)}[/]")
+        page = dashboard_command(uri, read_state(result.run_dir))
+        console.print(f"curves, data and lineage, {run}: [bold]{page}[/]", soft_wrap=True)

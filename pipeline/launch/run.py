@@ -196,9 +196,15 @@ def _supervise(
         if num_pending:
             console.print(
                 f"{config.name}: {num_pending} records have not reached MLflow at {tracker.tracking_uri}; they "
-                f"are kept in the run folder. `ray-llava mlflow-replay {config.run_dir}` sends them later"
+                f"are kept in the run folder{_name_files(tracker)}. `ray-llava mlflow-replay {config.run_dir}` sends "
+                "them later"
             )
     return _describe(config, result, tracker.run_id)
+
+
+def _name_files(tracker: RunTracker) -> str:
+    files = tracker.pending_files()
+    return f" (files not uploaded: {', '.join(files)})" if files else ""
 
 
 def _tell_restart(tracker: RunTracker | None, number: int, cause: str) -> None:

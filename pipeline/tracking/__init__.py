@@ -6,7 +6,7 @@ it, `mlflow_run` the only module that imports mlflow, `lineage` the tags that ti
 """
 
 from pipeline.tracking.credentials import without_credentials
-from pipeline.tracking.journal import JOURNAL_NAME, dashboard_command, resolve_tracking_uri
+from pipeline.tracking.journal import JOURNAL_NAME, dashboard_command, read_state, resolve_tracking_uri
 from pipeline.tracking.lineage import projector_lineage
 from pipeline.tracking.tracker import RunTracker, open_run, replay
 
@@ -16,6 +16,7 @@ __all__ = [
     "dashboard_command",
     "open_run",
     "projector_lineage",
+    "read_state",
     "replay",
     "resolve_tracking_uri",
     "without_credentials",

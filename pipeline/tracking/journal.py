@@ -6,6 +6,7 @@ All of it is in files, so nothing is lost when a process dies or the server is a
 import json
 import logging
 import shlex
+import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -111,7 +112,7 @@ class SentState(BaseModel):
     num_operations: int = 0
     """Lines of the journal."""
     missing_artifacts: tuple[int, ...] = ()
-    """Lines among them whose files were not there; each process that sends tries them once more."""
+    """Lines among them whose files the server has not."""
     metrics_offset_bytes: int = 0
     knows_more: bool = False
     """Whether the server may have steps beyond the offset; then it is asked which, and those are not sent."""
@@ -119,6 +120,52 @@ class SentState(BaseModel):
     def restarted(self, tracking_uri: str) -> "SentState":
         """Return the state in which everything is still to be sent, to a server that has nothing of the run."""
         return SentState(run_key=self.run_key, tracking_uri=tracking_uri)
+
+
+class Progress:
+    """The stored state of a run folder; two threads change different parts of it."""
+
+    def __init__(self, run_dir: Path, state: SentState) -> None:
+        self._run_dir = run_dir
+        self._lock = threading.Lock()
+        self.state = state
+
+    def replace(self, state: SentState) -> None:
+        """Store another state."""
+        with self._lock:
+            self._store(state)
+
+    def advance(
+        self, *, num_operations: int | None = None, metrics_offset_bytes: int | None = None, artifact: int | None = None
+    ) -> None:
+        """Store that more was sent.
+
+        Args:
+            num_operations: Lines of the journal, if there are more.
+            metrics_offset_bytes: Bytes of the metrics file.
+            artifact: Number of a line whose files are pending from now on.
+        """
+        update: dict[str, object] = {}
+        with self._lock:
+            if num_operations is not None:
+                update["num_operations"] = max(num_operations, self.state.num_operations)
+            if metrics_offset_bytes is not None:
+                update["metrics_offset_bytes"] = metrics_offset_bytes
+            if artifact is not None:
+                update["missing_artifacts"] = tuple(sorted({*self.state.missing_artifacts, artifact}))
+            self._store(self.state.model_copy(update=update))
+
+    def remove_artifact(self, run_id: str, number: int) -> None:
+        """Store that the files of a line are at a run; nothing if another run has taken its place."""
+        with self._lock:
+            if self.state.run_id == run_id:
+                left = tuple(line for line in self.state.missing_artifacts if line != number)
+                self._store(self.state.model_copy(update={"missing_artifacts": left}))
+
+    def _store(self, state: SentState) -> None:
+        if state != self.state:
+            save_state(self._run_dir, state)
+            self.state = state
 
 
 class MetricPoint(NamedTuple):
@@ -237,12 +284,37 @@ def resolve_tracking_uri(configured: str | None, environment: Mapping[str, str],
     return f"sqlite:///{run_dir.resolve().parent / 'mlflow.db'}"
 
 
-def dashboard_command(tracking_uri: str) -> str:
-    """Return what opens the tracking server's pages: its address, or the command that serves a local database."""
-    shown = without_credentials(tracking_uri)
+def dashboard_command(tracking_uri: str, state: SentState | None = None) -> str:
+    """Return what opens the tracking server's pages: an address, or the command that serves a local database.
+
+    Args:
+        tracking_uri: The server.
+        state: Names the run whose page is wanted; None for the first page.
+    """
+    shown = without_credentials(tracking_uri).rstrip("/")
+    page = ""
+    if state is not None and state.run_id is not None:
+        page = f"/{run_link(state.experiment_id, state.run_id)}"
     if shown.startswith(("http://", "https://")):
-        return shown
-    return f"mlflow ui --backend-store-uri {shlex.quote(shown)}"
+        return shown + page
+    command = f"mlflow ui --backend-store-uri {shlex.quote(shown)}"
+    return f"{command}, then http://127.0.0.1:5000{page}" if page else command
+
+
+def run_link(experiment_id: str | None, run_id: str) -> str:
+    """Return the place of a run on MLflow's pages; without the last part a fresh browser shows chat traces instead."""
+    return f"#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
+
+
+_SECTIONS = {"data/": "train_data/", "perf/": "train_perf/", "perf_mean/": "train_perf_mean/"}
+
+
+def shown_name(key: str) -> str:
+    """Return the name of a metric on the server, whose pages sort charts by prefix: the loss is to come first."""
+    for prefix, shown in _SECTIONS.items():
+        if key.startswith(prefix):
+            return shown + key.removeprefix(prefix)
+    return key
 
 
 def flatten_params(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from pipeline.tracking.journal import STATE_NAME, SentState, read_state
+from pipeline.tracking.journal import STATE_NAME, SentState, read_state, run_link
 
 NOTE_TAG = "mlflow.note.content"  # shown as the run's description
 
@@ -29,7 +29,7 @@ def projector_lineage(projector: Path) -> dict[str, str]:
             NOTE_TAG: f"Projector from a pretraining run not sent yet, key `{state.run_key}` (sha256 `{digest[:12]}`)."
         }
     tags["ray_llava.pretrain_run_id"] = state.run_id
-    link = f"[pretraining run {state.run_id[:8]}](#/experiments/{state.experiment_id}/runs/{state.run_id})"
+    link = f"[pretraining run {state.run_id[:8]}]({run_link(state.experiment_id, state.run_id)})"
     return tags | {NOTE_TAG: f"Projector from {link}, sha256 `{digest[:12]}`."}
 
 

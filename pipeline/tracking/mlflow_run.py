@@ -7,14 +7,28 @@ import getpass
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import urlparse
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag, ViewType
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    Experiment,
+    InputTag,
+    LifecycleStage,
+    Metric,
+    Param,
+    Run,
+    RunTag,
+    ViewType,
+)
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact import http_artifact_repo
 from mlflow.utils.mlflow_tags import (
     MLFLOW_DATASET_CONTEXT,
     MLFLOW_SOURCE_NAME,
@@ -41,6 +55,7 @@ from pipeline.tracking.journal import (
     OpenRun,
     SentState,
     SetTags,
+    shown_name,
 )
 
 RUN_KEY_TAG = "ray_llava.run_key"
@@ -48,6 +63,8 @@ ATTEMPT_TAG = "ray_llava.attempt"
 MAX_POINTS_PER_CALL = MAX_METRICS_PER_BATCH
 
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # opens as training, not as chat traces
+_UPLOAD_TIMEOUT_S = 120.0
+_SLOWEST_UPLOAD_BYTES_PER_S = 1e6
 _MAX_SHARDS_NAMED = 100  # a dataset's source must stay below 64 KB
 
 
@@ -59,10 +76,9 @@ class MlflowRun:
         self._run_id = run_id
 
     def apply(self, operation: AnyOperation) -> None:
-        """Perform one journal operation; repeating it changes nothing.
+        """Perform one journal operation, but for its files; repeating it changes nothing.
 
         Raises:
-            FileNotFoundError: the artifact to upload is gone.
             MlflowException: the server refused, or did not answer.
         """
         match operation:
@@ -75,19 +91,36 @@ class MlflowRun:
             case LogDataset():
                 self._log_dataset(operation)
             case LogArtifacts():
-                self._log_artifacts(Path(operation.path), operation.artifact_path)
+                pass  # files go by `log_files`
             case FinishRun():
                 end_time_ms = int(operation.time_s * 1000)
                 self._client.set_terminated(self._run_id, operation.status, end_time_ms)
 
     def log_points(self, points: Sequence[MetricPoint]) -> None:
         """Send at most MAX_POINTS_PER_CALL metric values with the times at which they were measured."""
-        metrics = [Metric(p.key, p.value, int(p.time_s * 1000), p.step) for p in points]
+        metrics = [Metric(shown_name(p.key), p.value, int(p.time_s * 1000), p.step) for p in points]
         self._client.log_batch(self._run_id, metrics=metrics)
+
+    def log_text(self, text: str, name: str) -> None:
+        """Upload a text file."""
+        self._client.log_text(self._run_id, text, name)
+
+    def log_files(self, path: Path, artifact_path: str | None) -> None:
+        """Upload a file, or the content of a folder.
+
+        Raises:
+            FileNotFoundError: it is gone.
+        """
+        if path.is_dir():
+            self._client.log_artifacts(self._run_id, str(path), artifact_path)
+        elif path.is_file():
+            self._client.log_artifact(self._run_id, str(path), artifact_path)
+        else:
+            raise FileNotFoundError(f"artifact {path}: no such file or folder")
 
     def steps_of(self, key: str) -> set[int]:
         """Return the steps of a metric that the server has."""
-        return {metric.step for metric in self._client.get_metric_history(self._run_id, key)}
+        return {metric.step for metric in self._client.get_metric_history(self._run_id, shown_name(key))}
 
     def _reopen(self, operation: OpenRun) -> None:
         self._client.update_run(self._run_id, status="RUNNING")
@@ -97,8 +130,6 @@ class MlflowRun:
             for start in range(0, len(params), MAX_PARAMS_TAGS_PER_BATCH):
                 batch = params[start : start + MAX_PARAMS_TAGS_PER_BATCH]
                 self._client.log_batch(self._run_id, params=batch)
-        name = f"config/attempt-{operation.attempt:03}.yaml"
-        self._client.log_text(self._run_id, operation.config_yaml, name)
 
     def _set_tags(self, tags: dict[str, str]) -> None:
         batch = [RunTag(key, value[:MAX_TAG_VAL_LENGTH]) for key, value in tags.items()]
@@ -120,14 +151,6 @@ class MlflowRun:
         )
         context = InputTag(MLFLOW_DATASET_CONTEXT, operation.context)
         self._client.log_inputs(self._run_id, datasets=[DatasetInput(dataset, tags=[context])])
-
-    def _log_artifacts(self, path: Path, artifact_path: str | None) -> None:
-        if path.is_dir():
-            self._client.log_artifacts(self._run_id, str(path), artifact_path)
-        elif path.is_file():
-            self._client.log_artifact(self._run_id, str(path), artifact_path)
-        else:
-            raise FileNotFoundError(f"artifact {path}: no such file or folder")
 
 
 def connect(state: SentState, opening: OpenRun) -> SentState:
@@ -169,8 +192,26 @@ def bound_client_waiting() -> None:
     The sender retries by itself, and a thread stuck in a request would delay the end of the program.
     """
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    current = http_artifact_repo.http_request  # type: ignore[attr-defined]  # what uploads through the server call
+    if not isinstance(current, _Patient):
+        http_artifact_repo.http_request = _Patient(current)  # type: ignore[attr-defined]
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+class _Patient:
+    """MLflow's way to send a request, with a limit of time that fits the size of a file; it has none of its own."""
+
+    def __init__(self, request: Callable[..., Any]) -> None:
+        self._request = request
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """Send a request."""
+        file = options.get("data")
+        if isinstance(file, BufferedReader):
+            size_bytes = os.fstat(file.fileno()).st_size
+            options.setdefault("timeout", _UPLOAD_TIMEOUT_S + size_bytes / _SLOWEST_UPLOAD_BYTES_PER_S)
+        return self._request(*arguments, **options)
 
 
 def quiet_client() -> None:
@@ -207,6 +248,19 @@ def _is_active(client: MlflowClient, run_id: str) -> bool:
         raise
 
 
+def check_active(experiment: Experiment) -> None:
+    """Make sure that an experiment takes runs.
+
+    Raises:
+        ValueError: it was deleted.
+    """
+    if experiment.lifecycle_stage != LifecycleStage.ACTIVE:
+        raise ValueError(
+            f"experiment {experiment.name!r} was deleted and takes no runs: restore it (mlflow experiments restore "
+            f"--experiment-id {experiment.experiment_id}), or set tracking.experiment to another name"
+        )
+
+
 def _find_run(client: MlflowClient, experiment_id: str, run_key: str) -> Run | None:
     found = client.search_runs(
         [experiment_id], f"tags.`{RUN_KEY_TAG}` = '{run_key}'", ViewType.ACTIVE_ONLY, max_results=1
@@ -217,6 +271,7 @@ def _find_run(client: MlflowClient, experiment_id: str, run_key: str) -> Run | N
 def _experiment_id(client: MlflowClient, tracking_uri: str, name: str) -> str:
     experiment = client.get_experiment_by_name(name)
     if experiment is not None:
+        check_active(experiment)
         return str(experiment.experiment_id)
     # Without a location, SQLite's artifacts would land in whatever directory the process was started in.
     location = None

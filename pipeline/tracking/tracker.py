@@ -1,11 +1,9 @@
-"""The driver's side of tracking: write down what to track, and send it from a background thread.
+"""The driver's side of tracking: write down what to track, and send it from background threads.
 
 No method waits for the server, so a slow, locked or dead one never stops or slows a run.
 """
 
-import logging
 import os
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +11,7 @@ from pathlib import Path
 from pipeline.config import ExperimentConfig, load_config
 from pipeline.run_folder.lease import hold_run
 from pipeline.tracking.credentials import without_credentials
+from pipeline.tracking.description import describe_run
 from pipeline.tracking.journal import (
     RUN_DIR_TAG,
     AnyOperation,
@@ -27,14 +26,13 @@ from pipeline.tracking.journal import (
     flatten_params,
     resolve_tracking_uri,
 )
+from pipeline.tracking.lineage import NOTE_TAG
 from pipeline.tracking.recovery import recover_position, recover_state
+from pipeline.tracking.send_loop import SendLoop
 from pipeline.tracking.sender import Sender
 
-logger = logging.getLogger(__name__)
-
 _LONGEST_PAUSE_S = 60.0
-_DEAD_AFTER_FAILURES = 3
-_LAST_TRY_S = 5.0
+_LONGEST_FILE_PAUSE_S = 300.0  # each try may send gigabytes
 
 
 class RunTracker:
@@ -51,14 +49,12 @@ class RunTracker:
         self._run_dir = run_dir.resolve()
         self._journal = Journal(run_dir)
         self._sender = sender
-        self._interval_s = interval_s
-        self._closing = threading.Event()
-        self._wake = threading.Event()
-        self._num_failures = 0
-        """In a row, until now."""
-        self._thread = threading.Thread(target=self._run, name="mlflow-sender", daemon=True)
+        self._records: SendLoop | None = None
+        self._files: SendLoop | None = None
         if sender is not None:
-            self._thread.start()
+            tell, send_files = self._describe_failure, sender.artifacts.send
+            self._records = SendLoop(sender.send, tell, interval_s=interval_s, longest_pause_s=_LONGEST_PAUSE_S)
+            self._files = SendLoop(send_files, tell, interval_s=interval_s, longest_pause_s=_LONGEST_FILE_PAUSE_S)
 
     @property
     def tracking_uri(self) -> str | None:
@@ -116,52 +112,30 @@ class RunTracker:
         self._write(FinishRun(time_s=time.time(), status=status))
 
     def close(self, timeout_s: float = 30.0) -> int:
-        """Wait until everything is sent, at most `timeout_s`; returns how many records are not.
+        """Wait until everything is sent, at most `timeout_s`; returns how many records and files are not.
 
-        A server that has not answered for a while gets a few seconds only, and one that turns out not to answer now a
-        few tries: it is a sink, not worth holding GPUs for.
+        Files wait for the records, of which some name them, never the other way round.
         """
-        if self._sender is None:
+        if self._sender is None or self._records is None or self._files is None:
             return 0
-        timeout_s = min(timeout_s, _LAST_TRY_S) if self._is_dead() else timeout_s
-        self._closing.set()
-        self._wake.set()
-        self._thread.join(timeout_s)
+        deadline = time.monotonic() + timeout_s
+        self._records.close(timeout_s)
+        if not self._records.thread.is_alive():
+            self._files.close(max(0.0, deadline - time.monotonic()))
         return self._sender.num_pending()
 
-    def _is_dead(self) -> bool:
-        return self._num_failures >= _DEAD_AFTER_FAILURES
+    def pending_files(self) -> list[str]:
+        """Name the files that the server has not, as the run's artifacts will show them."""
+        return self._sender.artifacts.names() if self._sender else []
+
+    def _describe_failure(self, error: Exception) -> str:
+        reason = without_credentials(str(error))
+        return f"MLflow at {self.tracking_uri}: {reason}; training goes on, sending is tried again"
 
     def _write(self, operation: AnyOperation) -> None:
         self._journal.append(operation)
-        self._wake.set()
-
-    def _run(self) -> None:
-        assert self._sender is not None
-        while True:
-            closing = self._closing.is_set()
-            self._wake.clear()
-            try:
-                self._sender.send()
-                self._num_failures = 0
-            except Exception as error:  # training must not notice, whatever the server or its client raises
-                self._num_failures += 1
-                level = logging.WARNING if self._num_failures in (1, 10, 100) else logging.DEBUG
-                logger.log(
-                    level,
-                    "MLflow at %s: %s; training goes on, sending is tried again (failure %d in a row)",
-                    self.tracking_uri,
-                    without_credentials(str(error)),
-                    self._num_failures,
-                )
-            if closing and (not self._num_failures or self._is_dead()):
-                return
-            if closing:
-                time.sleep(self._interval_s)
-            elif self._num_failures:
-                self._closing.wait(min(self._interval_s * 2 ** min(self._num_failures, 10), _LONGEST_PAUSE_S))
-            else:
-                self._wake.wait(self._interval_s)
+        if self._records is not None:
+            self._records.wake()
 
 
 def open_run(config: ExperimentConfig, tags: Mapping[str, str], interval_s: float = 1.0) -> RunTracker:
@@ -187,7 +161,12 @@ def open_run(config: ExperimentConfig, tags: Mapping[str, str], interval_s: floa
             experiment=config.tracking.experiment,
             run_name=config.name,
             params=flatten_params(config.model_dump(mode="json")),
-            tags={"ray_llava.stage": config.stage, RUN_DIR_TAG: str(run_dir.resolve()), **tags},
+            tags={
+                "ray_llava.stage": config.stage,
+                RUN_DIR_TAG: str(run_dir.resolve()),
+                **tags,
+                NOTE_TAG: "\n\n".join(filter(None, (describe_run(config), tags.get(NOTE_TAG)))),
+            },
             config_yaml=config.to_yaml(),
         )
     )
@@ -208,7 +187,7 @@ def replay(run_dir: Path, tracking_uri: str | None) -> Sender:
     Raises:
         ValueError: the folder holds no tracked run, or the server refuses it.
         RunHeldError: the run is going on and sends by itself.
-        ConnectionError: the server did not answer, or failed.
+        ConnectionError: the server did not answer, or failed; or it did not take files, and has all else.
     """
     if not Journal(run_dir).path.is_file():
         raise ValueError(f"{run_dir}: no tracked run here ({Journal(run_dir).path.name} is missing)")
@@ -223,4 +202,5 @@ def replay(run_dir: Path, tracking_uri: str | None) -> Sender:
         sender = Sender(run_dir, resolve_tracking_uri(tracking_uri, os.environ, run_dir))
         with failures_explained(sender.state.tracking_uri):
             sender.send()
+            sender.artifacts.send()
     return sender

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import http.client
 import os
+import socket
 import sqlite3
 import tempfile
-import urllib.request
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pipeline.config import ClusterConfig, ConfigError, ExperimentConfig
 from pipeline.launch.ray_address import check_listens
@@ -16,25 +17,26 @@ from pipeline.tracking.credentials import without_credentials
 from pipeline.tracking.journal import resolve_tracking_uri
 
 _TIMEOUT_S = 3.0
+_PORTS = {"http": 80, "https": 443}
 _UNTRIED = ("mysql", "postgresql", "mssql", "databricks")
 """What MLflow writes to besides: databases, such as `mysql+pymysql://`, and a service."""
 
 
 def check_tracking(config: ExperimentConfig) -> Finding:
-    """Look whether the MLflow server answers; a run does not need it, so this never is an error."""
+    """Try what a run asks of its MLflow server; a run does not need it, so this never is an error."""
     if not config.tracking.enabled:
         return Finding("MLflow", "ok", "switched off (tracking.enabled)")
     uri = resolve_tracking_uri(config.tracking.uri, os.environ, Path(config.run_dir))
     shown = without_credentials(uri)
     later = "the run goes on without it and sends everything later"
     try:
-        if uri.startswith(("http://", "https://")):
-            with urllib.request.urlopen(f"{shown.rstrip('/')}/health", timeout=_TIMEOUT_S) as response:
-                return Finding("MLflow", "ok", f"{shown} answers with status {response.status}")
         if uri.startswith("sqlite:///"):
-            return _try_database(uri, Path(uri.removeprefix("sqlite:///")))
+            return _try_database(uri, Path(uri.removeprefix("sqlite:///")), config.tracking.experiment)
+        if uri.startswith(("http://", "https://")):
+            check_answers(uri)
+            return _probe(uri, config.tracking.experiment, f"{shown} answers")
     except (OSError, ValueError, http.client.HTTPException, sqlite3.Error) as error:
-        return Finding("MLflow", "warning", f"{shown}: {error}; {later}")
+        return Finding("MLflow", "warning", without_credentials(f"{shown}: {error}; {later}"))
     if uri.startswith(_UNTRIED):
         return Finding("MLflow", "ok", f"{shown}, not tried")
     kinds = f"http(s)://HOST, sqlite:///FILE, {', '.join(_UNTRIED)}, or what an MLflow plugin adds"
@@ -43,7 +45,56 @@ def check_tracking(config: ExperimentConfig) -> Finding:
     )
 
 
-def _try_database(uri: str, path: Path) -> Finding:
+def check_answers(uri: str) -> None:
+    """Make sure within seconds that something listens at an http(s) address, which MLflow's client tries for minutes.
+
+    Raises:
+        OSError: nothing does.
+        ValueError: not an address.
+    """
+    parts = urlsplit(uri)
+    if not parts.hostname:
+        raise ValueError("expected http(s)://HOST")
+    with socket.create_connection((parts.hostname, parts.port or _PORTS[parts.scheme]), timeout=_TIMEOUT_S):
+        pass
+
+
+def _probe(uri: str, experiment: str, works: str) -> Finding:
+    """Do what a run does: a call with the credentials of this process, and a file stored and removed."""
+    from pipeline.tracking.probe import probe_server  # takes seconds to load
+
+    shown = without_credentials(uri)
+    try:
+        probed = probe_server(uri, experiment)
+    except Exception as error:  # whatever MLflow's client raises
+        reason, _, _ = str(error).strip().partition("\n")
+        return Finding(
+            "MLflow",
+            "warning",
+            without_credentials(f"{shown} answers, but refuses this process: {reason}. {_credentials_hint(reason)}"),
+        )
+    if probed.file_error is not None:
+        return Finding(
+            "MLflow",
+            "warning",
+            f"{works}, but no file can be stored at {probed.artifact_root}: {probed.file_error}. Metrics will arrive, "
+            "files (config, projector, model) will not: give this machine access to that place, or start the server "
+            "with --serve-artifacts",
+        )
+    new = "" if probed.is_known else f"; experiment {experiment!r} will be created"
+    return Finding("MLflow", "ok", f"{works}, takes calls and files{new}")
+
+
+def _credentials_hint(reason: str) -> str:
+    if "deleted" in reason:
+        return "The run keeps everything until then"
+    return (
+        "Look at MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, MLFLOW_TRACKING_TOKEN, or the server's "
+        "--allowed-hosts; the run goes on without it and sends everything later"
+    )
+
+
+def _try_database(uri: str, path: Path, experiment: str) -> Finding:
     if not path.exists():
         folder = next(parent for parent in path.absolute().parents if parent.exists())
         with tempfile.TemporaryFile(dir=folder):  # raises where nothing can be created
@@ -51,8 +102,11 @@ def _try_database(uri: str, path: Path) -> Finding:
         return Finding("MLflow", "ok", f"{uri}, will be created")
     with sqlite3.connect(path, timeout=_TIMEOUT_S) as database:
         database.execute("BEGIN IMMEDIATE")
+        has_experiments = database.execute("SELECT 1 FROM sqlite_master WHERE name = 'experiments'").fetchone()
         database.rollback()
-    return Finding("MLflow", "ok", f"{uri} can be written")
+    if has_experiments is None:
+        return Finding("MLflow", "ok", f"{uri} can be written")
+    return _probe(uri, experiment, f"{uri} can be written")
 
 
 def check_ray(cluster: ClusterConfig) -> list[Finding]:

@@ -1,12 +1,13 @@
 """A real MLflow database, migrated once, and configs that point to it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
 from pipeline.config import ExperimentConfig, parse_config
+from tests.pipeline.tracking.servers import Server, serve_mlflow
 
 
 @pytest.fixture(scope="session")
@@ -36,3 +37,12 @@ def make_config(tmp_path: Path, tracking_uri: str) -> Callable[..., ExperimentCo
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A real MLflow server that keeps files too."""
+    folder = tmp_path_factory.mktemp("server")
+    backend = f"sqlite:///{folder / 'server.db'}"
+    with serve_mlflow(backend, "--artifacts-destination", str(folder / "files")) as server:
+        yield server

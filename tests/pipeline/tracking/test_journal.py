@@ -13,6 +13,7 @@ from pipeline.tracking.journal import (
     LogMetrics,
     MetricPoint,
     OpenRun,
+    SentState,
     SetTags,
     dashboard_command,
     flatten_params,
@@ -113,6 +114,16 @@ def test_tracking_uri_is_the_configs_then_the_environments_then_the_runs_then_be
 def test_dashboard_is_opened_at_the_servers_address_or_by_serving_the_database() -> None:
     assert dashboard_command("https://mlflow.example") == "https://mlflow.example"
     assert dashboard_command("sqlite:////a b/x.db") == "mlflow ui --backend-store-uri 'sqlite:////a b/x.db'"
+
+
+def test_page_of_a_run_is_that_of_a_training_run_not_of_chat_traces() -> None:
+    state = SentState(run_key="k", tracking_uri="u", experiment_id="7", run_id="abc")
+    page = "#/experiments/7/runs/abc?workflowType=machine_learning"
+    assert dashboard_command("https://me:pw@mlflow.example/team/", state) == f"https://mlflow.example/team/{page}"
+    local = dashboard_command("sqlite:////d/mlflow.db", state)
+    assert local == f"mlflow ui --backend-store-uri sqlite:////d/mlflow.db, then http://127.0.0.1:5000/{page}"
+    unsent = SentState(run_key="k", tracking_uri="u")
+    assert dashboard_command("https://mlflow.example", unsent) == "https://mlflow.example"
 
 
 def test_params_are_flattened_to_dotted_names() -> None:

@@ -26,7 +26,8 @@ def test_projector_of_a_tracked_run_names_that_run_and_links_to_it(projector: Pa
         "ray_llava.pretrain_run_key": "k" * 32,
         "ray_llava.pretrain_run_id": "a1b2c3d4e5",
         "mlflow.note.content": (
-            f"Projector from [pretraining run a1b2c3d4](#/experiments/7/runs/a1b2c3d4e5), sha256 `{SHA256[:12]}`."
+            f"Projector from [pretraining run a1b2c3d4](#/experiments/7/runs/a1b2c3d4e5"
+            f"?workflowType=machine_learning), sha256 `{SHA256[:12]}`."
         ),
     }
 

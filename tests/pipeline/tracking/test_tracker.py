@@ -135,6 +135,7 @@ def test_run_deleted_while_it_is_sent_gets_a_successor_that_holds_everything(
     with pytest.raises(Exception, match="active"):
         sender.send()
     sender.send()
+    sender.artifacts.send()
     assert sender.num_pending() == 0
     (run,) = runs_of(config, tracking_uri)
     assert run.info.run_id != first_id
@@ -160,9 +161,56 @@ def test_record_that_the_server_refuses_is_counted_and_does_not_hold_up_the_rest
     tracker.set_tags({"after": "yes"})
     sender = replay(Path(config.run_dir), tracking_uri)
     assert (sender.num_refused, sender.num_pending()) == (1, 0)
-    assert "operation 'metrics' refused and left out" in caplog.text
+    assert "metric 'no#such?name' of step 1 refused and left out" in caplog.text
     (run,) = runs_of(config, tracking_uri)
     assert run.data.tags["after"] == "yes"
+
+
+def test_metric_that_the_server_refuses_does_not_take_its_batch_with_it(
+    make_config: MakeConfig, tracking_uri: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = make_config(enabled=False)
+    open_run(config, tags={})
+    write_steps(config, range(11), keys=("train/loss", "bad (name)!", "train/lr"))
+    sender = replay(Path(config.run_dir), tracking_uri)
+    assert (sender.num_refused, sender.num_pending()) == (11, 0)
+    (run,) = runs_of(config, tracking_uri)
+    assert history(tracking_uri, run.info.run_id, "train/loss") == expected_history(range(11))
+    assert len(history(tracking_uri, run.info.run_id, "train/lr")) == 11
+    assert caplog.text.count("metric 'bad (name)!' of step") == 1
+
+
+def test_sections_of_the_charts_begin_with_the_loss(make_config: MakeConfig, tracking_uri: str) -> None:
+    config = make_config(enabled=False)
+    open_run(config, tags={})
+    write_steps(config, range(2), keys=("perf/mfu", "perf_mean/mfu", "data/samples_trained", "train/loss"))
+    replay(Path(config.run_dir), tracking_uri)
+    (run,) = runs_of(config, tracking_uri)
+    sections = sorted({name.split("/")[0] for name in run.data.metrics})
+    assert sections == ["train", "train_data", "train_perf", "train_perf_mean"]
+
+
+def test_run_describes_itself_and_keeps_its_lineage(make_config: MakeConfig, tracking_uri: str) -> None:
+    config = make_config(enabled=False)
+    open_run(config, tags={"mlflow.note.content": "Projector from elsewhere."})
+    replay(Path(config.run_dir), tracking_uri)
+    (run,) = runs_of(config, tracking_uri)
+    note = run.data.tags["mlflow.note.content"]
+    assert note.startswith("**pretrain** of `tracked`: trains the projector.")
+    assert "Language model `lm`, vision tower `tower`" in note
+    assert note.endswith("Projector from elsewhere.")
+
+
+def test_deleted_experiment_says_what_to_do_and_keeps_everything(make_config: MakeConfig, tracking_uri: str) -> None:
+    config = make_config(enabled=False)
+    open_run(config, tags={})
+    client = MlflowClient(tracking_uri)
+    experiment_id = client.create_experiment(config.tracking.experiment)
+    client.delete_experiment(experiment_id)
+    with pytest.raises(ValueError, match=r"was deleted and takes no runs: restore it .* or set tracking\.experiment"):
+        replay(Path(config.run_dir), tracking_uri)
+    client.restore_experiment(experiment_id)
+    assert replay(Path(config.run_dir), tracking_uri).num_pending() == 0
 
 
 def test_tracking_switched_off_sends_nothing_until_it_is_replayed(make_config: MakeConfig, tracking_uri: str) -> None:
@@ -208,7 +256,8 @@ def test_server_dead_for_a_while_does_not_hold_the_end_of_the_run(
     config = make_config(uri=dead)
     tracker = open_run(config, tags={}, interval_s=0.01)
     write_steps(config, range(5))
-    while tracker._num_failures < 3:
+    assert tracker._records is not None
+    while tracker._records.num_failures < 3:
         time.sleep(0.01)
     assert tracker.close(timeout_s=10_000) == 6  # opening, 5 values
 
@@ -229,7 +278,8 @@ def test_server_that_fails_only_when_the_run_ends_is_given_up_after_a_few_tries(
     tracker = RunTracker(Path(config.run_dir), sender, interval_s=0.5)
     sender.tried.wait()  # the second try comes a second later
     assert tracker.close(timeout_s=20.0) == 1
-    assert not tracker._thread.is_alive()
+    assert tracker._records is not None
+    assert not tracker._records.thread.is_alive()
 
 
 def test_locked_database_is_tried_again_until_it_is_free(

@@ -256,7 +256,7 @@ def test_tracking_server_is_asked_and_named_without_the_password(config: Experim
     with socket.create_server(("127.0.0.1", 0)) as free:
         place = f"127.0.0.1:{free.getsockname()[1]}"
     for uri, said in (
-        (f"http://me:s3cret@{place}", f"http://{place}: <urlopen error [Errno 111] Connection refused>"),
+        (f"http://me:s3cret@{place}", f"http://{place}: [Errno 111] Connection refused"),
         ("postgresql://me:s3cret@h/d", "postgresql://h/d, not tried"),
         ("foo://me:s3cret@h", "foo://h: expected"),
     ):
