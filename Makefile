@@ -69,6 +69,11 @@ $(VENV)/llava/stamp: $(VENV)/dev.stamp
 chaos: $(VENV)/dev.stamp ## Kill processes, nodes and servers by the hundred; PART=kills runs one part, SEED=n repeats one
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos $(if $(PART),--part $(PART)) $(if $(SEED),--seed $(SEED))
 
+.PHONY: mutants
+mutants: $(VENV)/dev.stamp ## Change the deciding code place by place and count what the tests notice; IN=60 tries so many
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutation_score --out runs/mutants/results.json \
+	   $(if $(IN),--in-all $(IN)) $(if $(SEED),--seed $(SEED)) $(addprefix --module ,$(MODULE))
+
 .PHONY: fuzz
 fuzz: $(VENV)/dev.stamp ## Nightly: 400,000 mutated archives, images and annotations, and storage that fails at 200 places
 	@$(BIN)/python -m tests.fuzz

@@ -1,0 +1,58 @@
+"""The modules that decide what a run computes, and the tests that must notice a change in each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from tests.mutation_score.import_graph import ROOT
+
+_TARGETS: Final[dict[str, tuple[str, ...]]] = {
+    "model.fusion.embedding": ("tests/model/fusion/test_fusion.py", "tests/model/test_llava_arch.py"),
+    "model.fusion.feature_layout": (),
+    "model.fusion.fusion": (),
+    "model.fusion.packed": (),
+    "model.fusion.resolution": ("tests/model/fusion/test_feature_layout.py",),
+    "model.llava.attention": (),
+    "model.llava.loss": (),
+    "pipeline.checkpoint.manifest": ("tests/pipeline/checkpoint/test_store.py",),
+    "pipeline.checkpoint.ownership": (),
+    "pipeline.checkpoint.retention": (),
+    "pipeline.checkpoint.verification": ("tests/pipeline/checkpoint/test_storage.py",),
+    "pipeline.config.resume": ("tests/pipeline/config/test_config.py",),
+    "pipeline.index.budget": (),
+    "pipeline.index.grouping": (),
+    "pipeline.index.rejected": (),
+    "pipeline.plan.apportion": (),
+    "pipeline.plan.efficiency": (),
+    "pipeline.plan.epochs": ("tests/pipeline/plan/test_plan.py",),
+    "pipeline.plan.mix": (),
+    "pipeline.plan.mixed": (),
+    "pipeline.plan.order": (),
+    "pipeline.plan.packing": (),
+    "pipeline.plan.plan": (),
+    "pipeline.plan.quality": (),
+    "pipeline.plan.sources": (),
+    "pipeline.plan.usable": (),
+    "pipeline.run_folder.lease": (),
+    "pipeline.run_folder.restarts": (),
+    "pipeline.samples.prompt.tokenization": (),
+    "pipeline.stream.rank_step": (),
+    "pipeline.stream.transport": (),
+    "pipeline.training.gradients": (),
+    "pipeline.training.loop": (),
+}
+"""Test files of each module beyond the one of its own name, quickest first."""
+
+
+def target_modules() -> Sequence[str]:
+    """Return the modules that are changed."""
+    return list(_TARGETS)
+
+
+def tests_of(module: str) -> list[str]:
+    """Return the test files of a module, relative to the repository: the one of its own name, then the others."""
+    folder, _, name = module.rpartition(".")
+    own = Path("tests", *folder.split("."), f"test_{name}.py")
+    return [*([str(own)] if (ROOT / own).is_file() else []), *_TARGETS[module]]
