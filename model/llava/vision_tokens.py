@@ -94,7 +94,8 @@ def _tables(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
 
 
 def _add_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, old_size: int) -> None:
-    """Give tokens from `old_size` on their rows, each the mean of the rows before them."""
+    """Give tokens from `old_size` on their rows, each the mean of the rows before them; so for rows that are missing."""
+    old_size = min(old_size, _tables(model)[0].shape[0])
     if len(tokenizer) > _tables(model)[0].shape[0]:
         # mean_resizing would draw new rows from a normal distribution; the mean itself is deterministic.
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)

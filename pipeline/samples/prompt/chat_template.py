@@ -7,6 +7,7 @@ LLaVA models the first control token (BOS) is left to the tokenizer.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from typing import Final
 
 from pipeline.samples.prompt.jinja_template import JinjaTemplate
@@ -18,41 +19,65 @@ _TEXTS: Final = (
     "{%- else -%}{%- for part in message.content if part.type == 'text' -%}{{ part.text }}{%- endfor -%}{%- endif -%}"
     "{%- endmacro -%}"
 )
-_IMAGE: Final = "'<image>'"
-_CONTENT: Final = (
-    "{%- macro content(message) -%}"
-    "{%- set images = [] if message.content is string"
-    " else message.content | selectattr('type', 'equalto', 'image') | list -%}"
-    "{%- if images | length == 1 -%}"
-    "{%- set text = texts(message) | trim -%}{{ '<image>' }}{%- if text -%}{{ '\\n' ~ text }}{%- endif -%}"
-    "{%- elif message.content is string -%}{{ message.content }}"
+_PARTS: Final = (
+    "{%- macro parts(message) -%}"
+    "{%- if message.content is string -%}{{ message.content }}"
     "{%- else -%}{%- for part in message.content -%}"
     "{{ '<image>' if part.type == 'image' else part.text }}{%- endfor -%}{%- endif -%}"
     "{%- endmacro -%}"
 )
-"""A single image comes first, on a line of its own; several stay where they are."""
+_IMAGE: Final = "@IMAGE@"
+_CONTENT: Final = _PARTS + (
+    "{%- macro content(message) -%}{%- set pieces = parts(message).split('<image>') -%}"
+    "{%- if pieces | length == 2 -%}"
+    "{%- set text = pieces | join | trim -%}{{ @IMAGE@ }}{%- if text -%}{{ '\\n' ~ text }}{%- endif -%}"
+    "{%- else -%}{{ pieces | join(@IMAGE@) }}{%- endif -%}"
+    "{%- endmacro -%}"
+)
+"""A single image comes first, on a line of its own; several stay where they are. A text may spell them `<image>`."""
 
 _FLATTEN: Final = (
     "{%- set flat = namespace(messages=[]) -%}{%- for message in messages -%}"
     "{%- set text = content(message) if message.role == 'user' else texts(message) -%}"
     "{%- set flat.messages = flat.messages + [dict(message, content=text | string)] -%}{%- endfor -%}"
-    "{%- set messages = flat.messages -%}"
+    "{%- set messages = flat.messages %}\n"
 )
 """Makes plain text of all contents, which is what a language model's own template expects."""
 
-_IMAGES_ONLY: Final = (
-    "{%- macro content(message) -%}{%- if message.content is not string -%}{%- for part in message.content"
-    " if part.type == 'image' -%}{{ '<image>' }}{%- endfor -%}{%- endif -%}{%- endmacro -%}"
+_IMAGES_ONLY: Final = _PARTS + (
+    "{%- macro content(message) -%}"
+    "{%- for piece in parts(message).split('<image>')[1:] -%}{{ @IMAGE@ }}{%- endfor -%}{%- endmacro -%}"
 )
 
+_BEFORE_SPACING: Final = "{%- set whole_prompt %}\n"
+_SPACING: Final = (
+    "{%+ endset -%}{%- for piece in whole_prompt.split('<image>') -%}{%- if not loop.first -%}{{ '<image>' }}"
+    "{{ ' ' if piece and piece[0] != ' ' and not piece.startswith(@TOKENS@) else '' }}{%- endif -%}"
+    "{{ piece }}{%- endfor -%}"
+)
+"""Writes the space that such a tokenizer reads before a text that begins after an image, when it reads it alone."""
 
-def chat_template_of(template: Template | JinjaTemplate) -> str:
-    """Return the Jinja template that renders chat messages as training renders turns."""
-    before, after = template.around_image
-    image = _literal(f"{before}<image>{after}")
+
+def chat_template_of(
+    template: Template | JinjaTemplate, *, spaces_images: bool = False, tokens: Collection[str] = ()
+) -> str:
+    """Return the Jinja template that renders chat messages as training renders turns.
+
+    Args:
+        template: of the training conversations.
+        spaces_images: write a space between an image and a text after it, for a tokenizer that puts one before the
+            first text only, while training reads each text between images as a first one.
+        tokens: all tokens that the tokenizer finds before it splits text; none of them is text.
+    """
+    image = _literal("<image>".join(template.around_image))
     if isinstance(template, JinjaTemplate):
-        return (_TEXTS + _CONTENT + _FLATTEN).replace(_IMAGE, image) + template.source
-    return _jinja_of(template).replace(_IMAGE, image)
+        source = (_TEXTS + _CONTENT + _FLATTEN).replace(_IMAGE, image) + template.source.removesuffix("\n")
+    else:
+        source = _jinja_of(template).replace(_IMAGE, image)
+    if not spaces_images:
+        return source
+    known = "".join(f"{_literal(token)}, " for token in sorted(tokens))
+    return _BEFORE_SPACING + source + _SPACING.replace("@TOKENS@", f"({known})")
 
 
 def _jinja_of(template: Template) -> str:

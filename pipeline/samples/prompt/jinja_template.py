@@ -3,6 +3,9 @@
 A conversation is rendered once with every piece of content replaced by one private character, so that whatever the
 template itself writes is known to the letter, and once as it is, to make sure that the template only puts text around
 contents (or trims them). A template that does anything else to a conversation is refused rather than guessed at.
+
+What a template takes from the day or from the caller (date, thinking) is pinned in its source, see `pinned_source`, so
+that the exported template writes what was trained.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from pipeline.samples.prompt.conversation import (
     merge_spans,
     place_images,
 )
+from pipeline.samples.prompt.pinned_source import pin_source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,6 +45,7 @@ class JinjaTemplate:
     """A Jinja template with what it is given besides messages."""
 
     source: str
+    """With date and thinking pinned."""
     variables: tuple[tuple[str, str], ...]
     """Names and texts of the tokenizer's special tokens (`bos_token`, ...)."""
     control_tokens: tuple[str, ...]
@@ -81,7 +86,7 @@ def read_jinja_template(tokenizer: PreTrainedTokenizerBase) -> JinjaTemplate:
         )
     special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     variables = tuple((name, str(text)) for name, text in tokenizer.special_tokens_map.items() if isinstance(text, str))
-    template = JinjaTemplate(tokenizer.get_chat_template(), variables, tuple(special))
+    template = JinjaTemplate(pin_source(tokenizer.get_chat_template()), variables, tuple(special))
     probe = Conversation((Turn("user", ("q",)), Turn("assistant", ("a",))))
     try:
         spans = render_jinja(probe, template)
@@ -95,15 +100,17 @@ def render_jinja(conversation: Conversation, template: JinjaTemplate) -> list[Sp
     """Render a complete conversation for training.
 
     Learnt is what the template tags with `{% generation %}`; without tags, all that follows the generation prompt up to
-    the first control token after the answer.
+    the first control token after the answer. Of both, only what `render_jinja_prompt` does not already give.
 
     Raises:
-        DataError: the template refuses or rewrites the conversation, or leaves unclear where an answer ends.
+        DataError: the template refuses or rewrites the conversation, asks for an answer in other words than those
+            before it, puts words of its own into an answer, or leaves unclear where an answer ends.
     """
     turns = _placed(conversation)
     rendered = _render_marked(turns, template, prompt=False)
     answers = [idx for idx, turn in enumerate(turns) if turn.role == "assistant"]
-    learnt = rendered.learnt or [_find_answer(idx, turns, rendered, template) for idx in answers]
+    said = [_find_answer(idx, turns, rendered, template) for idx in answers]
+    learnt = _after_prompts(rendered.learnt, said) if rendered.learnt else said
     _check_learnt(turns, rendered, learnt)
     spans = _spans(rendered, _contents_as_rendered(turns, rendered, template, prompt=False), learnt, template)
     taught = sum(span.kind == "special" and span.supervised for span in spans)
@@ -149,19 +156,35 @@ def _render_marked(turns: Sequence[Turn], template: JinjaTemplate, *, prompt: bo
 def _find_answer(idx: int, turns: Sequence[Turn], rendered: _Rendered, template: JinjaTemplate) -> tuple[int, int]:
     """Return begin and end, in the marked text, of what the model says in turn `idx`."""
     asked = _render_marked(turns[:idx], template, prompt=True).text
+    answer = sum(turn.role == "assistant" for turn in turns[: idx + 1])
     num_before = sum(len(turn.parts) for turn in turns[:idx])
     num_after = num_before + len(turns[idx].parts)
     content_begin = sum(len(literal) + 1 for literal in rendered.literals[:num_before]) + len(
         rendered.literals[num_before]
     )
     if not rendered.text.startswith(asked) or len(asked) > content_begin:
-        raise _refusal("its prompt for an answer is not what precedes the answer in the finished conversation")
+        raise _refusal(
+            f"its prompt for answer {answer} is not what precedes that answer in the finished conversation, as with "
+            "templates that write thinking into the last answer only"
+        )
     begin_of_rest = sum(len(literal) + 1 for literal in rendered.literals[:num_after])
     after = rendered.literals[num_after]
-    ends = [after.index(token) + len(token) for token in template.control_tokens if token in after]
+    ends = [(after.index(token), token) for token in template.control_tokens if token in after]
     if not ends:
         raise _refusal("no control token follows an answer, so none would ever end")
-    return len(asked), begin_of_rest + min(ends)
+    end, token = min(ends)
+    for added in (rendered.text[len(asked) : content_begin], after[:end]):
+        if added.strip():
+            raise _refusal(f"it makes {added.strip()!r} part of an answer, which the model would then say itself")
+    return len(asked), begin_of_rest + end + len(token)
+
+
+def _after_prompts(tagged: Sequence[tuple[int, int]], said: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Leave out of what is tagged the end of a prompt, such as the header of the assistant's turn."""
+    begins = {
+        (begin, end): max((said_at for said_at, _ in said if said_at < end), default=begin) for begin, end in tagged
+    }
+    return [(max(begin, begins[begin, end]), end) for begin, end in tagged]
 
 
 def _spans(
@@ -220,16 +243,10 @@ def _run(
             None,
             prompt,
             **dict(template.variables),
-            strftime_now=_fixed_date,
         )
     except TemplateError as error:
         raise _refusal(f"it says: {error}") from error
     return text, [(begin, end) for begin, end in learnt if end > begin]
-
-
-def _fixed_date(_format: str) -> str:
-    """Stand in for today's date, which would make the same sample another one tomorrow."""
-    return "26 Jul 2024"
 
 
 def _marked(piece: Span, begin: int, learnt: Sequence[tuple[int, int]]) -> Iterator[Span]:
