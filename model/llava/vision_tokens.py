@@ -94,7 +94,7 @@ def _tables(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
 
 
 def _add_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, old_size: int) -> None:
-    """Give tokens from `old_size` on their rows, each the mean of the rows before them; so for rows that are missing."""
+    """Give tokens from `old_size` on their rows, each the mean of the rows before them; rows that are missing too."""
     old_size = min(old_size, _tables(model)[0].shape[0])
     if len(tokenizer) > _tables(model)[0].shape[0]:
         # mean_resizing would draw new rows from a normal distribution; the mean itself is deterministic.

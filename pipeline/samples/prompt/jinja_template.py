@@ -181,10 +181,7 @@ def _find_answer(idx: int, turns: Sequence[Turn], rendered: _Rendered, template:
 
 def _after_prompts(tagged: Sequence[tuple[int, int]], said: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     """Leave out of what is tagged the end of a prompt, such as the header of the assistant's turn."""
-    begins = {
-        (begin, end): max((said_at for said_at, _ in said if said_at < end), default=begin) for begin, end in tagged
-    }
-    return [(max(begin, begins[begin, end]), end) for begin, end in tagged]
+    return [(max([begin, *(asked for asked, _ in said if asked < end)]), end) for begin, end in tagged]
 
 
 def _spans(
