@@ -81,18 +81,19 @@ def answer(
         max_new_tokens: Longest answer, tokens.
 
     Raises:
-        DataError: an image cannot be decoded.
+        DataError: an image cannot be decoded, or the prompt is longer than a training sample can be.
     """
     import torch
 
     from model.vision.pixels import normalize_pixels, pixel_stats_of
-    from pipeline.samples.prompt.ending import ending_of
+    from pipeline.samples.prompt.ending import answer_as_trained
 
     model, encoder = opened
-    ending = ending_of(encoder.template, tokenizer)
-    ids = torch.from_numpy(encoder.encode_prompt(conversation))[None].to(model.device)
+    ending = answer_as_trained(model, encoder.template, tokenizer)
     roles = encoder.resolution.roles(len(images), is_video=False)
     encoded = [encoder.encode_image(data, role) for data, role in zip(images, roles, strict=True)]
+    prompt = encoder.encode_prompt(conversation, [image.view for image in encoded])
+    ids = torch.from_numpy(prompt)[None].to(model.device)
     tiles = [
         normalize_pixels(torch.from_numpy(image.pixels).to(model.device), pixel_stats_of(model.config), model.dtype)
         for image in encoded

@@ -24,6 +24,7 @@ from model.fusion.embedding import (
     decoding_mask,
     embed_packed,
     fuse_inputs,
+    refuse_long_prompts,
     refuse_placeholders,
 )
 from model.fusion.feature_layout import gather_features, join_layouts, sources_of
@@ -228,6 +229,9 @@ class LlavaMetaForCausalLM(_LanguageModel, metaclass=ABCMeta):
 
         Returns:
             New token ids only, without the prompt.
+
+        Raises:
+            ValueError: a prompt is longer than `tokenizer_model_max_length`; it is never cut.
         """
         prompt = inputs if inputs is not None else input_ids
         if prompt is None:
@@ -235,6 +239,7 @@ class LlavaMetaForCausalLM(_LanguageModel, metaclass=ABCMeta):
         if images is None:
             refuse_placeholders(prompt)
         fused = self._fuse(prompt, attention_mask, None, images, image_sizes, padding_side="left")
+        refuse_long_prompts(fused, FusionSettings.of(self.config).max_length)
         return super().generate(  # type: ignore[misc]
             inputs_embeds=fused.inputs_embeds, attention_mask=fused.attention_mask.long(), **kwargs
         )
@@ -248,6 +253,7 @@ class LlavaMetaForCausalLM(_LanguageModel, metaclass=ABCMeta):
         image_sizes: ImageSizes | None,
         padding_side: PaddingSide | None = None,
     ) -> FusedInputs:
+        """Fuse as the config says, or for generation: nothing is cut, padding goes to `padding_side`."""
         features: Tensor | None = None
         slot_sizes: list[int] = []
         if images is not None:
@@ -255,7 +261,7 @@ class LlavaMetaForCausalLM(_LanguageModel, metaclass=ABCMeta):
             features, slot_sizes = self._encode_slots(pixels, images_per_slot, image_sizes)
         settings = FusionSettings.of(self.config)
         if padding_side is not None:
-            settings = settings._replace(padding_side=padding_side)
+            settings = settings._replace(padding_side=padding_side, max_length=None)
         embed = self.get_model().embed_tokens
         return fuse_inputs(embed, input_ids, attention_mask, labels, features, slot_sizes, settings)
 

@@ -96,7 +96,7 @@ ADVICE: dict[Reason, str] = {
     Reason.IMAGE_TOKEN_MISMATCH: "add the missing image or remove the placeholder",
     Reason.NO_SUPERVISED_TOKENS: "shorten the question or raise max_length",
     Reason.TEMPLATE_REFUSED: "change the conversation, or choose one of the built-in templates",
-    Reason.TOO_LONG: "use fewer images or raise max_length",
+    Reason.TOO_LONG: "shorten the text, use fewer images or raise max_length",
     Reason.DECODER_CRASH: "inspect the image with care; it ended the decoding process",
 }
 

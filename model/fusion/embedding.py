@@ -162,6 +162,18 @@ def refuse_placeholders(input_ids: Tensor) -> None:
         )
 
 
+def refuse_long_prompts(fused: FusedInputs, max_length: int | None) -> None:
+    """Raise ValueError if a row is longer than `max_length`: the end that cutting would take is the question."""
+    if max_length is None or fused.attention_mask.shape[1] <= max_length:
+        return
+    lengths = fused.attention_mask.sum(dim=1).tolist()
+    row = max(range(len(lengths)), key=lengths.__getitem__)
+    raise ValueError(
+        f"the prompt of row {row} takes {lengths[row]} tokens, {lengths[row] - max_length} more than the model's "
+        f"tokenizer_model_max_length {max_length}; shorten it or use fewer images"
+    )
+
+
 def _to_host(input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
     if attention_mask is None or attention_mask.shape != input_ids.shape:
         return input_ids.cpu(), None if attention_mask is None else attention_mask.cpu()

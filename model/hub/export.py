@@ -4,7 +4,6 @@ The placeholder -200 becomes a real token `<image>` with a row in both embedding
 image feature, which the processor written here does. What those classes cannot express is refused, never approximated.
 """
 
-import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -28,6 +27,7 @@ from model.hub.hf_classes import (
 from model.hub.hf_names import exported_name
 from model.hub.model_card import model_card
 from model.hub.processor_files import select_strategy, write_json, write_processor
+from model.hub.tokenizer_files import portable, write_tokenizer
 from model.hub.weights import LlavaModel
 from model.llava.llava_config import LlavaFields
 
@@ -59,7 +59,7 @@ def export_transformers(
     kind = check_exportable(model)
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer = portable(tokenizer)
     tokenizer.add_tokens([DEFAULT_IMAGE_TOKEN], special_tokens=True)
     if kind is LLAVA_ONEVISION:
         tokenizer.add_tokens([DEFAULT_VIDEO_TOKEN], special_tokens=True)
@@ -71,7 +71,7 @@ def export_transformers(
     write_json(target / "config.json", _exported_config(model, kind, tokenizer, num_rows))
     if model.generation_config is not None:
         model.generation_config.save_pretrained(target)
-    tokenizer.save_pretrained(target)
+    write_tokenizer(tokenizer, target)
     write_processor(model, kind, target, image_processor, chat_template)
     card = model_card(model, kind, language_model_type(model))
     (target / "README.md").write_text(card, encoding="utf-8")

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 
 from model.hub.export import export_transformers
-from pipeline.assembly.facts import load_tokenizer
-from pipeline.assembly.folder import read_folder_facts, read_recipe
+from pipeline.assembly.folder import read_folder_facts, read_folder_prompt
 from pipeline.assembly.merge import find_model_folder, load_merged, require_empty
-from pipeline.samples.prompt.chat_template import chat_template_of
-from pipeline.samples.prompt.rendering import choose_template
+from pipeline.samples.prompt.jinja_template import JinjaTemplate
+from pipeline.samples.prompt.served_prompt import check_served, served_tokenizer
+from pipeline.samples.prompt.text_tokenizer import TextTokenizer
 
 
 def export_model(source: str | Path, target: str | Path, dtype: torch.dtype = torch.float32) -> None:
@@ -29,12 +29,13 @@ def export_model(source: str | Path, target: str | Path, dtype: torch.dtype = to
         ValueError: none of them expresses the model.
     """
     folder, out = find_model_folder(source), require_empty(target)
-    recipe = read_recipe(folder)
-    tokenizer = load_tokenizer(str(folder))
+    tokenizer, template = read_folder_prompt(folder)
+    check_served(tokenizer, template, TextTokenizer(tokenizer, adds_bos=not isinstance(template, JinjaTemplate)))
+    served = served_tokenizer(tokenizer, template)
     export_transformers(
         load_merged(folder, dtype),
-        tokenizer,
+        served,
         out,
         image_processor=read_folder_facts(folder).image_spec.to_preprocessor_config(),
-        chat_template=chat_template_of(choose_template(recipe["template"], tokenizer)),
+        chat_template=served.get_chat_template(),
     )

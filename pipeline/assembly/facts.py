@@ -8,16 +8,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformers import AutoTokenizer, BaseImageProcessor, PreTrainedTokenizerBase
+from transformers import BaseImageProcessor, PreTrainedTokenizerFast
 
 from model.files.checkpoint_files import read_checkpoint_config
 from model.fusion.resolution import Pinpoints, Resolution, read_resolution
+from model.hub.tokenizer_files import read_tokenizer
 from model.hub.weights import read_llava_config
 from model.llava.vision_tokens import extend_tokenizer
 from model.vision.image_spec import ImageSpec
 from model.vision.projector import num_projected_features
 from model.vision.tower_builder import AnyTower, build_vision_tower
 from pipeline.config import ModelConfig
+from pipeline.samples.prompt.jinja_template import JinjaTemplate
+from pipeline.samples.prompt.templates import Template
+from pipeline.samples.prompt.text_tokenizer import IMAGE_TOKENS
 
 
 class TowerFacts(NamedTuple):
@@ -97,20 +101,16 @@ def read_llava_facts(folder: str) -> TowerFacts:
     return _facts(tower, spec, config.mm_projector_type, config.mm_patch_merge_type)
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     """Load a tokenizer from a folder or hub id, never running code from it.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or none that can be written to another folder without loss.
     """
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except OSError as error:
-        raise ValueError(f"{name}: no tokenizer found ({error}); copy tokenizer.json into that folder") from error
-    return tokenizer
+    return read_tokenizer(name)
 
 
-def read_model_tokenizer(parts: ModelConfig) -> PreTrainedTokenizerBase:
+def read_model_tokenizer(parts: ModelConfig) -> PreTrainedTokenizerFast:
     """Load the tokenizer of a model, with the special tokens around images that the model is to have.
 
     Raises:
@@ -119,6 +119,34 @@ def read_model_tokenizer(parts: ModelConfig) -> PreTrainedTokenizerBase:
     tokenizer = load_tokenizer(parts.language_model)
     extend_tokenizer(tokenizer, with_patch=parts.mm_use_im_patch_token, with_start_end=has_wrapped_images(parts))
     return tokenizer
+
+
+def check_rows(tokenizer: PreTrainedTokenizerFast, template: Template | JinjaTemplate, folder: str) -> None:
+    """Verify that each token that a text, the template or the tokenizer itself can produce has an embedding row.
+
+    Other control tokens may lack one, such as Gemma 3's for images in a model for text. Those around images get theirs
+    when the model is put together.
+
+    Raises:
+        ValueError: tokens without a row.
+    """
+    num_rows = read_checkpoint_config(folder, "model.language_model").get("vocab_size")
+    if not isinstance(num_rows, int):
+        return
+    written = template.source if isinstance(template, JinjaTemplate) else " ".join(template.controls)
+    special = {token_id: token.content for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    roles = set(tokenizer.all_special_ids)
+    unused = {token_id for token_id, text in special.items() if token_id not in roles and text not in written}
+    unused |= {token_id for token_id, text in special.items() if text in IMAGE_TOKENS}
+    lacking = {token_id: text for text, token_id in tokenizer.get_vocab().items() if token_id >= num_rows}
+    wrong = sorted(lacking.keys() - unused)
+    if wrong:
+        named = ", ".join(f"{lacking[token_id]!r} (id {token_id})" for token_id in wrong[:3])
+        raise ValueError(
+            f"{folder}: the tokenizer has more tokens than the model has embedding rows: {num_rows} (vocab_size in "
+            f"config.json), none for {len(wrong)} tokens: {named}{', ...' if len(wrong) > 3 else ''}; give the "
+            "model rows with resize_token_embeddings, or take the tokens out of the tokenizer"
+        )
 
 
 def has_wrapped_images(parts: ModelConfig) -> bool:

@@ -15,11 +15,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
 
 from model.files.adapter import load_projector
 from model.fusion.resolution import Pinpoints
 from model.hub.lora import holds_adapters, load_lora, save_lora
 from model.hub.quantization import Quantization
+from model.hub.tokenizer_files import portable, write_tokenizer
 from model.hub.weights import LlavaModel, build_llava, load_llava, save_llava
 from pipeline.assembly.facts import (
     TowerFacts,
@@ -32,7 +34,11 @@ from pipeline.assembly.facts import (
 )
 from pipeline.config import ConfigError, ExperimentConfig, ModelConfig, load_config
 from pipeline.samples.encode import SampleEncoder
+from pipeline.samples.prompt.ending import answer_as_trained
+from pipeline.samples.prompt.jinja_template import JinjaTemplate
 from pipeline.samples.prompt.rendering import choose_template
+from pipeline.samples.prompt.served_prompt import served_chat_template
+from pipeline.samples.prompt.templates import Template
 from pipeline.stream.prepare import build_encoder
 
 PROJECTOR_FILE = "projector/mm_projector.safetensors"
@@ -59,8 +65,10 @@ def save_model_folder(model: LlavaModel, state: Mapping[str, Tensor], config: Ex
         config: of the run that trained it.
         folder: target.
     """
+    tokenizer = _save_encoding(config, folder, {})
+    answer_as_trained(model, _template_of(config, tokenizer), tokenizer)
+    model.config.tokenizer_model_max_length = config.data.max_length
     save_llava(model, folder, state)
-    _save_encoding(config, folder, {})
 
 
 def save_adapter_folder(
@@ -112,9 +120,12 @@ def assemble_model(
         ConfigError: a model part is missing or cannot be read.
         ValueError: the projector file does not fit.
     """
+    encoder = build_encoder(config)
     model = join_parts(config.model, projector, torch.float32)
     describe_images(model, config.data.image_aspect_ratio, config.data.image_grid_pinpoints)
-    return OpenedModel(_for_inference(model, device), build_encoder(config))
+    model.config.tokenizer_model_max_length = config.data.max_length
+    answer_as_trained(model, encoder.template, read_model_tokenizer(config.model))
+    return OpenedModel(_for_inference(model, device), encoder)
 
 
 def join_parts(
@@ -186,6 +197,9 @@ def load_model_folder(folder: Path, dtype: torch.dtype = torch.float32) -> Llava
         load_lora(model, folder)
     else:
         model = load_llava(folder, dtype)
+    tokenizer, template = read_folder_prompt(folder)
+    answer_as_trained(model, template, tokenizer)
+    model.config.tokenizer_model_max_length = recipe["max_length"]
     return describe_images(model, recipe["image_aspect_ratio"], recipe["image_grid_pinpoints"])
 
 
@@ -223,7 +237,7 @@ def read_recipe(folder: Path) -> dict[str, Any]:
 
 def copy_encoding(source: Path, target: Path) -> None:
     """Copy a model folder's tokenizer, image processor and recipe, without the base that adapters need."""
-    load_tokenizer(str(source)).save_pretrained(str(target))
+    write_tokenizer(load_tokenizer(str(source)), target)
     shutil.copyfile(source / _PROCESSOR, target / _PROCESSOR)
     recipe = {name: value for name, value in read_recipe(source).items() if name != "base"}
     (target / _RECIPE).write_text(json.dumps(recipe, indent=2), encoding="utf-8")
@@ -240,6 +254,18 @@ def read_folder_facts(folder: Path) -> TowerFacts:
     return read_tower_facts(_base_of(folder))
 
 
+def read_folder_prompt(folder: Path) -> tuple[PreTrainedTokenizerFast, Template | JinjaTemplate]:
+    """Read a model folder's tokenizer and the template of its conversations.
+
+    Raises:
+        ConfigError: finetuning did not write the folder.
+        ValueError: there is no tokenizer.
+    """
+    tokenizer = load_tokenizer(str(folder))
+    wraps = has_wrapped_images(_base_of(folder)) if holds_adapters(folder) else folder_wraps_images(str(folder))
+    return tokenizer, choose_template(read_recipe(folder)["template"], tokenizer, wraps_images=wraps)
+
+
 def _base_of(folder: Path) -> ModelConfig:
     recipe = read_recipe(folder)
     if "base" not in recipe:
@@ -251,20 +277,31 @@ def _open_folder(folder: Path, device: str | torch.device) -> OpenedModel:
     recipe = read_recipe(folder)
     facts = read_folder_facts(folder)
     resolution = facts.resolution(recipe["image_aspect_ratio"], recipe["image_grid_pinpoints"])
-    tokenizer = load_tokenizer(str(folder))
-    wraps = has_wrapped_images(_base_of(folder)) if holds_adapters(folder) else folder_wraps_images(str(folder))
-    template = choose_template(recipe["template"], tokenizer, wraps_images=wraps)
+    tokenizer, template = read_folder_prompt(folder)
     encoder = SampleEncoder(tokenizer, template, facts.image_spec, resolution, recipe["max_length"])
     return OpenedModel(_for_inference(load_model_folder(folder), device), encoder)
 
 
-def _save_encoding(config: ExperimentConfig, folder: Path, facts: Mapping[str, Any]) -> None:
-    """Write tokenizer, image processor, and how conversations and images are encoded."""
-    read_model_tokenizer(config.model).save_pretrained(str(folder))
+def _template_of(config: ExperimentConfig, tokenizer: PreTrainedTokenizerFast) -> Template | JinjaTemplate:
+    return choose_template(config.data.template, tokenizer, wraps_images=has_wrapped_images(config.model))
+
+
+def _save_encoding(config: ExperimentConfig, folder: Path, facts: Mapping[str, Any]) -> PreTrainedTokenizerFast:
+    """Write tokenizer, image processor, and how conversations and images are encoded; returns the tokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = read_model_tokenizer(config.model)
+    template = _template_of(config, tokenizer)
+    saved = portable(tokenizer)
+    if isinstance(template, JinjaTemplate):
+        saved.chat_template = template.source
+    else:
+        saved.chat_template = served_chat_template(saved, template, adds_bos=saved.add_bos_token)
+    write_tokenizer(saved, folder)
     processor = json.dumps(read_tower_facts(config.model).image_spec.to_preprocessor_config(), indent=2)
     (folder / _PROCESSOR).write_text(processor, encoding="utf-8")
     recipe = config.data.model_dump(mode="json", include=set(_RECIPE_FIELDS))
     (folder / _RECIPE).write_text(json.dumps(recipe | dict(facts), indent=2), encoding="utf-8")
+    return tokenizer
 
 
 def _for_inference(model: LlavaModel, device: str | torch.device) -> LlavaModel:

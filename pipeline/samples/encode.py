@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from model.fusion.feature_layout import layout_of
 from model.fusion.resolution import ImageView, Resolution, Role
-from pipeline.errors import DataError
+from pipeline.errors import DataError, Reason
 from pipeline.samples.fit import ImageSpec, fit_tiles
 from pipeline.samples.image import ImageLimits, Pixels, decode_image
 from pipeline.samples.prompt.conversation import Conversation
@@ -160,10 +160,25 @@ class SampleEncoder:
         except DataError as error:
             raise error.at(key=key) from None
 
-    def encode_prompt(self, conversation: Conversation) -> Ids:
+    def encode_prompt(self, conversation: Conversation, views: Sequence[ImageView] = ()) -> Ids:
         """Encode a conversation that ends with the user, up to where the answer begins; int64 `[T]`.
+
+        Nothing is cut off: the end of a prompt is the question.
+
+        Args:
+            conversation: ends with the user's turn.
+            views: how its images are shown, which decides how many tokens each takes; without them each counts as one.
 
         Raises:
             ValueError: the last turn is not the user's.
+            DataError: the prompt is longer than `max_length`, or cannot be spelled.
         """
-        return encode_prompt(render_question(conversation, self.template), self.tokenizer)
+        ids = encode_prompt(render_question(conversation, self.template), self.tokenizer)
+        num_tokens = len(ids) + sum(layout_of(self.resolution, view).num_features - 1 for view in views)
+        if self.max_length is not None and num_tokens > self.max_length:
+            raise DataError(
+                Reason.TOO_LONG,
+                f"the prompt takes {num_tokens} tokens, {num_tokens - self.max_length} more than the {self.max_length} "
+                "that the model was trained with (data.max_length)",
+            )
+        return ids

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow.compute as pc
 from rich.console import Console
 
-from pipeline.assembly.facts import has_wrapped_images, read_model_tokenizer, read_tower_facts
+from pipeline.assembly.facts import check_rows, has_wrapped_images, read_model_tokenizer, read_tower_facts
 from pipeline.config import ClusterConfig, ConfigError, ExperimentConfig
 from pipeline.index.budget import check_rejected
 from pipeline.index.dataset import IndexedData, index_data
@@ -25,6 +25,7 @@ from pipeline.plan.sources import Sources
 from pipeline.samples.encode import SampleEncoder
 from pipeline.samples.image import ImageLimits
 from pipeline.samples.prompt.rendering import choose_template
+from pipeline.samples.prompt.served_prompt import check_served
 from pipeline.stream.rank_step import BatchSource
 
 
@@ -113,7 +114,10 @@ def build_encoder(config: ExperimentConfig) -> SampleEncoder:
         resolution = facts.resolution(data.image_aspect_ratio, data.image_grid_pinpoints)
         tokenizer = read_model_tokenizer(config.model)
         template = choose_template(data.template, tokenizer, wraps_images=has_wrapped_images(config.model))
+        check_rows(tokenizer, template, config.model.language_model)
         limits = ImageLimits(max_pixels=data.max_image_pixels)
-        return SampleEncoder(tokenizer, template, facts.image_spec, resolution, data.max_length, limits)
+        encoder = SampleEncoder(tokenizer, template, facts.image_spec, resolution, data.max_length, limits)
+        check_served(tokenizer, template, encoder.tokenizer)
+        return encoder
     except ValueError as error:
         raise ConfigError(f"model: {error}") from error

@@ -1,7 +1,7 @@
 """A conversation template, of either kind, as the Jinja chat template that goes with an exported model.
 
-Chat messages then become the very text that training rendered, with `<image>` where an image belongs. As in published
-LLaVA models the first control token (BOS) is left to the tokenizer.
+Chat messages then become the very text that training rendered, with `<image>` where an image belongs. BOS is part of
+it, since servers do not let the tokenizer add one to a chat.
 """
 
 from __future__ import annotations
@@ -51,22 +51,23 @@ _IMAGES_ONLY: Final = _PARTS + (
 
 _BEFORE_SPACING: Final = "{%- set whole_prompt %}\n"
 _SPACING: Final = (
-    "{%+ endset -%}{%- for piece in whole_prompt.split('<image>') -%}{%- if not loop.first -%}{{ '<image>' }}"
-    "{{ ' ' if piece and piece[0] != ' ' and not piece.startswith(@TOKENS@) else '' }}{%- endif -%}"
-    "{{ piece }}{%- endfor -%}"
+    "{%+ endset -%}{%- for piece in whole_prompt.split('<image>') -%}{{ @BOS@ if loop.first else '<image>' }}"
+    "{%- if (@BOS@ or not loop.first) and piece and piece[0] != ' ' and not piece.startswith(@TOKENS@) -%}"
+    "{{ ' ' }}{%- endif -%}{{ piece }}{%- endfor -%}"
 )
-"""Writes the space that such a tokenizer reads before a text that begins after an image, when it reads it alone."""
+"""Writes the space that such a tokenizer reads before a text after BOS or an image when it reads the text alone."""
 
 
 def chat_template_of(
-    template: Template | JinjaTemplate, *, spaces_images: bool = False, tokens: Collection[str] = ()
+    template: Template | JinjaTemplate, *, bos: str = "", adds_spaces: bool = False, tokens: Collection[str] = ()
 ) -> str:
     """Return the Jinja template that renders chat messages as training renders turns.
 
     Args:
         template: of the training conversations.
-        spaces_images: write a space between an image and a text after it, for a tokenizer that puts one before the
-            first text only, while training reads each text between images as a first one.
+        bos: what training puts before the whole, beyond what the template writes.
+        adds_spaces: write a space between an image, or `bos`, and a text after it, for a tokenizer that puts one before
+            the first text only: training reads each text between images as a first one.
         tokens: all tokens that the tokenizer finds before it splits text; none of them is text.
     """
     image = _literal("<image>".join(template.around_image))
@@ -74,10 +75,10 @@ def chat_template_of(
         source = (_TEXTS + _CONTENT + _FLATTEN).replace(_IMAGE, image) + template.source.removesuffix("\n")
     else:
         source = _jinja_of(template).replace(_IMAGE, image)
-    if not spaces_images:
-        return source
+    if not adds_spaces:
+        return _written(bos) + source
     known = "".join(f"{_literal(token)}, " for token in sorted(tokens))
-    return _BEFORE_SPACING + source + _SPACING.replace("@TOKENS@", f"({known})")
+    return _BEFORE_SPACING + source + _SPACING.replace("@TOKENS@", f"({known})").replace("@BOS@", _literal(bos))
 
 
 def _jinja_of(template: Template) -> str:

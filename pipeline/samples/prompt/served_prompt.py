@@ -32,6 +32,8 @@ _ANSWERS: Final = ("red", "There are three cubes.\nYes.", "\u00c9 um c\u00edrcul
 def served_tokenizer(tokenizer: PreTrainedTokenizerBase, template: Template | JinjaTemplate) -> PreTrainedTokenizerFast:
     """Return the tokenizer of the exported folder: with `<image>`, the chat template, and the template's end as EOS.
 
+    The chat template writes BOS and the tokenizer adds none, so that a prompt has one whichever way it is made.
+
     Args:
         tokenizer: as `read_tokenizer` returns it.
         template: of the training conversations, made with this tokenizer.
@@ -46,10 +48,36 @@ def served_tokenizer(tokenizer: PreTrainedTokenizerBase, template: Template | Ji
         source.pad_token = tokenizer.unk_token or tokenizer.eos_token or source.eos_token
     source.padding_side = "left"  # answers of a batch continue its prompts
     source.chat_template = None
-    # a tokenizer's own template writes BOS or leaves it out; a processor would add what is left out
-    served = portable(source, adds_bos=False if isinstance(template, JinjaTemplate) else None)
-    served.chat_template = _chat_template(served, template)
+    served = portable(source, adds_bos=False)
+    adds_bos = source.add_bos_token and not isinstance(template, JinjaTemplate)
+    served.chat_template = served_chat_template(served, template, adds_bos=adds_bos)
     return served
+
+
+def served_chat_template(
+    tokenizer: PreTrainedTokenizerFast, template: Template | JinjaTemplate, *, adds_bos: bool
+) -> str:
+    """Return the Jinja template that makes, with a tokenizer, the prompts of a run.
+
+    Args:
+        tokenizer: reads what the template writes; without `<image>` it can read conversations without images.
+        template: of the training conversations.
+        adds_bos: whether training puts BOS before what the template writes.
+    """
+    backend = tokenizer.backend_tokenizer
+    tokens = [token.content for token in tokenizer.added_tokens_decoder.values()]
+    alone = backend.encode("a", add_special_tokens=False).ids
+    adds_spaces = any(
+        backend.encode(f"{token}a", add_special_tokens=False).ids[1:] != alone
+        for token in (DEFAULT_IMAGE_TOKEN, tokenizer.bos_token)
+        if token in tokens
+    )
+    bos = str(tokenizer.bos_token) if adds_bos else ""
+    text = chat_template_of(template, bos=bos, adds_spaces=adds_spaces, tokens=tokens)
+    if not isinstance(template, JinjaTemplate):
+        return text
+    given = tokenizer.special_tokens_map
+    return pin_variables(text, {name: value for name, value in template.variables if given.get(name) != value})
 
 
 def served_ids(served: PreTrainedTokenizerFast, conversation: Conversation, *, prompt: bool) -> list[int]:
@@ -80,7 +108,7 @@ def check_served(
         ValueError: a conversation gets other ids in one of them.
     """
     served = served_tokenizer(tokenizer, template)
-    image_id = served.convert_tokens_to_ids(DEFAULT_IMAGE_TOKEN)
+    image_id = cast(int, served.convert_tokens_to_ids(DEFAULT_IMAGE_TOKEN))
     where = f"template {template.name!r} with the tokenizer of {tokenizer.name_or_path or 'this run'}"
     advice = "choose another data.template or another tokenizer"
     for conversation in _probes(template):
@@ -100,18 +128,6 @@ def check_served(
             if found != expected:
                 difference = _difference(served, expected, found)
                 raise ValueError(f"{where}: an exported model would be asked with other tokens: {difference}; {advice}")
-
-
-def _chat_template(served: PreTrainedTokenizerFast, template: Template | JinjaTemplate) -> str:
-    backend = served.backend_tokenizer
-    alone = backend.encode("a", add_special_tokens=False).ids
-    after_image = backend.encode(f"{DEFAULT_IMAGE_TOKEN}a", add_special_tokens=False).ids[1:]
-    tokens = [token.content for token in served.added_tokens_decoder.values()]
-    text = chat_template_of(template, spaces_images=alone != after_image, tokens=tokens)
-    if not isinstance(template, JinjaTemplate):
-        return text
-    given = served.special_tokens_map
-    return pin_variables(text, {name: value for name, value in template.variables if given.get(name) != value})
 
 
 def _make_plain(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -27,9 +27,7 @@ from pipeline.samples.prompt.conversation import Span
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_IMAGE_TOKENS = frozenset(
-    (DEFAULT_IMAGE_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN)
-)
+IMAGE_TOKENS = frozenset((DEFAULT_IMAGE_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN))
 
 Ids = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
@@ -203,7 +201,7 @@ def _plain_definition(backend: Tokenizer) -> dict[str, Any]:
 
 
 def _is_control(entry: dict[str, Any]) -> bool:
-    return bool(entry["special"]) or entry["content"] in _IMAGE_TOKENS
+    return bool(entry["special"]) or entry["content"] in IMAGE_TOKENS
 
 
 def _without_first_prefix(node: Any) -> Any:

@@ -21,9 +21,10 @@ from model.fusion.feature_layout import layout_of
 from model.fusion.packed import pack_images
 from model.vision.pixels import normalize_pixels, pixel_stats_of
 from pipeline.assembly.folder import OpenedModel
+from pipeline.errors import DataError
 from pipeline.samples.encode import EncodedImage, EncodedSample, SampleEncoder
 from pipeline.samples.prompt.conversation import Conversation
-from pipeline.samples.prompt.ending import ending_of
+from pipeline.samples.prompt.ending import answer_as_trained
 from pipeline.tools.evaluation.questions import EvaluationSample, questions_and_answers
 from pipeline.tools.evaluation.scores import Answer, Evaluation
 
@@ -68,7 +69,7 @@ def evaluate(
         settings: how to evaluate.
 
     Raises:
-        DataError: a sample cannot be decoded or encoded; names it.
+        DataError: a sample cannot be decoded or encoded, or a prompt is longer than a training sample; names it.
         ValueError: no samples.
     """
     if not samples:
@@ -122,9 +123,12 @@ def _prompts(encoder: SampleEncoder, entry: EvaluationSample, images: tuple[Enco
     asked = questions_and_answers(entry.sample.conversation)
     for number, (kind, (question, expected)) in enumerate(zip(entry.kinds, asked, strict=True)):
         conversation = Conversation(turns[: first_answer + 2 * number])
-        input_ids = torch.from_numpy(encoder.encode_prompt(conversation))
-        answer = Answer(entry.sample.key, number, kind, len(entry.sample.images), question.strip(), expected, given="")
         shown = images[: conversation.num_images]
+        try:
+            input_ids = torch.from_numpy(encoder.encode_prompt(conversation, [image.view for image in shown]))
+        except DataError as error:
+            raise error.at(key=entry.sample.key) from None
+        answer = Answer(entry.sample.key, number, kind, len(entry.sample.images), question.strip(), expected, given="")
         features = sum(layout_of(encoder.resolution, image.view).num_features for image in shown)
         yield _Prompt(answer, input_ids, shown, len(input_ids) + features)
 
@@ -146,7 +150,7 @@ def _generate(
     opened: OpenedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[_Prompt], max_new_tokens: int
 ) -> list[str]:
     model = opened.model
-    ending = ending_of(opened.encoder.template, tokenizer)
+    ending = answer_as_trained(model, opened.encoder.template, tokenizer)
     options = ending.generation_options(tokenizer)
     rows = [prompt.input_ids for prompt in prompts]
     input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=float(options["pad_token_id"]))
