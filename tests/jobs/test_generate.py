@@ -47,7 +47,7 @@ class Recorder:
     dtype = torch.float32
 
     def __init__(self, opened: OpenedModel, new_ids: list[int]) -> None:
-        self.config = opened.model.config
+        self.config, self.generation_config = opened.model.config, opened.model.generation_config
         self.new_ids = new_ids
         self.ids, self.images = torch.empty(0), [torch.empty(0)]
 

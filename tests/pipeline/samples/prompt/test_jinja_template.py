@@ -47,7 +47,7 @@ THINKS = CHATML.replace(
     "m['content'] +",
     "('<think>\n\n</think>\n\n' if m['role'] == 'assistant' and loop.last else '') + m['content'] +",
 )
-OWN = {"as_read": CHATML, "tagged": TAGGED, "trims": LLAMA_3, "mistral": MISTRAL, "thinks": THINKS}
+OWN = {"as_read": CHATML, "tagged": TAGGED, "trims": LLAMA_3, "mistral": MISTRAL}
 ENDS = dict.fromkeys(OWN, "<|im_end|>") | {"trims": "<|eot_id|>", "mistral": "</s>"}
 ALL = OWN | {name: chat_template_of(template) for name, template in TEMPLATES.items() if template.end_of_answer}
 
@@ -88,7 +88,7 @@ def test_ids_are_those_that_the_tokenizer_itself_makes(name: str) -> None:
     assert prompt.tolist() == tokenizer.apply_chat_template(
         messages(asked), add_generation_prompt=True, return_dict=False
     )
-    assert prompt.tolist() == ids[: len(prompt)].tolist() or name == "thinks"
+    assert prompt.tolist() == ids[: len(prompt)].tolist()
 
 
 texts = st.lists(st.sampled_from(["dog", "red ball", " ", "\n", "ball?", *CONTROLS]), min_size=1, max_size=4).map(
@@ -111,8 +111,6 @@ def test_answers_and_their_ends_are_learnt_and_nothing_else(name: str, rounds: l
     if name in OWN:
         said = [answer.strip() if name in ("trims", "mistral") else answer for _, answer, _ in rounds]
         parts = [(" " if name == "mistral" else "") + answer + ENDS[name] for answer in said]
-        if name == "thinks":
-            parts[-1] = "<think>\n\n</think>\n\n" + parts[-1]
         assert learnt == "".join(parts)
     else:
         ours = render(Conversation(tuple(turns)), TEMPLATES[name])
@@ -137,15 +135,52 @@ def test_wrapping_tokens_stand_around_every_image_and_are_never_learnt() -> None
     [
         (CHATML.replace("m['content']", "m['content'] | upper + m['content']"), "drops, repeats or reorders"),
         (CHATML.replace("<|im_end|>", "###"), "no control token follows an answer"),
-        (CHATML.replace("assistant\n' }}{% endif %}", "assistant:' }}{% endif %}"), "prompt for an answer"),
+        (CHATML.replace("assistant\n' }}{% endif %}", "assistant:' }}{% endif %}"), "prompt for answer 1"),
         (TAGGED.replace("== 'assistant'", "== 'user'"), "tags what the user says wrongly"),
-        (TAGGED.replace(" + '<|im_end|>' }}{% endg", " }}{% endg"), "without a control token"),
+        (
+            TAGGED.replace("+ '<|im_end|>' }}{% endg", "}}{% endg").replace("n %}{% el", "n %}{{ '<|im_end|>' }}{% el"),
+            "without a control token",
+        ),
+        (THINKS, "makes '<think>.*' part of an answer"),
+        (CHATML.replace("+ '<|im_end|>'", "+ ' (end)' + '<|im_end|>'"), r"makes '\(end\)' part of an answer"),
         ("{{ raise_exception('never') }}", "it says: never"),
     ],
 )
 def test_template_that_cannot_be_trained_with_is_refused(source: str, message: str) -> None:
     with pytest.raises(ValueError, match=f"cannot be trained with.*{message}"):
         read_jinja_template(tokenizer_with(source))
+
+
+HYBRID = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+    "{% if m['role'] == 'assistant' and loop.last %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+    "{{ m['content'] + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+    "{% if enable_thinking is defined and enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+    "{% endif %}"
+)
+"""Thinks before an answer unless told not to, and writes no thoughts into earlier answers, as Qwen 3 does."""
+
+
+def test_template_that_can_think_is_asked_not_to_and_its_empty_thoughts_are_never_learnt() -> None:
+    template = read_jinja_template(tokenizer_with(HYBRID))
+    spans = render_jinja(talk(("u", "q"), ("a", "red")), template)
+    assert written(spans).endswith("assistant\n<think>\n\n</think>\n\nred<|im_end|>\n")
+    assert "".join(span.text for span in spans if span.supervised) == "red<|im_end|>"
+    asked = written(render_jinja_prompt(talk(("u", "q")), template))
+    assert written(spans) == asked + "red<|im_end|>\n"
+    with pytest.raises(DataError, match="prompt for answer 1 is not what precedes that answer") as refused:
+        render_jinja(talk(("u", "q"), ("a", "red"), ("u", "and?"), ("a", "blue")), template)
+    assert refused.value.reason is Reason.TEMPLATE_REFUSED
+
+
+def test_header_that_a_template_tags_as_generated_is_still_prompt() -> None:
+    tagged = TAGGED.replace("{{ '<|im_start|>' + m['role'] + '\n' }}{% if m", "{% if m").replace(
+        "{% generation %}{{ m", "{% generation %}{{ '<|im_start|>assistant\n' + m"
+    )
+    tagged = tagged.replace("{% else %}{{ m", "{% else %}{{ '<|im_start|>' + m['role'] + '\n' + m")
+    template = read_jinja_template(tokenizer_with(tagged))
+    spans = render_jinja(talk(("u", "q"), ("a", "red"), ("u", "and?"), ("a", "blue")), template)
+    assert "".join(span.text for span in spans if span.supervised) == "red<|im_end|>blue<|im_end|>"
 
 
 def test_conversation_that_a_template_rewrites_or_refuses_is_rejected() -> None:
@@ -165,6 +200,10 @@ def test_tokenizer_without_chat_template_is_refused() -> None:
 
 def test_today_is_the_same_every_day() -> None:
     dated = copy.copy(CHATML).replace("{% for", "{{ strftime_now('%d %b %Y') }}{% for", 1)
-    assert written(render_jinja(talk(("u", "q"), ("a", "b")), read_jinja_template(tokenizer_with(dated)))).startswith(
-        "26 Jul 2024<|im_start|>"
+    template = read_jinja_template(tokenizer_with(dated))
+    assert written(render_jinja(talk(("u", "q"), ("a", "b")), template)).startswith("26 Jul 2024<|im_start|>")
+    other = tokenizer_with(dated.replace("%d %b %Y", "%Y-%m-%d, a %A"))
+    assert written(render_jinja(talk(("u", "q"), ("a", "b")), read_jinja_template(other))).startswith(
+        "2024-07-26, a Friday<|im_start|>"
     )
+    assert read_jinja_template(tokenizer_with(template.source)).source == template.source  # pinned once
