@@ -51,6 +51,7 @@ class Reason(StrEnum):
     IMAGE_TOKEN_MISMATCH = "image_token_mismatch"
     NO_SUPERVISED_TOKENS = "no_supervised_tokens"
     TEMPLATE_REFUSED = "template_refused"
+    NOT_A_CAPTION = "not_a_caption"
     TOO_LONG = "too_long"
     DECODER_CRASH = "decoder_crash"
 
@@ -96,6 +97,7 @@ ADVICE: dict[Reason, str] = {
     Reason.IMAGE_TOKEN_MISMATCH: "add the missing image or remove the placeholder",
     Reason.NO_SUPERVISED_TOKENS: "shorten the question or raise max_length",
     Reason.TEMPLATE_REFUSED: "change the conversation, or choose one of the built-in templates",
+    Reason.NOT_A_CAPTION: "give the sample one caption, or set data.template to one for conversations",
     Reason.TOO_LONG: "shorten the text, use fewer images or raise max_length",
     Reason.DECODER_CRASH: "inspect the image with care; it ended the decoding process",
 }

@@ -144,7 +144,7 @@ def check_rows(tokenizer: PreTrainedTokenizerFast, template: Template | JinjaTem
         named = ", ".join(f"{lacking[token_id]!r} (id {token_id})" for token_id in wrong[:3])
         raise ValueError(
             f"{folder}: the tokenizer has more tokens than the model has embedding rows: {num_rows} (vocab_size in "
-            f"config.json), none for {len(wrong)} tokens: {named}{', ...' if len(wrong) > 3 else ''}; give the "
+            f"config.json), none for {named}{f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''}; give the "
             "model rows with resize_token_embeddings, or take the tokens out of the tokenizer"
         )
 

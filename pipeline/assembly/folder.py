@@ -25,6 +25,7 @@ from model.hub.tokenizer_files import portable, write_tokenizer
 from model.hub.weights import LlavaModel, build_llava, load_llava, save_llava
 from pipeline.assembly.facts import (
     TowerFacts,
+    check_rows,
     folder_wraps_images,
     has_wrapped_images,
     load_tokenizer,
@@ -278,6 +279,7 @@ def _open_folder(folder: Path, device: str | torch.device) -> OpenedModel:
     facts = read_folder_facts(folder)
     resolution = facts.resolution(recipe["image_aspect_ratio"], recipe["image_grid_pinpoints"])
     tokenizer, template = read_folder_prompt(folder)
+    check_rows(tokenizer, template, _base_of(folder).language_model if holds_adapters(folder) else str(folder))
     encoder = SampleEncoder(tokenizer, template, facts.image_spec, resolution, recipe["max_length"])
     return OpenedModel(_for_inference(load_model_folder(folder), device), encoder)
 

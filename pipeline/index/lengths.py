@@ -37,7 +37,7 @@ TOKEN_SCHEMA = pa.schema(
     ]
 )
 
-_FORMAT = 3
+_FORMAT = 4
 """Raised whenever the meaning of a column changes; what another version counted is counted again."""
 _COUNTS = "token_counts"
 _COLUMNS = ["key", "kind", "members", "image_heights", "image_widths"]

@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from model.fusion.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN
+from pipeline.errors import DataError, Reason
 from pipeline.samples.prompt.conversation import Conversation, Span, render, render_prompt
 from pipeline.samples.prompt.jinja_template import JinjaTemplate, read_jinja_template, render_jinja, render_jinja_prompt
 from pipeline.samples.prompt.templates import Template, get_template
@@ -40,11 +41,27 @@ def render_conversation(conversation: Conversation, template: Template | JinjaTe
     """Render a complete conversation for training.
 
     Raises:
-        DataError: a Jinja template refuses it.
+        DataError: a Jinja template refuses it, or template `plain` is given more than images and their caption.
     """
     if isinstance(template, JinjaTemplate):
         return render_jinja(conversation, template)
+    if not template.keeps_user_text:
+        _check_caption(conversation)
     return render(conversation, template)
+
+
+def _check_caption(conversation: Conversation) -> None:
+    """Refuse what would leave an answer without the question that it answers."""
+    num_spoken = sum(turn.role != "system" for turn in conversation.turns)
+    if num_spoken != 2:
+        what = f"{num_spoken} turns"
+    elif not conversation.num_images:
+        what = "no image"
+    else:
+        return
+    raise DataError(
+        Reason.NOT_A_CAPTION, f"{what}, but template plain leaves out what the user says: expected images and a caption"
+    )
 
 
 def render_question(conversation: Conversation, template: Template | JinjaTemplate) -> list[Span]:

@@ -164,8 +164,9 @@ def test_token_columns_align_with_the_index(index: ShardIndex, tmp_path: Path) -
 
 def test_token_columns_give_samples_this_encoder_cannot_use_their_reason(index: ShardIndex, tmp_path: Path) -> None:
     table = build_token_columns(index, make_encoder("plain", max_length=9, features=4), cache_dir=tmp_path)
-    assert table["reason"].to_pylist() == ["", "missing_image", "too_long", "", ""]
+    assert table["reason"].to_pylist() == ["", "missing_image", "too_long", "not_a_caption", ""]
     assert "3 images of 12 features" in table["detail"][2].as_py()
+    assert table["detail"].to_pylist()[3].startswith("no image, but template plain leaves out what the user says")
 
 
 def test_token_columns_are_cached_per_encoder_and_rebuilt_when_damaged(
