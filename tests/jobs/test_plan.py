@@ -49,7 +49,13 @@ def test_plan_says_that_the_run_would_be_refused_and_what_never_takes_effect(
         "bad": {"shards": [str(broken), *shards["finetune"]], "weight": 1},
     }
     change = "data.mix_changes=[{from_step: 7, weights: {good: 1, bad: 2}}]"
-    overrides = ["data.shards=[]", f"data.sources={json.dumps(sources)}", "data.max_rejected_in_a_row=0", change]
+    overrides = [
+        "data.shards=[]",
+        f"data.sources={json.dumps(sources)}",
+        "data.max_rejected_in_a_row=0",
+        "data.template=v1",
+        change,
+    ]
     ended = run_command("plan", "-c", str(write_config("run")), *overrides)
     assert ended.exit_code in (None, 0)
     assert "a run on these data would be refused: 1 of 123 samples are unusable" in " ".join(ended.output.split())
