@@ -35,8 +35,9 @@ def read_tokenizer(name: str) -> PreTrainedTokenizerFast:
     try:
         tokenizer = _class_for(name, only_sentencepiece).from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError) as error:
+        why = str(error).strip().partition("\n")[0]
         raise ValueError(
-            f"{name}: no tokenizer found ({error}); expected tokenizer.json, or tokenizer.model of SentencePiece, with "
+            f"{name}: no tokenizer found ({why}); expected tokenizer.json, or tokenizer.model of SentencePiece, with "
             "tokenizer_config.json"
         ) from error
     made = portable(tokenizer)

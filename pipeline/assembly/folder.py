@@ -262,9 +262,9 @@ def read_folder_prompt(folder: Path) -> tuple[PreTrainedTokenizerFast, Template 
         ConfigError: finetuning did not write the folder.
         ValueError: there is no tokenizer.
     """
-    tokenizer = load_tokenizer(str(folder))
+    recipe, tokenizer = read_recipe(folder), load_tokenizer(str(folder))
     wraps = has_wrapped_images(_base_of(folder)) if holds_adapters(folder) else folder_wraps_images(str(folder))
-    return tokenizer, choose_template(read_recipe(folder)["template"], tokenizer, wraps_images=wraps)
+    return tokenizer, choose_template(recipe["template"], tokenizer, wraps_images=wraps)
 
 
 def _base_of(folder: Path) -> ModelConfig:
