@@ -80,3 +80,25 @@ def test_config_shown_in_own_data_is_valid(tmp_path: Path) -> None:
                 del sections["data"]["shards"]
         path.write_text(yaml.safe_dump(sections), encoding="utf-8")
         load_config(path, [])
+
+
+SOURCE_PATH = re.compile(r"`((?:model|pipeline|jobs|benchmarks|tests|docs)/[\w./*-]*)`")
+MODULE_NAME = re.compile(r"`(?:python -m )?((?:model|pipeline|jobs|benchmarks)(?:\.\w+)+)")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_and_modules_named_exist(page: Path) -> None:
+    """Settings such as `model.vision_tower` begin like modules, so of dotted names only two levels of code count."""
+    text = page.read_text(encoding="utf-8")
+    assert [name for name in SOURCE_PATH.findall(text) if not list(ROOT.glob(name.rstrip("/")))] == []
+    missing = []
+    for name in MODULE_NAME.findall(text):
+        parts = name.split(".")
+        if (ROOT / parts[0] / parts[1]).exists() or (ROOT / parts[0] / f"{parts[1]}.py").exists():
+            module = ROOT.joinpath(*parts)
+            parent = module.parent  # a public name of a module
+            if not (module.exists() or module.with_suffix(".py").exists() or parent.with_suffix(".py").exists()):
+                missing.append(name)
+        elif parts[0] != "model":
+            missing.append(name)
+    assert missing == []

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 _ROOT = Path(__file__).parents[2]
 _PACKAGES = ("jobs", "pipeline", "model")
@@ -35,12 +36,19 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Point links from docs/ to files in the repository root at the pages generated from them."""
+    for name, target in _ROOT_PAGES.items():
+        markdown = markdown.replace(f"](../{name}", f"]({target}")
+    return markdown
+
+
 def _with_site_links(text: str) -> str:
     """Rewrite links of a page in the repository root to the places that the site has."""
     text = re.sub(r"\]\(docs/", "](", text)
     text = text.replace("](benchmarks)", "](benchmarks/README.md)")
     for name, page in _ROOT_PAGES.items():
-        text = text.replace(f"]({name})", f"]({page})")
+        text = text.replace(f"]({name}", f"]({page}")
     return text
 
 
