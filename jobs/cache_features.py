@@ -11,19 +11,21 @@ def run(config: ConfigOption, overrides: OverridesArgument = None) -> None:
     experiment = read_config(config, overrides).with_absolute_paths()
     console = output_console()
 
+    from pipeline.assembly.encoder import build_encoder
     from pipeline.features.filling import fill_cache
-    from pipeline.index.dataset import index_data
-    from pipeline.stream.prepare import build_encoder, choose_run_map
+    from pipeline.launch.prepare import index_run
+    from pipeline.launch.run_maps import choose_run_map
 
-    encoder = build_encoder(experiment)
-    data = index_data(experiment, encoder, console=console, run_map=choose_run_map(experiment.cluster))
+    encoder = build_encoder(experiment.model, experiment.data)
+    data = index_run(experiment, encoder, console, choose_run_map(experiment.cluster))
     columns = (TextColumn("computing features, shards"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=None)
         report = fill_cache(
-            experiment,
+            experiment.recipe,
             data.index,
             encoder,
+            use_gpu=experiment.cluster.use_gpu,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
     console.print(

@@ -16,7 +16,7 @@ from pipeline.config import ClusterConfig, ConfigError
 from pipeline.errors import Reason
 
 if TYPE_CHECKING:  # torch takes seconds to load; usage errors need not wait for it
-    from pipeline.index.index import RunMap
+    from pipeline.parallel.run_map import RunMap
     from pipeline.tools.convert.run import Conversion
 
 _MAX_LISTED = 10

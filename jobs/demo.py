@@ -19,7 +19,7 @@ from pipeline.tools.demo.backbone_folders import LANGUAGE_MODEL, TOWER
 
 if TYPE_CHECKING:  # torch takes seconds to load; usage errors need not wait for it
     from pipeline.tools.demo.results import Point, Row
-    from pipeline.tools.demo.session import DemoResult
+    from pipeline.tools.demo.session import DemoResult, DemoStage
 
 Out = Annotated[Path, typer.Option(help="Folder for shards, runs and the report; the same folder continues a demo.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[a.b=c]...", help="Changes to both stages' configs.")]
@@ -32,9 +32,23 @@ def run(out: Out = Path("runs/demo"), overrides: Overrides = None) -> None:
     pretrain, finetune = _configs(out, overrides or [])
     from pipeline.tools.demo.session import run_demo
 
-    result = run_demo(pretrain, finetune, out, console)
+    result = run_demo(_stage(pretrain, console), _stage(finetune, console), out, console)
     console.print(build_table(result.points, result.rows))
     _print_where_to_look(console, result, time.monotonic() - started)
+
+
+def _stage(config: ExperimentConfig, console: Console) -> "DemoStage":
+    from pipeline.launch.run import run_training, tracked_run
+    from pipeline.tools.demo.session import DemoStage
+
+    return DemoStage(
+        run_dir=Path(config.run_dir),
+        seed=config.seed,
+        model=config.model,
+        data=config.data,
+        train=lambda: run_training(config, console),
+        tracked=tracked_run(config) if config.tracking.enabled else None,
+    )
 
 
 def build_table(points: "list[Point]", rows: "list[Row]") -> Table:

@@ -44,20 +44,21 @@ def examine(config: ExperimentConfig) -> list[Finding]:
     )
     from pipeline.tools.doctor.services import check_ray, check_tracking
 
-    findings = _examine("run folder", lambda: check_file_system(Path(config.run_dir)))
+    run_dir, parts, checkpoint = Path(config.run_dir), config.model, config.checkpoint
+    findings = _examine("run folder", lambda: check_file_system(run_dir))
     if not any(finding.check == "run folder" for finding in findings):
-        findings += _examine("config", lambda: check_resume(config))
-        findings += _examine("checkpoint folder", lambda: check_checkpoint_folder(config))
-        findings += _examine("disk space", lambda: check_disk(config))
-        findings += _examine("checkpoints", lambda: check_checkpoints(config))
-    findings += _examine("index", lambda: check_index(config))
-    findings += _examine("tokenizer and template", lambda: check_encoder(config))
-    findings += _examine("language model", lambda: check_weights(config))
-    findings += _examine("projector", lambda: check_projector(config))
+        findings += _examine("config", lambda: check_resume(run_dir, checkpoint, config.to_record()))
+        findings += _examine("checkpoint folder", lambda: check_checkpoint_folder(run_dir, checkpoint))
+        findings += _examine("disk space", lambda: check_disk(config.recipe, run_dir, checkpoint))
+        findings += _examine("checkpoints", lambda: check_checkpoints(run_dir, checkpoint))
+    findings += _examine("index", lambda: check_index(parts, config.data, run_dir))
+    findings += _examine("tokenizer and template", lambda: check_encoder(parts, config.data))
+    findings += _examine("language model", lambda: check_weights(parts))
+    findings += _examine("projector", lambda: check_projector(parts))
     ray = _examine("Ray", lambda: check_ray(config.cluster))
     if any(finding.check.startswith("Ray node") for finding in ray):
         ray += _examine("Ray token", partial(check_token, os.environ))
-    return [*findings, *ray, *_examine("MLflow", lambda: check_tracking(config))]
+    return [*findings, *ray, *_examine("MLflow", lambda: check_tracking(config.tracking, run_dir))]
 
 
 def _examine(name: str, check: Callable[[], Finding | list[Finding]]) -> list[Finding]:

@@ -35,7 +35,7 @@ def run(
     """Measure a model; every figure also with blanked images: what stays right was not read off an image."""
     from pipeline.assembly.facts import load_tokenizer
     from pipeline.assembly.folder import open_model
-    from pipeline.index.index import build_index
+    from pipeline.index.build import build_index
     from pipeline.shards.listing import expand_shards
     from pipeline.tools.evaluation.questions import read_evaluation_samples
     from pipeline.tools.evaluation.run import EvaluationSettings, evaluate

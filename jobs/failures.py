@@ -12,7 +12,7 @@ from pipeline.parallel.stop_signals import StopRequestedError
 EXIT_CODES = {
     "pipeline.config.load.ConfigError": 2,
     "pipeline.errors.DataError": 3,
-    "pipeline.training.measures.bookkeeping.RejectedBudgetError": 3,
+    "pipeline.training.bookkeeping.RejectedBudgetError": 3,
     "pipeline.training.measures.metrics.LedgerError": 4,
     "pipeline.checkpoint.manifest.CheckpointError": 4,
     "pipeline.stream.rank_step.PlanMismatchError": 4,

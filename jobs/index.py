@@ -33,10 +33,12 @@ def run(config: ConfigOption, overrides: OverridesArgument = None, report: Repor
     experiment = read_config(config, overrides).with_absolute_paths()
     console = output_console()
 
+    from pipeline.assembly.encoder import build_encoder
     from pipeline.index.budget import describe_excess
-    from pipeline.index.dataset import index_data, index_folder
+    from pipeline.index.dataset import index_folder
     from pipeline.index.rejected import list_rejected
-    from pipeline.stream.prepare import build_encoder, choose_run_map
+    from pipeline.launch.prepare import index_run
+    from pipeline.launch.run_maps import choose_run_map
     from pipeline.tools.inspect.locate import short_names
     from pipeline.tools.inspect.prompt import visible
 
@@ -44,7 +46,7 @@ def run(config: ConfigOption, overrides: OverridesArgument = None, report: Repor
         _check_report(report)
 
     run_map = choose_run_map(experiment.cluster)
-    data = index_data(experiment, build_encoder(experiment), console=console, run_map=run_map)
+    data = index_run(experiment, build_encoder(experiment.model, experiment.data), console, run_map)
     index, tokens = data.index, data.tokens
     rejected = list_rejected(index, tokens)
     console.print(summary_table(index, tokens))
@@ -52,7 +54,7 @@ def run(config: ConfigOption, overrides: OverridesArgument = None, report: Repor
         console.print(rejected_table(rejected[:_MAX_LISTED], len(rejected), short_names(index)))
     for sentence in passed_over(experiment.data.shards_by_source, index.passed_over()):
         console.print(Text(f"passed over: {visible(sentence)}", style="yellow"), soft_wrap=True)
-    console.print(f"index: {index_folder(experiment)}, fingerprint {index.fingerprint[:12]}")
+    console.print(f"index: {index_folder(experiment.data, experiment.run_dir)}, fingerprint {index.fingerprint[:12]}")
     if report is not None:
         report.write_text("".join(json.dumps(row._asdict()) + "\n" for row in rejected), encoding="utf-8")
         console.print(f"{len(rejected)} rejected samples listed in {report}")

@@ -55,8 +55,6 @@ def run(
         raise ConfigError("--sample and --step show different things; give one of them")
     console = output_console()
 
-    from pipeline.tools.inspect.session import open_inspection
-
     inspection = open_inspection(experiment, console=console, num_ranks=workers or experiment.cluster.max_workers)
     if sample is not None:
         name, html = _show_sample(inspection, sample, console)
@@ -70,6 +68,38 @@ def run(
     console.print(f"page: {path} ({path.stat().st_size / 1e6:.1f} MB, one file)", highlight=False)
 
 
+def open_inspection(config: ExperimentConfig, *, console: Console, num_ranks: int) -> "Inspection":
+    """Index what is not indexed yet, plan, and return both for looking at.
+
+    Raises:
+        ConfigError: model parts or shards do not exist.
+        OSError: storage failed.
+    """
+    from pipeline.assembly.encoder import build_encoder
+    from pipeline.launch.prepare import index_run
+    from pipeline.launch.run_maps import choose_run_map
+    from pipeline.stream.prepare import plan_run
+    from pipeline.stream.refused import read_refused
+    from pipeline.tools.inspect.page import RunLabel
+    from pipeline.tools.inspect.sample_view import Inspected
+    from pipeline.tools.inspect.session import Inspection
+
+    config = config.with_absolute_paths()
+    encoder = build_encoder(config.model, config.data)
+    lenient = config.model_copy(update={"data": config.data.model_copy(update={"on_bad_shard": "quarantine"})})
+    data = index_run(lenient, encoder, console, choose_run_map(config.cluster))
+    plan, no_plan = None, ""
+    try:
+        plan = plan_run(config.data, config.training, config.seed, data, encoder)
+    except ValueError as error:  # of the data, which is what to look at
+        no_plan = str(error)
+    run_dir = Path(config.run_dir)
+    refused = {} if plan is None else read_refused(run_dir, plan.data_fingerprint)
+    inspected = Inspected(data.index, data.tokens, encoder, refused)
+    label = RunLabel(config.name, config.stage, config.data.template, config.training.micro_batch_tokens)
+    return Inspection(label, run_dir, config.checkpoint, config.to_record(), inspected, plan, num_ranks, no_plan)
+
+
 def _show_overview(inspection: "Inspection", num_samples: int, console: Console) -> tuple[str, str]:
     from pipeline.tools.inspect.page import render_overview
 
@@ -78,8 +108,8 @@ def _show_overview(inspection: "Inspection", num_samples: int, console: Console)
     console.print(distribution_table(overview.histograms))
     warn_of_refusal(console, inspection.no_plan or None)
     if overview.packing is not None:
-        console.print(packing_table(overview.packing, inspection.config))
-    return "inspect.html", render_overview(inspection.config, overview)
+        console.print(packing_table(overview.packing, inspection.run.micro_batch_tokens))
+    return "inspect.html", render_overview(inspection.run, overview)
 
 
 def _show_sample(inspection: "Inspection", name: str, console: Console) -> tuple[str, str]:
@@ -87,7 +117,7 @@ def _show_sample(inspection: "Inspection", name: str, console: Console) -> tuple
 
     view = inspection.sample(name)
     console.print(sample_text(view), highlight=False)
-    return f"inspect-sample-{view.sample_id}.html", render_sample(inspection.config, view)
+    return f"inspect-sample-{view.sample_id}.html", render_sample(inspection.run, view)
 
 
 def _show_step(inspection: "Inspection", step: int, console: Console) -> tuple[str, str]:
@@ -110,7 +140,7 @@ def _show_step(inspection: "Inspection", step: int, console: Console) -> tuple[s
     for name in ("train/loss", "train/grad_norm"):
         if name in view.metrics:
             console.print(f"{name}: {view.metrics[name]:.6g}")
-    return f"inspect-step-{step}.html", render_step(inspection.config, view)
+    return f"inspect-step-{step}.html", render_step(inspection.run, view)
 
 
 def distribution_table(histograms: "tuple[Histogram, ...]") -> Table:
@@ -121,11 +151,11 @@ def distribution_table(histograms: "tuple[Histogram, ...]") -> Table:
     return table
 
 
-def packing_table(packing: "PackingReport", config: ExperimentConfig) -> Table:
+def packing_table(packing: "PackingReport", micro_batch_tokens: int) -> Table:
     """Render what the packing makes of the token budget."""
     table = Table("", "", title=f"Plan on {packing.num_ranks} workers, {packing.num_steps} steps looked at")
     table.columns[1].justify = "right"
-    table.add_row(f"filled of training.micro_batch_tokens={config.training.micro_batch_tokens}", f"{packing.fill:.1%}")
+    table.add_row(f"filled of training.micro_batch_tokens={micro_batch_tokens}", f"{packing.fill:.1%}")
     table.add_row("padding avoided by packing", f"{packing.padding_avoided:.1%}")
     table.add_row("load of the mean rank / the busiest", f"{packing.balance:.1%}")
     table.add_row("micro-batches per step and rank", f"{packing.micro_batches_per_step:.1f}")

@@ -13,14 +13,14 @@ from rich.table import Table
 from jobs.config_source import ConfigOption, OverridesArgument, read_config
 from jobs.console import output_console
 from jobs.index import warn_of_refusal
-from pipeline.config import ExperimentConfig
+from pipeline.config import Recipe, TrainingConfig
 
 if TYPE_CHECKING:  # torch takes seconds to load; config errors need not wait for it
     from model.hub.weights import LlavaModel
     from pipeline.plan.plan import Plan
-    from pipeline.stream.rank_step import BatchSource
     from pipeline.tools.estimate.devices import Device
     from pipeline.tools.estimate.forecast import Forecast
+    from pipeline.tools.estimate.probe import Probe
     from pipeline.tools.estimate.work import PlannedWork
 
 _GIB = 2**30
@@ -48,11 +48,13 @@ def run(
     experiment = read_config(config, overrides).with_absolute_paths()
     console = output_console()
 
+    from pipeline.assembly.encoder import build_encoder
     from pipeline.assembly.skeleton import build_skeleton
     from pipeline.features.opening import with_cached_features
     from pipeline.index.budget import describe_excess
-    from pipeline.index.dataset import index_data
-    from pipeline.stream.prepare import build_encoder, choose_run_map, plan_run
+    from pipeline.launch.prepare import index_run
+    from pipeline.launch.run_maps import choose_run_map
+    from pipeline.stream.prepare import plan_run
     from pipeline.stream.rank_step import BatchSource
     from pipeline.stream.refused import read_refused
     from pipeline.tools.estimate.devices import device_here, device_named
@@ -60,36 +62,44 @@ def run(
     from pipeline.tools.estimate.work import measure_work
     from pipeline.tools.inspect.sample_view import Inspected
 
-    encoder, model = build_encoder(experiment), build_skeleton(experiment)
-    data = index_data(experiment, encoder, console=console, run_map=choose_run_map(experiment.cluster))
-    plan = plan_run(experiment, data, encoder)
-    work = measure_work(Inspected(data.index, data.tokens, encoder), plan, model, experiment)
-    console.print(work_table(experiment, plan, work))
+    recipe = experiment.recipe
+    encoder, model = build_encoder(recipe.model, recipe.data), build_skeleton(recipe)
+    data = index_run(experiment, encoder, console, choose_run_map(experiment.cluster))
+    plan = plan_run(recipe.data, recipe.training, experiment.seed, data, encoder)
+    work = measure_work(Inspected(data.index, data.tokens, encoder), plan, model, recipe)
+    console.print(work_table(experiment.name, plan, work))
     numbers = list(dict.fromkeys([experiment.cluster.max_workers, *(workers or [])]))
     use_gpu = experiment.cluster.use_gpu or device is not None
-    planned = experiment.model_copy(update={"cluster": experiment.cluster.model_copy(update={"use_gpu": use_gpu})})
     devices = [device_named(device) if device else device_here(use_gpu=use_gpu, num_ranks=ranks) for ranks in numbers]
-    found = [forecast(planned, model, plan, work, on, ranks) for ranks, on in zip(numbers, devices, strict=True)]
+    found = [
+        forecast(recipe, model, plan, work, on, ranks, use_gpu=use_gpu)
+        for ranks, on in zip(numbers, devices, strict=True)
+    ]
     console.print(forecast_table(found, plan))
-    _explain(console, planned, found)
-    _judge_cache(console, planned, model, plan, work, found[0])
+    _explain(console, recipe.training, found)
+    _judge_cache(console, recipe, model, plan, work, found[0])
     warn_of_refusal(console, describe_excess(data, experiment.data))
     if measure:
+        from pipeline.tools.estimate.probe import measure_steps
+
         refused = read_refused(Path(experiment.run_dir), plan.data_fingerprint)
-        source = with_cached_features(experiment, BatchSource(plan, data.index, encoder, refused))
-        _measure(console, experiment, source, numbers[0])
+        source = with_cached_features(recipe, BatchSource(plan, data.index, encoder, refused))
+        probe = measure_steps(
+            recipe, source, numbers[0], _PROBE_STEPS, use_gpu=experiment.cluster.use_gpu, seed=experiment.seed
+        )
+        _print_probe(console, probe, source.plan.total_steps, numbers[0])
 
 
-def work_table(config: ExperimentConfig, plan: "Plan", work: "PlannedWork") -> Table:
+def work_table(name: str, plan: "Plan", work: "PlannedWork") -> Table:
     """Render what the run does, whatever it runs on."""
-    table = Table("", "", title=f"{config.name}: plan")
+    table = Table("", "", title=f"{name}: plan")
     table.columns[1].justify = "right"
     counts, epochs = work.counts, plan.order.epochs_done(plan.total_steps)
     table.add_row("usable samples", f"{plan.num_samples:,}")
     table.add_row("steps", f"{plan.total_steps:,} ({epochs:.3g} epochs)")
     table.add_row("samples trained", f"{plan.num_planned(plan.total_steps):,}")
-    for name, number in plan.planned_by_source(plan.total_steps).items():
-        table.add_row(f"  of source {name}", f"{number:,}")
+    for source, number in plan.planned_by_source(plan.total_steps).items():
+        table.add_row(f"  of source {source}", f"{number:,}")
     table.add_row("fused tokens per step", f"{counts.tokens:,.0f}")
     table.add_row("trained on", f"{counts.targets / counts.tokens:.1%} of them")
     table.add_row("fused tokens of the run", f"{counts.tokens * plan.total_steps:,.3g}")
@@ -127,16 +137,16 @@ def forecast_table(found: "list[Forecast]", plan: "Plan") -> Table:
     return table
 
 
-def _explain(console: Console, config: ExperimentConfig, found: "list[Forecast]") -> None:
+def _explain(console: Console, training: TrainingConfig, found: "list[Forecast]") -> None:
     """Say what the estimates assume, and what to change where they do not fit."""
     from pipeline.tools.estimate.work import utilisation
 
     timed = next((one.device for one in found if one.step_time_s is not None), None)
     if timed is not None and timed.peak_flops is not None:
-        share = utilisation(compiled=config.training.compile)
+        share = utilisation(compiled=training.compile)
         console.print(
             f"time: FLOPs at {share:.0%} of the {timed.peak_flops / 1e12:.0f} TFLOP/s of one {timed.name}, "
-            f"{'compiled' if config.training.compile else 'not compiled'}; exchange between workers and waiting for "
+            f"{'compiled' if training.compile else 'not compiled'}; exchange between workers and waiting for "
             "data not included. --measure times real steps"
         )
     else:
@@ -153,7 +163,7 @@ def _explain(console: Console, config: ExperimentConfig, found: "list[Forecast]"
 
 
 def _judge_cache(
-    console: Console, config: ExperimentConfig, model: "LlavaModel", plan: "Plan", work: "PlannedWork", on: "Forecast"
+    console: Console, recipe: Recipe, model: "LlavaModel", plan: "Plan", work: "PlannedWork", on: "Forecast"
 ) -> None:
     """Say whether a cache of the tower's features would pay; nothing where the tower learns."""
     from pipeline.tools.estimate.feature_cache import describe_cache, estimate_cache
@@ -161,9 +171,9 @@ def _judge_cache(
     tower = model.get_vision_tower()
     if tower is None or not work.tower_flops:
         return
-    value_bytes = 2 if config.training.precision == "bfloat16" else 4
+    value_bytes = 2 if recipe.training.precision == "bfloat16" else 4
     epochs = plan.order.epochs_done(plan.total_steps)
-    is_cached = config.data.feature_cache is not None
+    is_cached = recipe.data.feature_cache is not None
     estimate = estimate_cache(
         work,
         is_cached=is_cached,
@@ -180,11 +190,8 @@ def _judge_cache(
     console.print(describe_cache(estimate, epoch_time_s))
 
 
-def _measure(console: Console, config: ExperimentConfig, source: "BatchSource", num_ranks: int) -> None:
-    from pipeline.tools.estimate.probe import measure_steps
-
-    probe = measure_steps(config, source, num_ranks, _PROBE_STEPS)
-    whole = _duration(probe.step_time_s * source.plan.total_steps)
+def _print_probe(console: Console, probe: "Probe", total_steps: int, num_ranks: int) -> None:
+    whole = _duration(probe.step_time_s * total_steps)
     processes = math.ceil(probe.data_time_s / probe.step_time_s)
     console.print(
         f"measured on this machine, one worker of {num_ranks}: {probe.step_time_s:.3g} s per step, {whole} for the "

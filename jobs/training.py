@@ -23,10 +23,11 @@ def run_stage(
     if dry_run:
         console.print(Syntax(config.to_yaml().rstrip(), "yaml", background_color="default"))
         from pipeline.features.opening import with_cached_features
-        from pipeline.stream.prepare import choose_run_map, prepare_source
+        from pipeline.launch.prepare import prepare_source
+        from pipeline.launch.run_maps import choose_run_map
 
         source = prepare_source(config, console=console, run_map=choose_run_map(config.cluster))
-        with_cached_features(config, source)
+        with_cached_features(config.recipe, source)
         return
     from pipeline.launch.run import run_training  # loads torch, which a wrong config need not wait for
     from pipeline.training.measures.speed import verdict

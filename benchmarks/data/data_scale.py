@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 
 from benchmarks.data.loaders import build_source, write_caption_shards
-from pipeline.index.index import ensure_index
+from pipeline.index.build import ensure_index
 from pipeline.plan.epochs import EpochOrder
 from pipeline.plan.plan import Plan, check_lengths
 from pipeline.plan.sources import Sources

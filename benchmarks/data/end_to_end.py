@@ -22,10 +22,10 @@ from pipeline.config import (
     TrackingConfig,
     TrainingConfig,
 )
+from pipeline.launch.prepare import prepare_source
 from pipeline.launch.ray_cluster import join_cluster
 from pipeline.launch.run import run_training
 from pipeline.stream.marks import WorkMarks
-from pipeline.stream.prepare import prepare_source
 from pipeline.stream.ray_stream import build_dataset, iterate_stream
 from pipeline.training.measures.speed import WARMUP_STEPS, verdict
 

@@ -24,7 +24,7 @@ from benchmarks.data.data_rate import encode_jpeg, train_tokenizer
 from benchmarks.data.written_inputs import numbered_jpeg
 from benchmarks.step.shapes import IMAGE_MEAN, IMAGE_STD
 from model.fusion.resolution import Resolution
-from pipeline.index.index import build_index
+from pipeline.index.build import build_index
 from pipeline.index.lengths import build_token_columns
 from pipeline.plan.epochs import EpochOrder
 from pipeline.plan.plan import Plan, check_lengths

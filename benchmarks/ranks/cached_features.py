@@ -20,6 +20,7 @@ from rich.console import Console
 from benchmarks.data.written_inputs import named_model, write_model, write_photographs
 from benchmarks.ranks.rank_processes import Measure
 from benchmarks.ranks.rank_runs import read_steps
+from pipeline.assembly.encoder import build_encoder
 from pipeline.assembly.skeleton import build_skeleton
 from pipeline.config import (
     CheckpointConfig,
@@ -31,10 +32,11 @@ from pipeline.config import (
 )
 from pipeline.features.filling import fill_cache
 from pipeline.features.opening import with_cached_features
-from pipeline.index.dataset import index_data
+from pipeline.launch.prepare import index_run, prepare_source
 from pipeline.launch.run import run_training
 from pipeline.parallel.ranks import Workers
-from pipeline.stream.prepare import build_encoder, plan_run, prepare_source
+from pipeline.parallel.run_map import run_serially
+from pipeline.stream.prepare import plan_run
 from pipeline.stream.rank_step import iterate_locally
 from pipeline.tools.estimate.devices import device_here
 from pipeline.tools.estimate.feature_cache import READ_BYTES_PER_S, estimate_cache
@@ -136,10 +138,10 @@ def _with_workers(config: ExperimentConfig, number: int) -> ExperimentConfig:
 
 def _fill(config: ExperimentConfig, _: Workers) -> dict[str, Any]:
     """Do what `ray-llava cache-features` does, and time it."""
-    encoder, started = build_encoder(config), time.perf_counter()
-    index = index_data(config, encoder, console=Console(quiet=True)).index
+    encoder, started = build_encoder(config.model, config.data), time.perf_counter()
+    index = index_run(config, encoder, Console(quiet=True), run_serially).index
     index_s, started = time.perf_counter() - started, time.perf_counter()
-    report = fill_cache(config, index, encoder)
+    report = fill_cache(config.recipe, index, encoder, use_gpu=config.cluster.use_gpu)
     time_s = time.perf_counter() - started
     forget(Path(report.folder))
     return {
@@ -153,12 +155,12 @@ def _fill(config: ExperimentConfig, _: Workers) -> dict[str, Any]:
 
 def _estimate(config: ExperimentConfig, workers: Workers) -> dict[str, Any]:
     """Return what `ray-llava plan` says of a cache for this config."""
-    encoder, model = build_encoder(config), build_skeleton(config)
-    data = index_data(config, encoder, console=Console(quiet=True))
-    plan = plan_run(config, data, encoder)
-    work = measure_work(Inspected(data.index, data.tokens, encoder), plan, model, config)
+    encoder, model = build_encoder(config.model, config.data), build_skeleton(config.recipe)
+    data = index_run(config, encoder, Console(quiet=True), run_serially)
+    plan = plan_run(config.data, config.training, config.seed, data, encoder)
+    work = measure_work(Inspected(data.index, data.tokens, encoder), plan, model, config.recipe)
     device = device_here(use_gpu=workers.device.type == "cuda", num_ranks=1)
-    step_time_s = forecast(config, model, plan, work, device, 1).step_time_s
+    step_time_s = forecast(config.recipe, model, plan, work, device, 1, use_gpu=config.cluster.use_gpu).step_time_s
     tower = model.get_vision_tower()
     assert tower is not None
     estimate = estimate_cache(
@@ -188,7 +190,7 @@ def _train(config: ExperimentConfig, _: Workers) -> dict[str, Any]:
 
 def _read(config: ExperimentConfig, _: Workers) -> dict[str, Any]:
     """Take the steps of a run on the cache from the loader and train nothing; the features are not in memory before."""
-    source = with_cached_features(config, prepare_source(config, console=Console(quiet=True)))
+    source = with_cached_features(config.recipe, prepare_source(config, console=Console(quiet=True)))
     assert source.features is not None
     forget(Path(source.features.folder))
     cluster = config.cluster

@@ -75,7 +75,9 @@ def measure_case(case: RankCase, workers: Workers) -> dict[str, Any]:
     name = torch.cuda.get_device_name() if workers.device.type == "cuda" else "cpu"
     report = timing.report(flop_model(scenario.shape, scenario.stage), name)
     tokens = measure_packing(session.plan, case.num_ranks).most_tokens
-    estimate = estimate_memory(skeleton(scenario.shape, scenario.stage), config, case.num_ranks, tokens)
+    estimate = estimate_memory(
+        skeleton(scenario.shape, scenario.stage), config.recipe, case.num_ranks, tokens, use_gpu=config.cluster.use_gpu
+    )
     return {
         "num_ranks": case.num_ranks,
         "global_batch_size": scenario.global_batch_size,

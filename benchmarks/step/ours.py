@@ -11,7 +11,8 @@ from benchmarks.step.measure import Timing, time_steps
 from benchmarks.step.scenarios import OurSettings, Scenario
 from benchmarks.step.shapes import build_model, resolution
 from benchmarks.step.workloads import SampleSize, TextSize, build_rank_step
-from pipeline.checkpoint.store import CheckpointStore
+from pipeline.assembly.parts import set_up_stage
+from pipeline.assembly.precision import DTYPES, load_dtype
 from pipeline.config import ExperimentConfig
 from pipeline.parallel.ranks import Workers
 from pipeline.plan.plan import Plan
@@ -21,10 +22,8 @@ from pipeline.training.measures.metrics import Ledger
 from pipeline.training.measures.trend import LossTrend
 from pipeline.training.notices import SignalNotices
 from pipeline.training.optim import build_optimizer
-from pipeline.training.result import DTYPES, load_dtype, set_up_stage
 from pipeline.training.session import TrainingSession
 from pipeline.training.sharding import shard_model
-from pipeline.training.snapshot import Snapshots
 
 Inspect = Callable[[TrainingSession, Callable[[], float]], None]
 """Called on every rank after the measured steps, with the session and one more step to run, for profiling."""
@@ -51,18 +50,19 @@ def open_session(
     training, device, run_dir = config.training, workers.device, Path(config.run_dir)
     torch.manual_seed(0)
     model = set_up_stage(
-        build_model(scenario.shape, device, load_dtype(config), config.model.attention), config, device
+        build_model(scenario.shape, device, load_dtype(config.recipe), config.model.attention), config.recipe, device
     )
     if training.sharding == "fsdp" and workers.world_size > 1:
         shard_model(model, workers, DTYPES[training.precision], cpu_offload=training.cpu_offload)
     return TrainingSession(
-        config=config,
+        run_dir=run_dir,
+        training=training,
+        data=config.data,
         plan=scenario.plan(sizes, training.micro_batch_tokens),
         describe_sample=lambda sample_id: {"sample_id": sample_id},
         workers=workers,
         model=model,
         optimizer=build_optimizer(model, training),
-        snapshots=Snapshots(CheckpointStore(run_dir / "checkpoints", 1), attempt=0),
         log=None,
         ledger=Ledger(),
         quarantine_file=run_dir / "quarantine.jsonl",

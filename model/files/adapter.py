@@ -4,7 +4,6 @@ Tensors are stored as safetensors under the names of published LLaVA checkpoints
 Original `mm_projector.bin` files are read too, restricted to tensors.
 """
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, Final
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from model.files.atomic import replacing
 from model.files.checkpoint_files import read_pickled_tensors
 from model.files.file_mode import follow_umask
 from model.files.tower_layouts import current_names, misfits
@@ -54,12 +54,9 @@ def write_projector(state: Mapping[str, Tensor], path: str | Path, row_ids: Sequ
     if EMBEDDING_KEY in tensors:
         tensors[EMBEDDING_KEY] = tensors[EMBEDDING_KEY][list(row_ids or ())]
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
-    save_file(tensors, part, metadata={"format": "pt"})
-    follow_umask(part)
-    with part.open("rb") as written:
-        os.fsync(written.fileno())
-    part.replace(target)
+    with replacing(target) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+        follow_umask(temporary)
     return target
 
 

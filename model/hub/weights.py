@@ -3,7 +3,6 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Final, Literal, cast
 
 import torch
@@ -19,6 +18,7 @@ from model.hub.quantization import Quantization, quantization_config
 from model.llava.attention import AttentionKernel, enable_packed_attention
 from model.llava.vision_tokens import refuse_tied_tables
 from model.llava_arch import LlavaForCausalLM
+from model.vision.tower_builder import VisionArgs
 from model.vision.vision_tower import SelectFeature
 
 __all__ = [
@@ -80,7 +80,7 @@ def build_llava(
     config = backbone.config_class.from_dict({**values, "model_type": backbone.config_class.model_type})
     model = load_weights(backbone, language_model, config, dtype, quantize=quantize)
     model.get_model().initialize_vision_modules(
-        SimpleNamespace(
+        VisionArgs(
             vision_tower=vision_tower,
             mm_vision_select_layer=select_layer,
             mm_vision_select_feature=select_feature,

@@ -82,9 +82,9 @@ def enable_packed_attention(model: PreTrainedModel, kernel: AttentionKernel = "a
     model.set_attn_implementation(_REGISTERED[kernel])
 
 
-def packed_kernel(model: PreTrainedModel) -> AttentionKernel | None:
-    """Return the kernel chosen by `enable_packed_attention`, or None."""
-    name = model.config._attn_implementation
+def packed_kernel(config: Any) -> AttentionKernel | None:
+    """Return the kernel that `enable_packed_attention` noted in a model's config, or None."""
+    name = config._attn_implementation
     return next((kernel for kernel, registered in _REGISTERED.items() if registered == name), None)
 
 

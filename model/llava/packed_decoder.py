@@ -6,7 +6,7 @@ with `flex` attention, samples longer than a sliding window, which it does not k
 Shapes: B samples, S tokens of all samples, W longest sample, K targets, D language-model width.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,17 +16,25 @@ from model.fusion.packed import PackedBatch
 from model.llava.attention import AttentionKernel, Heads, no_mask, packed_kernel, segments_of
 from model.llava.loss import cross_entropy_sum
 
-if TYPE_CHECKING:
-    from model.llava_arch import LlavaMetaForCausalLM
+
+class PackedModel(Protocol):
+    """What this module needs of a LLaVA model (`model.llava_arch.LlavaMetaForCausalLM`)."""
+
+    config: Any
+    packs_rows: ClassVar[bool]
+
+    def get_model(self) -> Any:
+        """Return the decoder body."""
+        ...
 
 
-def decode_packed(model: "LlavaMetaForCausalLM", embeds: Tensor, batch: PackedBatch) -> Tensor:
+def decode_packed(model: PackedModel, embeds: Tensor, batch: PackedBatch) -> Tensor:
     """Run the body on fused embeddings [S, D] of a packed row and return its hidden states [S, D].
 
     Raises:
         ValueError: the body could attend to packed rows but is not set up for it.
     """
-    kernel = packed_kernel(model)
+    kernel = packed_kernel(model.config)
     if kernel is None and model.packs_rows:
         raise ValueError("packed rows need packed attention; call model.llava.attention.enable_packed_attention(model)")
     if kernel is None or _needs_padding(model, batch):
@@ -88,15 +96,15 @@ def _decode_padded(body: nn.Module, embeds: Tensor, batch: PackedBatch) -> Tenso
     return hidden.flatten(0, 1).index_select(0, place)
 
 
-def computed_tokens(model: "LlavaMetaForCausalLM", batch: PackedBatch) -> int:
+def computed_tokens(model: PackedModel, batch: PackedBatch) -> int:
     """Return the tokens that `decode_packed` takes through the body, padding included."""
     return len(batch.seqlens) * batch.max_seqlen if _needs_padding(model, batch) else sum(batch.seqlens)
 
 
-def _needs_padding(model: "LlavaMetaForCausalLM", batch: PackedBatch) -> bool:
+def _needs_padding(model: PackedModel, batch: PackedBatch) -> bool:
     if not model.packs_rows:
         return True
-    if packed_kernel(model) != "flex":
+    if packed_kernel(model.config) != "flex":
         return False
     window = sliding_window_of(model.config)
     return window is not None and batch.max_seqlen > window

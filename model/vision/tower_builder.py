@@ -1,6 +1,8 @@
 """Vision towers put together from what a model config, or a set of model arguments, says about them."""
 
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from model.files.checkpoint_files import read_checkpoint_config
 from model.vision.feature_merge import FeatureMerge, split_projector_type
@@ -10,6 +12,20 @@ from model.vision.tower_kinds import read_tower_config
 from model.vision.vision_tower import TowerSpec, VisionTower
 
 AnyTower = VisionTower | JoinedTowers
+
+
+class VisionArgs(NamedTuple):
+    """Which vision modules a model gets, in the names of LLaVA's model arguments; see `initialize_vision_modules`."""
+
+    vision_tower: str | Sequence[str]
+    """Folder or hub id of a tower, or of several to be joined."""
+    mm_vision_select_layer: int | tuple[int, ...] = -2
+    mm_vision_select_feature: str = "patch"
+    mm_vision_scales: tuple[int, ...] = (1,)
+    mm_projector_type: str = "mlp2x_gelu"
+    mm_patch_merge_type: str = "flat"
+    pretrain_mm_mlp_adapter: str | Path | None = None
+    """Projector file to start from."""
 
 
 def build_vision_tower(config: Any, delay_load: bool = False) -> AnyTower:

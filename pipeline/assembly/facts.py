@@ -17,7 +17,7 @@ from model.hub.weights import read_llava_config
 from model.llava.vision_tokens import extend_tokenizer
 from model.vision.image_spec import ImageSpec
 from model.vision.projector import num_projected_features
-from model.vision.tower_builder import AnyTower, build_vision_tower
+from model.vision.tower_builder import AnyTower, VisionArgs, build_vision_tower
 from pipeline.config import ModelConfig
 from pipeline.samples.prompt.jinja_template import JinjaTemplate
 from pipeline.samples.prompt.templates import Template
@@ -52,12 +52,17 @@ class TowerFacts(NamedTuple):
         )
 
 
-class _TowerArgs(NamedTuple):
-    vision_tower: str | tuple[str, ...]
-    mm_vision_select_layer: int | tuple[int, ...]
-    mm_vision_select_feature: str
-    mm_vision_scales: tuple[int, ...]
-    mm_projector_type: str
+def vision_args(parts: ModelConfig) -> VisionArgs:
+    """Return the vision modules that a config names; it has a tower."""
+    assert parts.vision_tower is not None
+    return VisionArgs(
+        vision_tower=parts.vision_tower,
+        mm_vision_select_layer=parts.mm_vision_select_layer,
+        mm_vision_select_feature=parts.mm_vision_select_feature,
+        mm_vision_scales=parts.mm_vision_scales,
+        mm_projector_type=parts.mm_projector_type,
+        mm_patch_merge_type=parts.mm_patch_merge_type or "flat",
+    )
 
 
 def read_tower_facts(parts: ModelConfig) -> TowerFacts:
@@ -69,14 +74,7 @@ def read_tower_facts(parts: ModelConfig) -> TowerFacts:
     if parts.vision_tower is None:
         facts = read_llava_facts(parts.language_model)
         return facts._replace(patch_merge=parts.mm_patch_merge_type or facts.patch_merge)
-    args = _TowerArgs(
-        parts.vision_tower,
-        parts.mm_vision_select_layer,
-        parts.mm_vision_select_feature,
-        parts.mm_vision_scales,
-        parts.mm_projector_type,
-    )
-    tower = build_vision_tower(args, delay_load=True)
+    tower = build_vision_tower(vision_args(parts), delay_load=True)
     spec = read_image_spec(_first(parts.vision_tower)).scaled(max(parts.mm_vision_scales))
     return _facts(tower, spec, parts.mm_projector_type, parts.mm_patch_merge_type or "flat")
 

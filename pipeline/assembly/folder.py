@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,12 +16,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from model.files.adapter import load_projector
-from model.fusion.resolution import Pinpoints
 from model.hub.lora import holds_adapters, load_lora, save_lora
-from model.hub.quantization import Quantization
 from model.hub.tokenizer_files import portable, write_tokenizer
-from model.hub.weights import LlavaModel, build_llava, load_llava, save_llava
+from model.hub.weights import LlavaModel, load_llava, save_llava
+from pipeline.assembly.encoder import build_encoder
 from pipeline.assembly.facts import (
     TowerFacts,
     check_rows,
@@ -33,17 +30,15 @@ from pipeline.assembly.facts import (
     read_model_tokenizer,
     read_tower_facts,
 )
-from pipeline.config import ConfigError, ExperimentConfig, ModelConfig, load_config
+from pipeline.assembly.parts import MODEL_FOLDER, PROJECTOR_FILE, describe_images, join_parts
+from pipeline.config import ConfigError, DataConfig, ModelConfig, load_config
 from pipeline.samples.encode import SampleEncoder
 from pipeline.samples.prompt.ending import answer_as_trained
 from pipeline.samples.prompt.jinja_template import JinjaTemplate
 from pipeline.samples.prompt.rendering import choose_template
 from pipeline.samples.prompt.served_prompt import served_chat_template
 from pipeline.samples.prompt.templates import Template
-from pipeline.stream.prepare import build_encoder
 
-PROJECTOR_FILE = "projector/mm_projector.safetensors"
-MODEL_FOLDER = "model"
 _RECIPE = "ray_llava.json"
 _PROCESSOR = "preprocessor_config.json"
 _RECIPE_FIELDS = ("template", "image_aspect_ratio", "image_grid_pinpoints", "max_length")
@@ -57,18 +52,21 @@ class OpenedModel(NamedTuple):
     """Encodes conversations and images as in training."""
 
 
-def save_model_folder(model: LlavaModel, state: Mapping[str, Tensor], config: ExperimentConfig, folder: Path) -> None:
+def save_model_folder(
+    model: LlavaModel, state: Mapping[str, Tensor], parts: ModelConfig, data: DataConfig, folder: Path
+) -> None:
     """Write the model and what belongs to it; the folder loads without the run that made it.
 
     Args:
         model: gives the architecture; its own weights may be sharded.
         state: whole tensors of all its weights.
-        config: of the run that trained it.
+        parts: of the run that trained it.
+        data: likewise.
         folder: target.
     """
-    tokenizer = _save_encoding(config, folder, {})
-    answer_as_trained(model, _template_of(config, tokenizer), tokenizer)
-    model.config.tokenizer_model_max_length = config.data.max_length
+    tokenizer = _save_encoding(parts, data, folder, {})
+    answer_as_trained(model, _template_of(parts, data, tokenizer), tokenizer)
+    model.config.tokenizer_model_max_length = data.max_length
     save_llava(model, folder, state)
 
 
@@ -76,20 +74,22 @@ def save_adapter_folder(
     model: LlavaModel,
     adapters: Mapping[str, Tensor],
     projector: Mapping[str, Tensor],
-    config: ExperimentConfig,
+    parts: ModelConfig,
+    data: DataConfig,
     folder: Path,
 ) -> None:
-    """Write adapters in peft's format, the projector, and what belongs to them; needs the parts of `config` to open.
+    """Write adapters in peft's format, the projector, and what belongs to them; needs these parts to open.
 
     Args:
         model: says which layers are adapted.
         adapters: whole tensors of `model.hub.lora.adapter_state`.
         projector: whole tensors of `model.hub.weights.pretrained_state`.
-        config: of the run that trained them.
+        parts: of the run that trained them.
+        data: likewise.
         folder: target.
     """
-    save_lora(model, folder, adapters, projector, base=config.model.language_model)
-    _save_encoding(config, folder, {"base": config.model.model_dump(mode="json")})
+    save_lora(model, folder, adapters, projector, base=parts.language_model)
+    _save_encoding(parts, data, folder, {"base": parts.model_dump(mode="json")})
 
 
 def open_model(path: str | Path, device: str | torch.device = "cpu") -> OpenedModel:
@@ -109,11 +109,11 @@ def open_model(path: str | Path, device: str | torch.device = "cpu") -> OpenedMo
         return _open_folder(folder / MODEL_FOLDER, device)
     if not (folder / PROJECTOR_FILE).is_file():
         raise ConfigError(f"run {folder} has no {PROJECTOR_FILE} yet; finish it with `ray-llava pretrain`")
-    return assemble_model(config, projector=folder / PROJECTOR_FILE, device=device)
+    return assemble_model(config.model, config.data, projector=folder / PROJECTOR_FILE, device=device)
 
 
 def assemble_model(
-    config: ExperimentConfig, *, projector: str | Path | None, device: str | torch.device = "cpu"
+    parts: ModelConfig, data: DataConfig, *, projector: str | Path | None, device: str | torch.device = "cpu"
 ) -> OpenedModel:
     """Put the parts that a config names together for inference; without a projector file it starts from random weights.
 
@@ -121,68 +121,12 @@ def assemble_model(
         ConfigError: a model part is missing or cannot be read.
         ValueError: the projector file does not fit.
     """
-    encoder = build_encoder(config)
-    model = join_parts(config.model, projector, torch.float32)
-    describe_images(model, config.data.image_aspect_ratio, config.data.image_grid_pinpoints)
-    model.config.tokenizer_model_max_length = config.data.max_length
-    answer_as_trained(model, encoder.template, read_model_tokenizer(config.model))
+    encoder = build_encoder(parts, data)
+    model = join_parts(parts, projector, torch.float32)
+    describe_images(model, data.image_aspect_ratio, data.image_grid_pinpoints)
+    model.config.tokenizer_model_max_length = data.max_length
+    answer_as_trained(model, encoder.template, read_model_tokenizer(parts))
     return OpenedModel(_for_inference(model, device), encoder)
-
-
-def join_parts(
-    parts: ModelConfig, projector: str | Path | None, dtype: torch.dtype, *, quantize: Quantization | None = None
-) -> LlavaModel:
-    """Join language model, tower and projector; a LLaVA folder brings its own, replaced by `projector` if one is given.
-
-    Raises:
-        ValueError: a part is missing, or the projector file does not fit.
-    """
-    if parts.vision_tower is not None:
-        model = build_llava(
-            language_model=parts.language_model,
-            vision_tower=parts.vision_tower,
-            projector_type=parts.mm_projector_type,
-            select_layer=parts.mm_vision_select_layer,
-            select_feature=parts.mm_vision_select_feature,
-            scales=parts.mm_vision_scales,
-            projector_path=projector,
-            patch_merge=parts.mm_patch_merge_type or "flat",
-            dtype=dtype,
-            attention=parts.attention,
-            quantize=quantize,
-        )
-    else:
-        model = load_llava(parts.language_model, dtype=dtype, attention=parts.attention, quantize=quantize)
-        if parts.mm_patch_merge_type is not None:
-            model.get_model().set_patch_merge(parts.mm_patch_merge_type)
-        if projector is not None:
-            load_projector(model.get_model(), projector)
-    _add_tokens(model, parts, projector)
-    return model
-
-
-@dataclass
-class _TokenArgs:
-    mm_use_im_patch_token: bool
-    mm_use_im_start_end: bool
-    pretrain_mm_mlp_adapter: str | Path | None
-    tune_mm_mlp_adapter: bool = False
-
-
-def _add_tokens(model: LlavaModel, parts: ModelConfig, projector: str | Path | None) -> None:
-    """Give the model the special tokens around images that it is to have, with rows from the projector's file."""
-    args = _TokenArgs(parts.mm_use_im_patch_token, has_wrapped_images(parts), projector)
-    if args.mm_use_im_patch_token or args.mm_use_im_start_end:
-        model.initialize_vision_tokenizer(args, load_tokenizer(parts.language_model))
-
-
-def describe_images(model: LlavaModel, aspect_ratio: str, pinpoints: Pinpoints) -> LlavaModel:
-    """Note in the model's config how its images become tiles, which its own forward pass needs too."""
-    model.config.image_aspect_ratio = aspect_ratio
-    if pinpoints is not None and not isinstance(pinpoints, str):
-        pinpoints = [list(pair) for pair in pinpoints]
-    model.config.image_grid_pinpoints = pinpoints
-    return model
 
 
 def load_model_folder(folder: Path, dtype: torch.dtype = torch.float32) -> LlavaModel:
@@ -202,23 +146,6 @@ def load_model_folder(folder: Path, dtype: torch.dtype = torch.float32) -> Llava
     answer_as_trained(model, template, tokenizer)
     model.config.tokenizer_model_max_length = recipe["max_length"]
     return describe_images(model, recipe["image_aspect_ratio"], recipe["image_grid_pinpoints"])
-
-
-def find_projector(adapter: str | None) -> str | None:
-    """Return the projector file that `model.pretrain_mm_mlp_adapter` names, directly or as a pretraining run.
-
-    Raises:
-        ConfigError: neither a file nor the folder of a finished pretraining run.
-    """
-    if adapter is None or Path(adapter).is_file():
-        return adapter
-    path = Path(adapter) / PROJECTOR_FILE
-    if not path.is_file():
-        raise ConfigError(
-            f"model.pretrain_mm_mlp_adapter {adapter}: expected a projector file or the folder of a finished "
-            f"pretraining run (with {PROJECTOR_FILE}); finish that run first, or correct the path"
-        )
-    return str(path)
 
 
 def read_recipe(folder: Path) -> dict[str, Any]:
@@ -284,24 +211,26 @@ def _open_folder(folder: Path, device: str | torch.device) -> OpenedModel:
     return OpenedModel(_for_inference(load_model_folder(folder), device), encoder)
 
 
-def _template_of(config: ExperimentConfig, tokenizer: PreTrainedTokenizerFast) -> Template | JinjaTemplate:
-    return choose_template(config.data.template, tokenizer, wraps_images=has_wrapped_images(config.model))
+def _template_of(parts: ModelConfig, data: DataConfig, tokenizer: PreTrainedTokenizerFast) -> Template | JinjaTemplate:
+    return choose_template(data.template, tokenizer, wraps_images=has_wrapped_images(parts))
 
 
-def _save_encoding(config: ExperimentConfig, folder: Path, facts: Mapping[str, Any]) -> PreTrainedTokenizerFast:
+def _save_encoding(
+    parts: ModelConfig, data: DataConfig, folder: Path, facts: Mapping[str, Any]
+) -> PreTrainedTokenizerFast:
     """Write tokenizer, image processor, and how conversations and images are encoded; returns the tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = read_model_tokenizer(config.model)
-    template = _template_of(config, tokenizer)
+    tokenizer = read_model_tokenizer(parts)
+    template = _template_of(parts, data, tokenizer)
     saved = portable(tokenizer)
     if isinstance(template, JinjaTemplate):
         saved.chat_template = template.source
     else:
         saved.chat_template = served_chat_template(saved, template, adds_bos=saved.add_bos_token)
     write_tokenizer(saved, folder)
-    processor = json.dumps(read_tower_facts(config.model).image_spec.to_preprocessor_config(), indent=2)
+    processor = json.dumps(read_tower_facts(parts).image_spec.to_preprocessor_config(), indent=2)
     (folder / _PROCESSOR).write_text(processor, encoding="utf-8")
-    recipe = config.data.model_dump(mode="json", include=set(_RECIPE_FIELDS))
+    recipe = data.model_dump(mode="json", include=set(_RECIPE_FIELDS))
     (folder / _RECIPE).write_text(json.dumps(recipe | dict(facts), indent=2), encoding="utf-8")
     return tokenizer
 

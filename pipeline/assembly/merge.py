@@ -9,7 +9,8 @@ from torch import nn
 
 from model.hub.lora import holds_adapters, merge_lora
 from model.hub.weights import LlavaModel, save_llava
-from pipeline.assembly.folder import MODEL_FOLDER, copy_encoding, load_model_folder
+from pipeline.assembly.folder import copy_encoding, load_model_folder
+from pipeline.assembly.parts import MODEL_FOLDER
 from pipeline.config import ConfigError
 
 

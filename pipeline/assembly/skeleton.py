@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import torch
 
 from model.backbones.registry import backbone_of_language_model, backbone_of_llava
 from model.files.checkpoint_files import read_checkpoint_config
-from model.hub.lora import add_lora
-from model.hub.weights import LlavaModel, read_llava_config, set_trainable
+from model.hub.weights import LlavaModel, read_llava_config
 from model.vision.tower_builder import build_vision_tower
-from pipeline.config import ExperimentConfig, ModelConfig
+from pipeline.assembly.facts import vision_args
+from pipeline.assembly.parts import choose_trained
+from pipeline.config import ModelConfig, Recipe
 
 
-def build_skeleton(config: ExperimentConfig) -> LlavaModel:
+def build_skeleton(recipe: Recipe) -> LlavaModel:
     """Build the model that a run would train, with shapes and `requires_grad` but without values.
 
     Raises:
         ValueError: a part is missing or of an unknown kind.
     """
     with torch.device("meta"):
-        parts = config.model
+        parts = recipe.model
         model = _join(parts) if parts.vision_tower is not None else _open(parts)
-        set_trainable(model, config.stage)
-        lora = config.lora
-        if lora.rank is not None:
-            add_lora(model, lora.rank, lora.scale_alpha, lora.dropout, lora.targets)
-    tower = model.get_vision_tower()
-    if tower is not None and config.training.vision_tower_lr is not None:
-        tower.set_frozen(False)
+        choose_trained(model, recipe)
     return model
 
 
@@ -52,15 +45,7 @@ def _join(parts: ModelConfig) -> LlavaModel:
     backbone = backbone_of_language_model(values, parts.language_model)
     kind = backbone.config_class.model_type
     model = backbone.model_class(backbone.config_class.from_dict({**values, "model_type": kind}))
-    args = SimpleNamespace(
-        vision_tower=parts.vision_tower,
-        mm_vision_select_layer=parts.mm_vision_select_layer,
-        mm_vision_select_feature=parts.mm_vision_select_feature,
-        mm_vision_scales=parts.mm_vision_scales,
-        mm_projector_type=parts.mm_projector_type,
-        mm_patch_merge_type=parts.mm_patch_merge_type or "flat",
-        pretrain_mm_mlp_adapter=None,
-    )
+    args = vision_args(parts)
     tower = build_vision_tower(args, delay_load=True)
     tower.build()
     body = model.get_model()

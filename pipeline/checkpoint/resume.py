@@ -7,17 +7,17 @@ from pathlib import Path
 from pipeline.checkpoint.manifest import CHECKPOINT_FOLDER
 from pipeline.checkpoint.storage import CheckpointStorage, open_storage
 from pipeline.checkpoint.verification import Position, newest_verified
-from pipeline.config import ExperimentConfig
+from pipeline.config import CheckpointConfig
 
 
-def run_storage(config: ExperimentConfig) -> CheckpointStorage:
+def run_storage(run_dir: str | Path, checkpoint: CheckpointConfig) -> CheckpointStorage:
     """Return the storage of a run's checkpoints."""
-    return open_storage(config.checkpoint.folder or Path(config.run_dir) / CHECKPOINT_FOLDER)
+    return open_storage(checkpoint.folder or Path(run_dir) / CHECKPOINT_FOLDER)
 
 
-def find_position(config: ExperimentConfig) -> Position | None:
+def find_position(run_dir: str | Path, checkpoint: CheckpointConfig) -> Position | None:
     """Return the newest checkpoint of the run whose every byte verifies; None to start from nothing.
 
     Called once per start of the workers. Whoever calls it hands the answer on: two looks may find two checkpoints.
     """
-    return newest_verified(run_storage(config))
+    return newest_verified(run_storage(run_dir, checkpoint))

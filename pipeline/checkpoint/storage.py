@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from pyarrow import fs
 
+from model.files.atomic import replacing, sync
 from pipeline.checkpoint.manifest import MANIFEST_NAME
 
 if TYPE_CHECKING:
@@ -113,13 +114,8 @@ class FolderStorage:
     @contextmanager
     def create(self, place: str, name: str) -> Iterator[BinaryIO]:
         """Write under another name first, so that a file with its name is complete."""
-        path = self.folder / place / name
-        partial = path.with_name(f".{name}.partial")
-        with partial.open("wb") as file:
+        with replacing(self.folder / place / name) as temporary, temporary.open("wb") as file:
             yield cast(BinaryIO, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(path)
 
     def exists(self, place: str, name: str) -> bool:
         """Tell whether a file was completed."""
@@ -127,12 +123,12 @@ class FolderStorage:
 
     def commit(self, place: str, step: int) -> str:
         """Rename the temporary folder; a folder of the same step, defective or computed again, makes way."""
-        fsync(self.folder / place)
+        sync(self.folder / place)
         target = self.folder / f"step-{step:08d}"
         if target.exists():
             self.remove(target.name)
         (self.folder / place).rename(target)
-        fsync(self.folder)
+        sync(self.folder)
         return target.name
 
     def discard(self, place: str) -> None:
@@ -236,12 +232,3 @@ class ObjectStorage:
 
     def _path(self, *parts: str) -> str:
         return "/".join((self._root, *parts))
-
-
-def fsync(path: Path) -> None:
-    """Make a file's content, or a folder's list of names, durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -9,7 +9,8 @@ from pipeline.config.load import ConfigError, load_config, parse_config
 from pipeline.config.lora import LoraConfig
 from pipeline.config.mix import MixChange, SourceConfig
 from pipeline.config.model import ModelConfig
-from pipeline.config.resume import check_resumable, fields_with_policy
+from pipeline.config.recipe import Recipe, Stage
+from pipeline.config.resume import check_record_resumable, check_resumable, fields_with_policy
 from pipeline.config.running import CheckpointConfig, ClusterConfig, TrackingConfig
 from pipeline.config.section import Fixed, Free, OnResume, Section
 from pipeline.config.training import TrainingConfig
@@ -26,11 +27,14 @@ __all__ = [
     "MixChange",
     "ModelConfig",
     "OnResume",
+    "Recipe",
     "Section",
     "SourceConfig",
+    "Stage",
     "TemplateName",
     "TrackingConfig",
     "TrainingConfig",
+    "check_record_resumable",
     "check_resumable",
     "fields_with_policy",
     "load_config",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Self
 
 import yaml
 from pydantic import Field, model_validator
@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from pipeline.config.data import DataConfig
 from pipeline.config.lora import LoraConfig
 from pipeline.config.model import ModelConfig
+from pipeline.config.recipe import Recipe, Stage
 from pipeline.config.running import CheckpointConfig, ClusterConfig, TrackingConfig
 from pipeline.config.section import Fixed, Free, Section
 from pipeline.config.training import TrainingConfig
@@ -23,7 +24,7 @@ class ExperimentConfig(Section):
     """Run name shown in MLflow and in logs."""
     run_dir: Annotated[str, Free]
     """Folder of the run: config, index, checkpoints, metrics, results. The same folder resumes the same run."""
-    stage: Annotated[Literal["pretrain", "finetune"], Fixed]
+    stage: Annotated[Stage, Fixed]
     """`pretrain` trains the projector only; `finetune` the projector and the language model."""
     seed: Annotated[int, Fixed, Field(ge=0)] = 0
     """Seed of sample order and of weight initialisation."""
@@ -64,6 +65,15 @@ class ExperimentConfig(Section):
         if lora.quantize_base is not None and self.training.sharding == "fsdp":
             raise ValueError("lora.quantize_base cannot be sharded; set training.sharding=none")
         return self
+
+    @property
+    def recipe(self) -> Recipe:
+        """The sections that decide which model the stage trains."""
+        return Recipe(self.stage, self.model, self.lora, self.training, self.data)
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the resolved config as JSON values, as checkpoints keep it."""
+        return self.model_dump(mode="json")
 
     def with_absolute_paths(self) -> Self:
         """Return the config with local paths made absolute, so that workers in other folders find the same files.

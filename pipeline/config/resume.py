@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from pipeline.config.experiment import ExperimentConfig
-from pipeline.config.load import ConfigError
+from pipeline.config.load import ConfigError, load_config
 from pipeline.config.section import OnResume, Section
 
 
@@ -32,9 +33,9 @@ def check_resumable(started: ExperimentConfig, now: ExperimentConfig) -> None:
     Raises:
         ConfigError: a `Fixed` field differs; names each field and both values.
     """
-    problems = []
+    problems, was, is_now = [], started.model_dump(), now.model_dump()
     for path, policy in fields_with_policy(ExperimentConfig):
-        before, after = _lookup(started, path), _lookup(now, path)
+        before, after = _lookup(was, path), _lookup(is_now, path)
         if policy is OnResume.FIXED and before != after:
             problems.append(f"  {path}: the run was started with {before!r}, now {after!r}")
     if problems:
@@ -45,8 +46,17 @@ def check_resumable(started: ExperimentConfig, now: ExperimentConfig) -> None:
         )
 
 
-def _lookup(config: ExperimentConfig, path: str) -> Any:
-    value: Any = config
+def check_record_resumable(saved: Path, record: Mapping[str, Any]) -> None:
+    """Check a run's config, as `ExperimentConfig.to_record` returns it, against the config.yaml it was started with.
+
+    Raises:
+        ConfigError: see `check_resumable`; or the file cannot be read.
+    """
+    check_resumable(load_config(saved), ExperimentConfig.model_validate(record))
+
+
+def _lookup(values: Mapping[str, Any], path: str) -> Any:
+    value: Any = values
     for part in path.split("."):
-        value = value.__getattribute__(part)
+        value = value[part]
     return value

@@ -17,18 +17,19 @@ from torch import Tensor
 
 from model.hub.lone_tower import LoneTower
 from model.vision.tile_encoding import encode_tiles
-from pipeline.config import ExperimentConfig
+from pipeline.assembly.precision import autocast
+from pipeline.config import Recipe, TrainingConfig
 from pipeline.errors import DataError
 from pipeline.features.opening import locate_cache, shards_with_images
 from pipeline.features.tower import load_tower
-from pipeline.index.index import Progress, ShardIndex
+from pipeline.index.index import ShardIndex
 from pipeline.index.read import read_sample
 from pipeline.parallel.ranks import pick_device
+from pipeline.parallel.run_map import Progress
 from pipeline.samples.encode import EncodedImage, SampleEncoder
 from pipeline.samples.image import Pixels
 from pipeline.stream.cached_features import FeatureCache
 from pipeline.stream.feature_files import ShardWriter, image_key
-from pipeline.training.gradients import autocast
 
 log = logging.getLogger(__name__)
 
@@ -48,22 +49,29 @@ class FillReport(NamedTuple):
 
 
 def fill_cache(
-    config: ExperimentConfig, index: ShardIndex, encoder: SampleEncoder, *, progress: Progress | None = None
+    recipe: Recipe,
+    index: ShardIndex,
+    encoder: SampleEncoder,
+    *,
+    use_gpu: bool,
+    progress: Progress | None = None,
 ) -> FillReport:
     """Compute and write the features of all shards that are not there yet.
 
     Args:
-        config: names the cache and the tower.
+        recipe: names the cache and the tower.
         index: of the shards.
         encoder: cuts images into tiles.
+        use_gpu: whether the tower runs on a GPU, see `pick_device`.
         progress: called after every shard with (shards done, shards in all).
 
     Raises:
         ConfigError: data.feature_cache is not set, or the tower cannot be read.
         OSError: storage failed; finished shards are kept.
     """
-    lone = load_tower(config)
-    cache, encode = locate_cache(config, encoder, lone), _tower_call(config, lone)
+    lone, training = load_tower(recipe), recipe.training
+    cache = locate_cache(recipe.data, training.precision, encoder, lone)
+    encode = _tower_call(lone, pick_device(use_gpu, local_rank=0), training)
     wanted = shards_with_images(index)
     numbers = {shard.sha256: number for number, shard in reversed(list(enumerate(index.shards)))}
     todo = [shard for shard in wanted if not cache.has(shard)]
@@ -71,7 +79,7 @@ def fill_cache(
     for done, shard in enumerate(todo):
         if progress is not None:
             progress(len(wanted) - len(todo) + done, len(wanted))
-        found = _fill_shard(cache, index, numbers[shard.sha256], encoder, encode, config.training.vision_batch_size)
+        found = _fill_shard(cache, index, numbers[shard.sha256], encoder, encode, training.vision_batch_size)
         images, tiles, num_bytes = images + found[0], tiles + found[1], num_bytes + found[2]
     return FillReport(cache.folder, len(todo), len(wanted) - len(todo), images, tiles, num_bytes)
 
@@ -127,14 +135,13 @@ def _distinct_images(index: ShardIndex, number: int, encoder: SampleEncoder) -> 
             log.warning("left out: %s", error)
 
 
-def _tower_call(config: ExperimentConfig, lone: LoneTower) -> Callable[[Pixels], Tensor]:
+def _tower_call(lone: LoneTower, device: torch.device, training: TrainingConfig) -> Callable[[Pixels], Tensor]:
     """Return what turns uint8 tiles `[U, H, W, 3]` into features `[U, P, V]` on the CPU, as training computes them."""
-    device = pick_device(config.cluster.use_gpu, local_rank=0)
     lone.tower.to(device)
 
     def encode(pixels: Pixels) -> Tensor:
-        with torch.no_grad(), autocast(config, device):
+        with torch.no_grad(), autocast(training.precision, device):
             tiles = torch.from_numpy(pixels)
-            return encode_tiles(lone.tower, tiles, lone.stats, config.training.vision_batch_size).cpu()
+            return encode_tiles(lone.tower, tiles, lone.stats, training.vision_batch_size).cpu()
 
     return encode

@@ -9,7 +9,7 @@ import numpy as np
 
 from model.hub.lone_tower import LoneTower
 from model.vision.tower_builder import AnyTower
-from pipeline.config import ConfigError, ExperimentConfig
+from pipeline.config import ConfigError, DataConfig, Recipe
 from pipeline.features.identity import cache_key, tower_revision
 from pipeline.features.tower import load_tower
 from pipeline.index.dataset import checks_of
@@ -19,24 +19,24 @@ from pipeline.stream.cached_features import HOW_TO_FILL, FeatureCache
 from pipeline.stream.rank_step import BatchSource
 
 
-def with_cached_features(config: ExperimentConfig, source: BatchSource) -> BatchSource:
+def with_cached_features(recipe: Recipe, source: BatchSource) -> BatchSource:
     """Return a source that reads features where the config names a cache.
 
     Raises:
         ConfigError: shards are missing in it.
     """
-    return dataclasses.replace(source, features=open_cache(config, source.index, source.encoder))
+    return dataclasses.replace(source, features=open_cache(recipe, source.index, source.encoder))
 
 
-def open_cache(config: ExperimentConfig, index: ShardIndex, encoder: SampleEncoder) -> FeatureCache | None:
+def open_cache(recipe: Recipe, index: ShardIndex, encoder: SampleEncoder) -> FeatureCache | None:
     """Open the cache that a config names, None when it names none.
 
     Raises:
         ConfigError: shards are missing in it.
     """
-    if config.data.feature_cache is None:
+    if recipe.data.feature_cache is None:
         return None
-    cache = locate_cache(config, encoder, load_tower(config))
+    cache = locate_cache(recipe.data, recipe.training.precision, encoder, load_tower(recipe))
     wanted = shards_with_images(index)
     missing = [shard for shard in wanted if not cache.has(shard)]
     if missing:
@@ -50,18 +50,17 @@ def open_cache(config: ExperimentConfig, index: ShardIndex, encoder: SampleEncod
     return cache
 
 
-def locate_cache(config: ExperimentConfig, encoder: SampleEncoder, lone: LoneTower) -> FeatureCache:
+def locate_cache(data: DataConfig, precision: str, encoder: SampleEncoder, lone: LoneTower) -> FeatureCache:
     """Return the cache of exactly this tower and preprocessing, which may be empty.
 
     Raises:
         ConfigError: data.feature_cache is not set.
     """
-    if config.data.feature_cache is None:
+    if data.feature_cache is None:
         raise ConfigError("data.feature_cache is not set; set it to the folder that is to hold the features")
     revision = tower_revision(lone.tower)
-    checks, precision = checks_of(config.data), config.training.precision
-    key = cache_key(lone, revision, encoder.image_spec, encoder.resolution, checks, precision)
-    return FeatureCache(str(Path(config.data.feature_cache).absolute() / key), revision)
+    key = cache_key(lone, revision, encoder.image_spec, encoder.resolution, checks_of(data), precision)
+    return FeatureCache(str(Path(data.feature_cache).absolute() / key), revision)
 
 
 def shards_with_images(index: ShardIndex) -> list[ShardInfo]:

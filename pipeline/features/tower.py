@@ -2,42 +2,34 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 from model.hub.lone_tower import LoneTower, holds_tower_weights, load_named_tower, load_tower_of_llava
-from pipeline.assembly.folder import find_projector
-from pipeline.config import ConfigError, ExperimentConfig
-from pipeline.training.result import DTYPES, load_dtype
+from pipeline.assembly.facts import vision_args
+from pipeline.assembly.parts import find_projector
+from pipeline.assembly.precision import DTYPES, load_dtype
+from pipeline.config import ConfigError, Recipe
 
 
-def load_tower(config: ExperimentConfig) -> LoneTower:
+def load_tower(recipe: Recipe) -> LoneTower:
     """Load the tower with the values that training would give it, on the CPU.
 
     Raises:
         ConfigError: it is missing or does not fit, or a trained tower is part of the adapter.
     """
-    parts = config.model
+    parts = recipe.model
     projector = find_projector(parts.pretrain_mm_mlp_adapter)
     if projector is not None and holds_tower_weights(projector):
         raise ConfigError(
             f"data.feature_cache: {projector} replaces weights of the vision tower, which the cache does not know; "
             "leave data.feature_cache out"
         )
-    stored = load_dtype(config)  # training loads in this type first, and each rounding counts
+    stored = load_dtype(recipe)  # training loads in this type first, and each rounding counts
     try:
         if parts.vision_tower is None:
             lone = load_tower_of_llava(parts.language_model, stored)
         else:
-            args = SimpleNamespace(
-                vision_tower=parts.vision_tower,
-                mm_vision_select_layer=parts.mm_vision_select_layer,
-                mm_vision_select_feature=parts.mm_vision_select_feature,
-                mm_vision_scales=parts.mm_vision_scales,
-                mm_projector_type=parts.mm_projector_type,
-            )
-            lone = load_named_tower(args, stored)
+            lone = load_named_tower(vision_args(parts), stored)
     except ValueError as error:
         raise ConfigError(f"model: {error}") from error
     for parameter in lone.tower.parameters():
-        parameter.data = parameter.data.to(DTYPES[config.training.precision])
+        parameter.data = parameter.data.to(DTYPES[recipe.training.precision])
     return lone

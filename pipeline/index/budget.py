@@ -103,7 +103,7 @@ def _describe_rejected(data: IndexedData, limits: DataConfig) -> str | None:
         return None
     counts = {one["values"]: one["counts"] for one in pc.value_counts(reasons).to_pylist() if one["values"]}
     row = exceeded.first_row
-    shard = data.index.shards[data.index.samples["shard"][row].as_py()].url
+    shard = data.index.shard_of(row).url
     where = f"begin with sample {data.index.samples['key'][row].as_py()!a} of {shard} ({reasons[row].as_py()})"
     return (
         f"{int(rejected.sum())} of {rejected.size} samples are unusable ({_listed(counts)}): {exceeded.found} "

@@ -15,10 +15,12 @@ import pyarrow.compute as pc
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pipeline.config import ConfigError, DataConfig, ExperimentConfig
-from pipeline.index.index import RunMap, ShardIndex, ensure_index, run_serially
+from pipeline.config import ConfigError, DataConfig
+from pipeline.index.build import ensure_index
+from pipeline.index.index import ShardIndex
 from pipeline.index.lengths import build_token_columns
 from pipeline.index.scan import Checks
+from pipeline.parallel.run_map import RunMap, run_serially
 from pipeline.samples.encode import SampleEncoder
 from pipeline.samples.image import ImageLimits
 from pipeline.samples.schema import SchemaPolicy
@@ -49,34 +51,47 @@ class IndexedData:
 
 
 def index_data(
-    config: ExperimentConfig, encoder: SampleEncoder, *, console: Console, run_map: RunMap = run_serially
+    data: DataConfig,
+    folder: Path,
+    encoder: SampleEncoder,
+    console: Console,
+    run_map: RunMap = run_serially,
+    name: str = "data",
 ) -> IndexedData:
     """Bring the index of every source up to date, count tokens, and join the sources.
+
+    Args:
+        data: names the shards and what is checked.
+        folder: of the index, see `index_folder`; each source of a mix has a folder in it.
+        encoder: counts tokens.
+        console: shows progress.
+        run_map: reads shards.
+        name: of the run, shown with the progress.
 
     Raises:
         ConfigError: a source matches no shard, or two sources share one.
         ShardError: a shard is defective and data.on_bad_shard is `fail`.
     """
-    urls = {name: _expand(name, shards) for name, shards in config.data.shards_by_source.items()}
+    urls = {source: _expand(source, shards) for source, shards in data.shards_by_source.items()}
     _check_disjoint(urls)
     indexes: dict[str, ShardIndex] = {}
     tables: list[pa.Table] = []
-    for name, own_urls in urls.items():
-        folder = index_folder(config, name)
-        title = f"{config.name}{f', {name}' if name else ''}"
+    for source, own_urls in urls.items():
+        own_folder = folder / source if source else folder
+        title = f"{name}{f', {source}' if source else ''}"
         with _progress(console, f"{title}: indexing shards") as report:
-            indexes[name] = ensure_index(
+            indexes[source] = ensure_index(
                 own_urls,
-                folder,
-                checks=checks_of(config.data),
-                on_bad_shard=config.data.on_bad_shard,
+                own_folder,
+                checks=checks_of(data),
+                on_bad_shard=data.on_bad_shard,
                 run_map=run_map,
                 progress=report,
             )
         with _progress(console, f"{title}: counting tokens") as report:
-            count_map = run_map if indexes[name].num_samples > _COUNTED_HERE else run_serially
+            count_map = run_map if indexes[source].num_samples > _COUNTED_HERE else run_serially
             tables.append(
-                build_token_columns(indexes[name], encoder, cache_dir=folder, run_map=count_map, progress=report)
+                build_token_columns(indexes[source], encoder, cache_dir=own_folder, run_map=count_map, progress=report)
             )
     index, sources = join_indexes(indexes)
     return IndexedData(index, pa.concat_tables(tables), sources)
@@ -93,9 +108,9 @@ def checks_of(data: DataConfig) -> Checks:
     )
 
 
-def index_folder(config: ExperimentConfig, source: str = "") -> Path:
-    """Return where the index of a run, or of one source of its mix, lies."""
-    folder = Path(config.data.index_dir) if config.data.index_dir else Path(config.run_dir) / "index"
+def index_folder(data: DataConfig, run_dir: str, source: str = "") -> Path:
+    """Return the folder of a run's index, or of the index of one source of its mix."""
+    folder = Path(data.index_dir) if data.index_dir else Path(run_dir) / "index"
     return folder / source if source else folder
 
 

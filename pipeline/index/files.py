@@ -11,15 +11,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from model.files.atomic import replacing
 from pipeline.errors import Reason, ShardError
 from pipeline.index.scan import Checks, ShardScan
 from pipeline.samples.image import ImageLimits
@@ -54,10 +53,12 @@ def write_index(folder: Path, fingerprint: str, samples: pa.Table, description: 
     """Write the table, then the manifest that makes it the index."""
     folder.mkdir(parents=True, exist_ok=True)
     table_name = f"samples-{fingerprint[:16]}.arrow"
-    _write_atomically(folder / table_name, lambda path: _write_arrow(path, samples))
+    with replacing(folder / table_name) as temporary:
+        _write_arrow(temporary, samples)
     manifest = {"format": FORMAT, "fingerprint": fingerprint, "samples": table_name, **description}
     content = json.dumps(manifest, indent=1).encode()
-    _write_atomically(folder / _MANIFEST, lambda path: path.write_bytes(content))
+    with replacing(folder / _MANIFEST) as temporary:
+        temporary.write_bytes(content)
 
 
 def read_index(folder: Path) -> tuple[dict[str, Any], pa.Table]:
@@ -107,7 +108,8 @@ def read_scan(folder: Path, url: str, stat: ShardStat, checks: Checks) -> ShardS
 
 def write_table(path: Path, table: pa.Table) -> None:
     """Write a Parquet file atomically; `path.parent` exists."""
-    _write_atomically(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
 
 
 def _scan_path(folder: Path, url: str, stat: ShardStat, checks: Checks) -> Path:
@@ -119,14 +121,3 @@ def _write_arrow(path: Path, table: pa.Table) -> None:
     """Write an Arrow file of one batch, uncompressed, which can be used where it lies."""
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table.combine_chunks())
-
-
-def _write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from pipeline.index.index import ShardIndex
 from pipeline.shards.storage import ShardStat, find_shards
-
-if TYPE_CHECKING:
-    from pipeline.index.index import ShardIndex
 
 
 def describe_changes(index: ShardIndex, shard_urls: Sequence[str]) -> list[str]:

@@ -10,9 +10,8 @@ from typing import Self
 
 from pipeline.errors import DataError, Reason
 from pipeline.index.scan import Checks, image_size
-from pipeline.launch.sandbox import SAMPLE_TIMEOUT_S
-from pipeline.launch.sandbox_child import OUT_OF_MEMORY_EXIT, limit_memory
 from pipeline.parallel.children import Child, ChildDiedError
+from pipeline.parallel.exits import OUT_OF_MEMORY_EXIT, SAMPLE_TIMEOUT_S, limit_memory
 from pipeline.samples.schema import Sample
 
 

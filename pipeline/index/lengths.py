@@ -22,8 +22,9 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import DataError
 from pipeline.index.files import write_table
-from pipeline.index.index import Progress, RunMap, ShardIndex, run_serially
+from pipeline.index.index import ShardIndex
 from pipeline.index.read import read_annotations
+from pipeline.parallel.run_map import Progress, RunMap, run_serially
 from pipeline.samples.encode import SampleEncoder
 from pipeline.samples.schema import SchemaPolicy, parse_layout
 

@@ -37,7 +37,7 @@ def read_sample(index: ShardIndex, sample_id: int, *, verify_crc: bool = True) -
         OSError: storage failed.
         IndexError: no such row.
     """
-    shard = index.shards[index.samples["shard"][sample_id].as_py()].url
+    shard = index.shard_of(sample_id).url
     key = index.samples["key"][sample_id].as_py()
     if reason := index.samples["reason"][sample_id].as_py():
         raise DataError(Reason(reason), index.samples["detail"][sample_id].as_py(), shard=shard, key=key)

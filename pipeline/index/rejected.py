@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from model.files.atomic import replacing
 from pipeline.index.index import ShardIndex
 
 REJECTED_FILE = "quarantine/index.jsonl"
@@ -50,9 +51,7 @@ def record_rejected(run_dir: Path, index: ShardIndex, tokens: pa.Table) -> dict[
         path.unlink(missing_ok=True)
         return {}
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for sample_id, row in zip(rejected_ids(tokens).tolist(), rejected, strict=True):
             file.write(json.dumps({"sample_id": sample_id, **row._asdict()}) + "\n")
-    temporary.replace(path)
     return dict(Counter(row.reason for row in rejected).most_common())

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from pipeline.run_folder.files import complete_size, parse_entry
-from pipeline.training.measures.metrics import METRICS_FIELDS
+from pipeline.run_folder.metrics_log import METRICS_FIELDS
 
 logger = logging.getLogger(__name__)
 

@@ -38,7 +38,7 @@ class RunStart:
     def __call__(self) -> StreamStart:
         """Return the start; an error that another start would meet again takes the place of its origin."""
         try:
-            position = find_position(self.config)
+            position = find_position(self.config.run_dir, self.config.checkpoint)
         except (CheckpointError, OSError) as error:
             return StreamStart(0, {}, error)
         done = 0 if position is None else position.step
@@ -77,13 +77,13 @@ class StreamBuilder:
             num_ranks=num_ranks,
             data_workers=self.config.cluster.data_workers,
             refused=start.refused,
-            marks=_stream_marks(self.config),
+            marks=_stream_marks(Path(self.config.run_dir)),
         )
 
 
-def run_data(config: ExperimentConfig, data_fingerprint: str, source: ray.ObjectRef[BatchSource]) -> RunData:
+def run_data(run_dir: Path, data_fingerprint: str, source: ray.ObjectRef[BatchSource]) -> RunData:
     """Describe the data of a run without carrying its index."""
-    return RunData(Path(config.run_dir), data_fingerprint, _FetchIndex(source), _stream_marks(config))
+    return RunData(run_dir, data_fingerprint, _FetchIndex(source), _stream_marks(run_dir))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +95,6 @@ class _FetchIndex:
         return source.index
 
 
-def _stream_marks(config: ExperimentConfig) -> WorkMarks:
+def _stream_marks(run_dir: Path) -> WorkMarks:
     """Return where map tasks of a run mark what they work on."""
-    return WorkMarks(Path(config.run_dir) / "working" / "ray")
+    return WorkMarks(run_dir / "working" / "ray")

@@ -23,7 +23,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 
 from pipeline.checkpoint.resume import find_position
-from pipeline.config import ExperimentConfig
+from pipeline.config import ClusterConfig, ExperimentConfig
 from pipeline.launch.final_failure import EndOnFinalFailure, FinalFailure, hand_back
 from pipeline.launch.ray_cluster import live_nodes
 from pipeline.launch.ray_notices import RayNotices, forward_stop_signals
@@ -90,19 +90,20 @@ def replace_controllers(config: ExperimentConfig, attempt: int, fit: Callable[[i
                 in_vain, step, since = 0, saved, time.monotonic()
             if in_vain > _CONTROLLERS_IN_VAIN:
                 if isinstance(cause, WorkerGroupStartupTimeoutError):
-                    raise ClusterCapacityError(_describe_capacity(config, step, time.monotonic() - since)) from error
+                    raise ClusterCapacityError(
+                        _describe_capacity(config.cluster, step, time.monotonic() - since)
+                    ) from error
                 raise
             logger.warning("Ray Train's controller ended at step %d, another one takes over: %s", step, cause)
             attempt = next_attempt(Path(config.run_dir))  # its workers end with it, but not at once
 
 
 def _saved_step(config: ExperimentConfig) -> int:
-    position = find_position(config)
+    position = find_position(config.run_dir, config.checkpoint)
     return position.step if position else 0
 
 
-def _describe_capacity(config: ExperimentConfig, step: int, waited_s: float) -> str:
-    cluster = config.cluster
+def _describe_capacity(cluster: ClusterConfig, step: int, waited_s: float) -> str:
     nodes = "; ".join(
         f"{name} {free:g} of {cpus:g} CPUs free, {gpus:g} GPUs" for name, free, cpus, gpus in live_nodes()
     )
@@ -123,7 +124,7 @@ def _fit(config: ExperimentConfig, source: BatchSource, attempt: int, stop: Any)
     if config.cluster.min_workers < config.cluster.max_workers:
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_ELASTIC_START_TIMEOUT_S))
     source_ref = ray.put(source)
-    data = run_data(config, source.plan.data_fingerprint, source_ref)
+    data = run_data(Path(config.run_dir), source.plan.data_fingerprint, source_ref)
     start = RunStart(config, data, attempt, source.plan.total_steps)
     trainer = TorchTrainer(
         _TrainFunction(config, source_ref, attempt, stop),
@@ -184,9 +185,10 @@ class _TrainFunction:
         """Train; returns an error that all ranks have agreed on, raises what a single one meets."""
         import ray.train.torch as ray_torch
 
+        from pipeline.launch.rank_job import rank_job
         from pipeline.parallel.ranks import Workers
+        from pipeline.training.bookkeeping import RejectedBudgetError
         from pipeline.training.loop import NonFiniteError
-        from pipeline.training.measures.bookkeeping import RejectedBudgetError
         from pipeline.training.measures.metrics import LedgerError
         from pipeline.training.snapshot import CheckpointWriteError
         from pipeline.training.worker import run_worker
@@ -219,12 +221,11 @@ class _TrainFunction:
 
         try:
             return run_worker(
-                self.config,
+                rank_job(self.config, self.attempt),
                 source,
                 workers,
                 open_stream,
                 position=shard.origin,
-                attempt=self.attempt,
                 notices=RayNotices(self.stop),
             )
         except (NonFiniteError, RejectedBudgetError, LedgerError, CheckpointWriteError, StopRequestedError) as error:

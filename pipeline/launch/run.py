@@ -16,31 +16,33 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Console
 
-from pipeline.assembly.folder import find_projector
+from pipeline.assembly.parts import find_projector
 from pipeline.checkpoint.resume import find_position, run_storage
-from pipeline.config import ExperimentConfig, check_resumable, load_config
+from pipeline.config import CheckpointConfig, ExperimentConfig, ModelConfig, check_resumable, load_config
 from pipeline.features.opening import with_cached_features
-from pipeline.index.index import RunMap
 from pipeline.index.rejected import record_rejected
 from pipeline.launch.crash_search import RunData
+from pipeline.launch.description import describe_run
 from pipeline.launch.failure_watch import FailureWatch
 from pipeline.launch.local_stream import iterate_despite_deaths
+from pipeline.launch.prepare import prepare_run, prepare_source
 from pipeline.launch.progress import ProgressReporter
+from pipeline.launch.rank_job import rank_job
 from pipeline.parallel.children import run_on_cores, survive_in_tasks
 from pipeline.parallel.ranks import Workers, join_torchrun
+from pipeline.parallel.run_map import RunMap
 from pipeline.parallel.stop_signals import StopRequestedError, stop_requests
 from pipeline.run_folder.files import replace_file
 from pipeline.run_folder.lease import hold_checkpoints, hold_run
 from pipeline.run_folder.restarts import record_start
 from pipeline.stream.marks import WorkMarks
-from pipeline.stream.prepare import prepare_run, prepare_source
 from pipeline.stream.rank_step import BatchSource, RankStep, iterate_locally
 from pipeline.training.measures.profiling import PROFILE_FOLDER
 from pipeline.training.notices import SignalNotices
 from pipeline.training.worker import WorkerResult, run_worker
 
 if TYPE_CHECKING:
-    from pipeline.tracking import RunTracker
+    from pipeline.tracking import RunTracker, TrackedRun
 
 logger = logging.getLogger(__name__)
 
@@ -92,30 +94,30 @@ def adopt_run_dir(config: ExperimentConfig) -> None:
         ConfigError: a field that must not change on resume differs.
     """
     saved = Path(config.run_dir) / "config.yaml"
-    if saved.is_file() and has_begun(config):
+    if saved.is_file() and has_begun(Path(config.run_dir), config.checkpoint):
         check_resumable(load_config(saved), config)
     saved.parent.mkdir(parents=True, exist_ok=True)
     replace_file(saved, config.to_yaml())
 
 
-def has_begun(config: ExperimentConfig) -> bool:
+def has_begun(run_dir: Path, checkpoint: CheckpointConfig) -> bool:
     """Whether a run has left more in its folder than its config."""
-    traces = (Path(config.run_dir) / name for name in ("metrics.jsonl", "mlflow.json"))
-    return any(path.exists() for path in traces) or bool(run_storage(config).generations())
+    traces = (run_dir / name for name in ("metrics.jsonl", "mlflow.json"))
+    return any(path.exists() for path in traces) or bool(run_storage(run_dir, checkpoint).generations())
 
 
 def _prepare(config: ExperimentConfig, console: Console, run_map: RunMap) -> tuple[BatchSource, dict[str, int]]:
     """Return what to train on, and how many samples the index rejects for each reason; these are written down."""
     source, data = prepare_run(config, console=console, run_map=run_map)
     rejected = record_rejected(Path(config.run_dir), data.index, data.tokens)
-    return with_cached_features(config, source), rejected
+    return with_cached_features(config.recipe, source), rejected
 
 
 def _run_locally(config: ExperimentConfig, workers: Workers, console: Console) -> TrainingResult:
     if not workers.is_first:
         workers.wait_patiently()  # rank 0 builds the index meanwhile
-        source = with_cached_features(config, prepare_source(config, console=Console(quiet=True)))
-        return _describe(config, _train_rank(config, source, workers, attempt=0), None)
+        source = with_cached_features(config.recipe, prepare_source(config, console=Console(quiet=True)))
+        return _describe(Path(config.run_dir), _train_rank(config, source, workers, attempt=0), None)
     with hold_run(Path(config.run_dir)) as attempt, hold_checkpoints(config.checkpoint.folder):
         adopt_run_dir(config)
         source, rejected = _prepare(config, console, run_on_cores)
@@ -145,12 +147,13 @@ def _train_rank(config: ExperimentConfig, source: BatchSource, workers: Workers,
         def open_stream(start_step: int) -> Iterator[RankStep]:
             return iterate_despite_deaths(open_once, data, start_step, requested.is_set)
 
-        position = workers.gather(find_position(config) if workers.is_first else None)[0]
+        position = workers.gather(find_position(config.run_dir, config.checkpoint) if workers.is_first else None)[0]
         if workers.is_first:
             step = position.step if position else 0
             record_start(Path(config.run_dir), attempt, step, cluster.max_failures, workers.world_size)
         notices = SignalNotices(requested.is_set)
-        return run_worker(config, source, workers, open_stream, position=position, attempt=attempt, notices=notices)
+        job = rank_job(config, attempt)
+        return run_worker(job, source, workers, open_stream, position=position, notices=notices)
 
 
 def _supervise(
@@ -166,11 +169,11 @@ def _supervise(
     )
     if not config.tracking.enabled:
         with progress, FailureWatch(Path(config.run_dir), partial(_tell_restart, None)):
-            return _describe(config, train(), None)
+            return _describe(Path(config.run_dir), train(), None)
     from pipeline.tracking import JOURNAL_NAME, open_run  # an untracked run needs no MLflow
 
     begun = (Path(config.run_dir) / JOURNAL_NAME).is_file()
-    tracker = open_run(config, _lineage(config))
+    tracker = open_run(tracked_run(config), _lineage(config.model))
     tracker.log_dataset(
         name=f"{config.name}-shards",
         digest=source.index.fingerprint,
@@ -199,7 +202,7 @@ def _supervise(
                 f"are kept in the run folder{_name_files(tracker)}. `ray-llava mlflow-replay {config.run_dir}` sends "
                 "them later"
             )
-    return _describe(config, result, tracker.run_id)
+    return _describe(Path(config.run_dir), result, tracker.run_id)
 
 
 def _name_files(tracker: RunTracker) -> str:
@@ -214,10 +217,25 @@ def _tell_restart(tracker: RunTracker | None, number: int, cause: str) -> None:
         tracker.set_tags({"ray_llava.restarts": str(number), "ray_llava.last_restart": cause})
 
 
-def _lineage(config: ExperimentConfig) -> dict[str, str]:
+def tracked_run(config: ExperimentConfig) -> TrackedRun:
+    """Return what the tracker of a run must know."""
+    from pipeline.tracking import TrackedRun
+
+    return TrackedRun(
+        run_dir=Path(config.run_dir),
+        name=config.name,
+        stage=config.stage,
+        tracking=config.tracking,
+        checkpoint=config.checkpoint,
+        record=config.to_record(),
+        description=describe_run(config),
+    )
+
+
+def _lineage(parts: ModelConfig) -> dict[str, str]:
     from pipeline.tracking import projector_lineage
 
-    projector = find_projector(config.model.pretrain_mm_mlp_adapter)
+    projector = find_projector(parts.pretrain_mm_mlp_adapter)
     return projector_lineage(Path(projector)) if projector else {}
 
 
@@ -231,5 +249,5 @@ def _log_output(config: ExperimentConfig, tracker: RunTracker, output: Path) -> 
         tracker.log_artifacts(output, "model")
 
 
-def _describe(config: ExperimentConfig, result: WorkerResult, run_id: str | None) -> TrainingResult:
-    return TrainingResult(Path(config.run_dir), result.steps, result.metrics, Path(result.output), run_id)
+def _describe(run_dir: Path, result: WorkerResult, run_id: str | None) -> TrainingResult:
+    return TrainingResult(run_dir, result.steps, result.metrics, Path(result.output), run_id)

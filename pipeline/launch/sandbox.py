@@ -9,19 +9,16 @@ from __future__ import annotations
 import logging
 import os
 import selectors
-import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.launch.sandbox_child import DONE, OUT_OF_MEMORY_EXIT, READY
+from pipeline.launch.sandbox_child import DONE
+from pipeline.parallel.exits import READY, SAMPLE_TIMEOUT_S, START_TIMEOUT_S, describe_exit
 
 logger = logging.getLogger(__name__)
-
-START_TIMEOUT_S = 300.0  # libraries, tokenizer and index come from disks of any kind
-SAMPLE_TIMEOUT_S = 60.0
 
 
 def find_crashers(config_file: Path, suspects: Sequence[int]) -> dict[int, str]:
@@ -79,14 +76,3 @@ def _decode(config_file: Path, sample_ids: Sequence[int]) -> tuple[int | None, s
             printed = messages.read().decode(errors="replace")
             raise RuntimeError(f"the sandbox for suspicious samples did not start: {printed}")
         return int(last), describe_exit(child.returncode)
-
-
-def describe_exit(exit_code: int) -> str:
-    """Say how a process ended, as what it did: `ended by signal SIGSEGV`."""
-    if exit_code == OUT_OF_MEMORY_EXIT:
-        return "ran out of memory"
-    if exit_code == -signal.SIGKILL:
-        return f"was killed, or ran for more than {SAMPLE_TIMEOUT_S:.0f} s"
-    if exit_code < 0:
-        return f"ended by signal {signal.Signals(-exit_code).name}"
-    return f"ended with exit code {exit_code}"

@@ -7,16 +7,13 @@ much ends this process rather than the machine.
 from __future__ import annotations
 
 import os
-import resource
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Final
 
-READY: Final = "ready"
+from pipeline.parallel.exits import OUT_OF_MEMORY_EXIT, READY, limit_memory
+
 DONE: Final = "done"
-OUT_OF_MEMORY_EXIT: Final = 77
-_MEMORY_BYTES = 4 << 30  # on top of what the libraries map; the largest allowed image takes 0.2 GB
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -26,7 +23,7 @@ def main(arguments: Sequence[str]) -> None:
     from pipeline.config import load_config
     from pipeline.errors import DataError
     from pipeline.index.read import read_sample
-    from pipeline.stream.prepare import prepare_source
+    from pipeline.launch.prepare import prepare_source
 
     source = prepare_source(load_config(arguments[0]), console=Console(quiet=True))
     limit_memory()
@@ -40,13 +37,6 @@ def main(arguments: Sequence[str]) -> None:
         except MemoryError:
             os._exit(OUT_OF_MEMORY_EXIT)
     _say(DONE)
-
-
-def limit_memory() -> None:
-    """Limit the memory of this process, on top of what it has mapped."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + _MEMORY_BYTES
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 def _say(word: str) -> None:

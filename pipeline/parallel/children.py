@@ -18,9 +18,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 from typing import Any, Protocol, runtime_checkable
 
-from pipeline.index.index import RunMap
-from pipeline.launch.sandbox import START_TIMEOUT_S, describe_exit
-from pipeline.launch.sandbox_child import READY
+from pipeline.parallel.exits import READY, START_TIMEOUT_S, describe_exit
+from pipeline.parallel.run_map import RunMap
 from pipeline.parallel.stop_signals import STOP_SIGNALS
 
 # fork would copy the locks of this process's threads in whatever state they are

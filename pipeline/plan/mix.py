@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
-from pipeline.config import ConfigError, DataConfig, ExperimentConfig, MixChange
+from pipeline.config import ConfigError, DataConfig, MixChange
 from pipeline.plan.mixed import MixedOrder, MixPhase, MixSource, mix_sources
 
 logger = logging.getLogger(__name__)
@@ -16,19 +16,23 @@ _FLATTENED_UNITS = 10**6
 """Resolution of shares that come from a temperature; roots of sizes are no ratios of whole numbers."""
 
 
-def order_mix(config: ExperimentConfig, sizes: Mapping[str, int]) -> MixedOrder:
+def order_mix(
+    data: DataConfig, sizes: Mapping[str, int], seed: int, global_batch_size: int, num_epochs: float
+) -> MixedOrder:
     """Plan how a run draws from the sources of its config.
 
     One epoch of the run is as many samples as all sources hold together or, with `epochs`, as many as those add up to.
 
     Args:
-        config: the run.
+        data: names the sources and their weights.
         sizes: usable samples of each source, in the order of their rows.
+        seed: of the run.
+        global_batch_size: samples of an optimizer step.
+        num_epochs: length of the run.
 
     Raises:
         ValueError: a source with a weight has no usable sample.
     """
-    data = config.data
     epoch = _samples_per_epoch(data, sizes)
     return mix_sources(
         [MixSource(name, size) for name, size in sizes.items()],
@@ -39,10 +43,10 @@ def order_mix(config: ExperimentConfig, sizes: Mapping[str, int]) -> MixedOrder:
                 for change in data.mix_changes
             ),
         ],
-        seed=config.seed,
-        global_batch_size=config.training.global_batch_size,
+        seed=seed,
+        global_batch_size=global_batch_size,
         epoch_size=math.ceil(epoch),
-        num_samples=math.ceil(epoch * config.training.num_epochs),
+        num_samples=math.ceil(epoch * num_epochs),
     )
 
 

@@ -14,6 +14,8 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from model.files.atomic import replacing
+
 logger = logging.getLogger(__name__)
 
 
@@ -79,13 +81,9 @@ def parse_entry(line: bytes, fields: Collection[str]) -> dict[str, Any] | None:
 
 
 def replace_file(path: Path, content: str) -> None:
-    """Write a file anew; whenever the process or the machine dies, the file is the old one or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(content.encode())
-        file.flush()
-        os.fsync(file.fileno())  # a rename may reach the disk before the content does
-    temporary.replace(path)
+    """Replace a file's content; at every moment the file is the old one or the new one."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.encode())
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from webdataset import TarWriter
+
+from model.files.atomic import replacing
 
 _TAR_BLOCK = 512
 _NUMBER_FIELD = re.compile(r"%\d*d")
@@ -61,16 +61,13 @@ def write_shards(
 def open_shard_writer(path: Path) -> Iterator[TarWriter]:
     """Open a shard for writing; it appears under its name, synced to disk, when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        # webdataset's own file opener also runs commands and fetches URLs: it is given an open file instead
-        with open(temporary, "wb") as file, TarWriter(file, encoder=False, compress=False, mtime=0) as writer:
-            yield writer
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # webdataset's own file opener also runs commands and fetches URLs: it is given an open file instead
+    with (
+        replacing(path) as temporary,
+        open(temporary, "wb") as file,
+        TarWriter(file, encoder=False, compress=False, mtime=0) as writer,
+    ):
+        yield writer
 
 
 def _checked(sample: Mapping[str, str | bytes]) -> dict[str, str | bytes]:

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -24,6 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from model.files.atomic import replacing
 from model.files.file_mode import follow_umask
 from model.fusion.resolution import ROLES, ImageView, Role
 
@@ -56,7 +55,7 @@ class ShardWriter:
         self._waiting: list[Tensor] = []
         self._num_files = 0
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(f"{shard_sha256[:32]}.*.tmp"):
+        for leftover in folder.glob(f".{shard_sha256[:32]}.*.tmp"):
             leftover.unlink()
 
     def add(self, key: bytes, view: ImageView, features: Tensor) -> None:
@@ -127,12 +126,6 @@ def _features_file(folder: Path, shard_sha256: str, number: int) -> Path:
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
+    with replacing(path) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
         follow_umask(temporary)
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -170,7 +170,7 @@ def _encode_image(source: BatchSource, sample_id: int, data: bytes, role: Role) 
     """Decode an image, or read its features; an image without them is only tolerated if it cannot be decoded."""
     if source.features is None:
         return source.encoder.encode_image(data, role)
-    shard = source.index.shards[source.index.samples["shard"][sample_id].as_py()]
+    shard = source.index.shard_of(sample_id)
     try:
         key = source.index.samples["key"][sample_id].as_py()
         view, features = source.features.read(shard, key, image_key(data, role))

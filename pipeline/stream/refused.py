@@ -47,7 +47,7 @@ def refuse(run_dir: Path, data_fingerprint: str, index: ShardIndex, verdicts: Ma
             entry = {
                 "data_fingerprint": data_fingerprint,
                 "sample_id": sample_id,
-                "shard": index.shards[index.samples["shard"][sample_id].as_py()].url,
+                "shard": index.shard_of(sample_id).url,
                 "key": index.samples["key"][sample_id].as_py(),
                 "reason": Reason.DECODER_CRASH.value,
                 "detail": detail,

@@ -8,11 +8,12 @@ it, `mlflow_run` the only module that imports mlflow, `lineage` the tags that ti
 from pipeline.tracking.credentials import without_credentials
 from pipeline.tracking.journal import JOURNAL_NAME, dashboard_command, read_state, resolve_tracking_uri
 from pipeline.tracking.lineage import projector_lineage
-from pipeline.tracking.tracker import RunTracker, open_run, replay
+from pipeline.tracking.tracker import RunTracker, TrackedRun, open_run, replay
 
 __all__ = [
     "JOURNAL_NAME",
     "RunTracker",
+    "TrackedRun",
     "dashboard_command",
     "open_run",
     "projector_lineage",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.checkpoint.resume import run_storage
 from pipeline.checkpoint.verification import readable_manifests
-from pipeline.config import ExperimentConfig
+from pipeline.config import CheckpointConfig
 from pipeline.run_folder.files import complete_lines
 from pipeline.tracking.journal import (
     JOURNAL_NAME,
@@ -23,7 +23,7 @@ from pipeline.tracking.journal import (
 logger = logging.getLogger(__name__)
 
 
-def recover_state(config: ExperimentConfig) -> None:
+def recover_state(run_dir: Path, checkpoint: CheckpointConfig) -> None:
     """Write an unreadable mlflow.json anew from the newest checkpoint that names the run; everything is sent again.
 
     One that is missing stays so: whoever copies checkpoints to another run folder wants another run.
@@ -31,10 +31,9 @@ def recover_state(config: ExperimentConfig) -> None:
     Raises:
         OSError: the checkpoints cannot be listed.
     """
-    run_dir = Path(config.run_dir)
     if not (run_dir / STATE_NAME).is_file() or read_state(run_dir) is not None:
         return
-    for name, manifest in reversed(readable_manifests(run_storage(config)).items()):
+    for name, manifest in reversed(readable_manifests(run_storage(run_dir, checkpoint)).items()):
         if known := manifest.state.get("mlflow"):
             save_state(run_dir, SentState(**known, knows_more=True))
             logger.warning("checkpoint %s names the run at MLflow, key %s, which is continued", name, known["run_key"])

@@ -3,15 +3,19 @@
 No method waits for the server, so a slow, locked or dead one never stops or slows a run.
 """
 
+from __future__ import annotations
+
 import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from pipeline.config import ExperimentConfig, load_config
+import yaml
+
+from pipeline.config import CheckpointConfig, TrackingConfig, load_config
 from pipeline.run_folder.lease import hold_run
 from pipeline.tracking.credentials import without_credentials
-from pipeline.tracking.description import describe_run
 from pipeline.tracking.journal import (
     RUN_DIR_TAG,
     AnyOperation,
@@ -138,17 +142,32 @@ class RunTracker:
             self._records.wake()
 
 
-def open_run(config: ExperimentConfig, tags: Mapping[str, str], interval_s: float = 1.0) -> RunTracker:
-    """Start tracking a run, or continue the one that `config.run_dir` holds; returns without waiting for the server.
+class TrackedRun(NamedTuple):
+    """A run as its tracker must know it."""
+
+    run_dir: Path
+    name: str
+    stage: str
+    tracking: TrackingConfig
+    checkpoint: CheckpointConfig
+    """Where another note of the MLflow run is."""
+    record: Mapping[str, Any]
+    """The run's config, as `ExperimentConfig.to_record` returns it; its leaves become the run's params."""
+    description: str
+    """What a colleague reads on the run's page."""
+
+
+def open_run(run: TrackedRun, tags: Mapping[str, str], interval_s: float = 1.0) -> RunTracker:
+    """Start tracking a run, or continue the one that its folder holds; returns without waiting for the server.
 
     Tracking that is switched off in the config is still written down, so that `replay` can send it later.
 
     Args:
-        config: The resolved experiment config; its leaves become the run's params.
+        run: The run.
         tags: Facts about this run besides its name and stage, such as its lineage.
         interval_s: Pause between two looks at the metrics file.
     """
-    run_dir = Path(config.run_dir)
+    run_dir = run.run_dir
     run_dir.mkdir(parents=True, exist_ok=True)
     journal = Journal(run_dir)
     journal.repair()
@@ -158,22 +177,22 @@ def open_run(config: ExperimentConfig, tags: Mapping[str, str], interval_s: floa
         OpenRun(
             time_s=time.time(),
             attempt=attempt,
-            experiment=config.tracking.experiment,
-            run_name=config.name,
-            params=flatten_params(config.model_dump(mode="json")),
+            experiment=run.tracking.experiment,
+            run_name=run.name,
+            params=flatten_params(run.record),
             tags={
-                "ray_llava.stage": config.stage,
+                "ray_llava.stage": run.stage,
                 RUN_DIR_TAG: str(run_dir.resolve()),
                 **tags,
-                NOTE_TAG: "\n\n".join(filter(None, (describe_run(config), tags.get(NOTE_TAG)))),
+                NOTE_TAG: "\n\n".join(filter(None, (run.description, tags.get(NOTE_TAG)))),
             },
-            config_yaml=config.to_yaml(),
+            config_yaml=yaml.safe_dump(dict(run.record), sort_keys=False),
         )
     )
-    if not config.tracking.enabled:
+    if not run.tracking.enabled:
         return RunTracker(run_dir, None)
-    recover_state(config)
-    uri = resolve_tracking_uri(config.tracking.uri, os.environ, run_dir)
+    recover_state(run_dir, run.checkpoint)
+    uri = resolve_tracking_uri(run.tracking.uri, os.environ, run_dir)
     return RunTracker(run_dir, Sender(run_dir, uri), interval_s)
 
 
@@ -195,8 +214,8 @@ def replay(run_dir: Path, tracking_uri: str | None) -> Sender:
 
     with hold_run(run_dir):
         if (saved := run_dir / "config.yaml").is_file():
-            config = load_config(saved).model_copy(update={"run_dir": str(run_dir)})
-            recover_state(config)
+            config = load_config(saved)
+            recover_state(run_dir, config.checkpoint)
             tracking_uri = tracking_uri or config.tracking.uri
         recover_position(run_dir)
         sender = Sender(run_dir, resolve_tracking_uri(tracking_uri, os.environ, run_dir))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pipeline.config import ExperimentConfig
+from pipeline.assembly.precision import autocast
 from pipeline.training.batches import MicroBatch, PreparedStep
 from pipeline.training.measures.sources import sum_by_source
 from pipeline.training.session import TrainingSession
@@ -40,7 +39,7 @@ def accumulate_gradients(session: TrainingSession, prepared: PreparedStep, num_t
     is_frozen = tower is None or tower.frozen
     tile_features = frozen_features(session, prepared) if is_frozen else trained_features(session, prepared)
     for micro_batch in prepared.micro_batches:
-        with autocast(session.config, device):
+        with autocast(session.training.precision, device):
             features = tile_features(micro_batch)
             target_losses = torch.zeros(micro_batch.target_sources.shape, device=device)
             loss = session.model.packed_loss(micro_batch.packed, features, target_losses) * scale
@@ -58,8 +57,8 @@ def frozen_features(session: TrainingSession, prepared: PreparedStep) -> TileFea
     if prepared.features is not None:
         features = prepared.features
     else:
-        with autocast(session.config, session.workers.device):
-            features = session.model.encode_vision(prepared.pixels, session.config.training.vision_batch_size)
+        with autocast(session.training.precision, session.workers.device):
+            features = session.model.encode_vision(prepared.pixels, session.training.vision_batch_size)
     return lambda micro_batch: features.index_select(0, micro_batch.tiles)
 
 
@@ -69,12 +68,5 @@ def trained_features(session: TrainingSession, prepared: PreparedStep) -> TileFe
     A tile in several micro-batches is encoded for each, and one without tiles encodes a dummy: every rank's tower takes
     part in the same collectives.
     """
-    chunk = session.config.training.vision_batch_size
+    chunk = session.training.vision_batch_size
     return lambda micro_batch: session.model.encode_vision(prepared.pixels.index_select(0, micro_batch.tiles), chunk)
-
-
-def autocast(config: ExperimentConfig, device: torch.device) -> AbstractContextManager[Any]:
-    """Return the context of every forward pass: bfloat16 matrix products where the precision asks for them."""
-    if config.training.precision == "float32":
-        return nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)

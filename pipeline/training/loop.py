@@ -11,7 +11,6 @@ import dataclasses
 import math
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -19,23 +18,24 @@ from torch.distributed.tensor import DTensor
 from pipeline.parallel.stop_signals import StopRequestedError
 from pipeline.run_folder.fault_points import reached
 from pipeline.training.batches import PreparedStep
+from pipeline.training.bookkeeping import book, step_metrics, step_speed
 from pipeline.training.gradients import accumulate_gradients
-from pipeline.training.measures.bookkeeping import book, step_metrics, step_speed
 from pipeline.training.measures.flops import FlopModel, peak_flops
 from pipeline.training.measures.metrics import StepCounts
 from pipeline.training.measures.profiling import StepProfiler
-from pipeline.training.measures.records import NONFINITE_FILE, SPIKE_FILE, record_step
 from pipeline.training.measures.sources import describe_sources
 from pipeline.training.measures.speed import SpeedMeter
 from pipeline.training.optim import learning_rate_factor, set_learning_rate
+from pipeline.training.records import NONFINITE_FILE, SPIKE_FILE, record_step
 from pipeline.training.session import StepOutcome, TrainingSession
+from pipeline.training.snapshot import Snapshots
 
 
 class NonFiniteError(RuntimeError):
     """Loss or gradient became NaN or infinite; the weights of the step before are in a checkpoint."""
 
 
-def train(session: TrainingSession, steps: Iterator[PreparedStep]) -> dict[str, float]:
+def train(session: TrainingSession, snapshots: Snapshots, steps: Iterator[PreparedStep]) -> dict[str, float]:
     """Run optimizer steps until the stream of prepared steps ends; returns the metrics of the last one.
 
     Raises:
@@ -46,12 +46,10 @@ def train(session: TrainingSession, steps: Iterator[PreparedStep]) -> dict[str, 
     metrics: dict[str, float] = {}
     workers = session.workers
     flops = FlopModel.of(session.model)
-    if session.config.data.feature_cache is not None:
+    if session.data.feature_cache is not None:
         flops = flops.without_tower()
     meter = SpeedMeter(flops, peak_flops(workers.device), workers.world_size)
-    profiler = StepProfiler(
-        session.config.training.profile_steps, Path(session.config.run_dir), is_first=workers.is_first
-    )
+    profiler = StepProfiler(session.training.profile_steps, session.run_dir, is_first=workers.is_first)
     leaving = False
     started = time.perf_counter()
     for prepared in steps:
@@ -60,24 +58,24 @@ def train(session: TrainingSession, steps: Iterator[PreparedStep]) -> dict[str, 
         try:
             outcome = run_step(session, prepared)
         except NonFiniteError:
-            session.snapshots.keep(session, prepared.step)
+            snapshots.keep(session, prepared.step)
             raise
         profiler.after(prepared.step, is_last=prepared.step + 1 == session.plan.total_steps)
         book(session, prepared, outcome)
         observe_loss(session, prepared.step, outcome.loss)
         step_time_s = time.perf_counter() - started
         rates = meter.rates(step_speed(session, prepared, outcome, step_time_s, wait_s))
-        metrics = step_metrics(session, prepared.step, outcome, rates, step_time_s)
+        metrics = step_metrics(session, prepared.step, outcome, rates | snapshots.times(), step_time_s)
         if session.log is not None:
             session.log.append(prepared.step, metrics)
         reached("step.logged")
         session.current_step = next_step = prepared.step + 1
         stop, leaves_now = read_notices(session)
         is_last = next_step == session.plan.total_steps
-        if is_last or stop or (leaves_now and not leaving) or next_step % session.config.checkpoint.every_steps == 0:
-            session.snapshots.save(session, next_step)
+        if is_last or stop or (leaves_now and not leaving) or snapshots.is_due(next_step):
+            snapshots.save(session, next_step)
         if is_last or stop or leaves_now:
-            session.snapshots.finish(session)
+            snapshots.finish(session)
         leaving = leaving or leaves_now  # one extra checkpoint per notice: the machine may stay for minutes
         if stop and not is_last:
             raise StopRequestedError(f"stopped after step {prepared.step} as asked; the same command resumes the run")
@@ -87,7 +85,7 @@ def train(session: TrainingSession, steps: Iterator[PreparedStep]) -> dict[str, 
 
 def observe_loss(session: TrainingSession, step: int, loss: float) -> None:
     """Follow the loss; write the samples of a step down whose loss leaves the range of the steps before it."""
-    bound = session.trend.bound(session.config.training.loss_spike_deviations)
+    bound = session.trend.bound(session.training.loss_spike_deviations)
     is_spike = bound is not None and loss > bound
     if is_spike:
         record_step(session, SPIKE_FILE, step, {"loss": loss, "bound": bound})
@@ -114,9 +112,9 @@ def run_step(session: TrainingSession, prepared: PreparedStep) -> StepOutcome:
     counts, source_counts = StepCounts(*summed[: len(own_counts)]), summed[len(own_counts) :]
     session.optimizer.zero_grad(set_to_none=True)
     local_loss = accumulate_gradients(session, prepared, counts.targets)
-    if session.config.training.sharding == "none":
+    if session.training.sharding == "none":
         session.workers.sum_gradients(session.trained)
-    grad_norm = _whole(nn.utils.clip_grad_norm_(session.trained, session.config.training.max_grad_norm)).item()
+    grad_norm = _whole(nn.utils.clip_grad_norm_(session.trained, session.training.max_grad_norm)).item()
     loss, *source_losses = session.workers.sum(local_loss.tolist())
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
         ids = session.plan.samples(prepared.step).tolist()
@@ -126,7 +124,7 @@ def run_step(session: TrainingSession, prepared: PreparedStep) -> StepOutcome:
             f"{ids}; {NONFINITE_FILE} in the run folder names their shards and keys. The weights before the step are "
             "in the newest checkpoint. Look at these samples, or lower training.learning_rate in another run_dir"
         )
-    factor = learning_rate_factor(prepared.step, session.plan.total_steps, session.config.training)
+    factor = learning_rate_factor(prepared.step, session.plan.total_steps, session.training)
     learning_rate = set_learning_rate(session.optimizer, factor)
     if counts.targets:
         session.optimizer.step()

@@ -5,36 +5,35 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from model.hub.weights import LlavaModel
-from pipeline.config import ExperimentConfig
+from pipeline.config import DataConfig, TrainingConfig
 from pipeline.parallel.ranks import Workers
 from pipeline.plan.plan import Plan
-from pipeline.training.measures.metrics import Ledger, MetricsLog, StepCounts
+from pipeline.run_folder.metrics_log import MetricsLog
+from pipeline.training.measures.metrics import Ledger, StepCounts
 from pipeline.training.measures.sources import SourceNumbers
 from pipeline.training.measures.trend import LossTrend
 from pipeline.training.notices import Notices
-
-if TYPE_CHECKING:
-    from pipeline.training.snapshot import Snapshots
 
 
 @dataclass
 class TrainingSession:
     """What one rank holds while it trains."""
 
-    config: ExperimentConfig
+    run_dir: Path
+    training: TrainingConfig
+    data: DataConfig
     plan: Plan
     describe_sample: Callable[[int], dict[str, Any]]
     """Names a sample id for people: its shard and key."""
     workers: Workers
     model: LlavaModel
     optimizer: torch.optim.Optimizer
-    snapshots: Snapshots
     log: MetricsLog | None
     """Rank 0 only."""
     ledger: Ledger

@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from pipeline.checkpoint.base_weights import digest_weights
 from pipeline.checkpoint.state import HostCopies
 from pipeline.checkpoint.store import CheckpointStore, MissingShareError, SaveJob, new_token
 from pipeline.checkpoint.tensor_file import whole
+from pipeline.config import CheckpointConfig, ModelConfig
 from pipeline.run_folder.fault_points import reached
 from pipeline.training.session import TrainingSession
 
@@ -29,22 +31,51 @@ class CheckpointWriteError(OSError):
     """A checkpoint could not be written; the one before it is intact."""
 
 
+@dataclass(frozen=True)
+class SavedRun:
+    """What a checkpoint says of its run, besides what each step changes."""
+
+    attempt: int
+    """Number under which the launcher holds the run folder."""
+    checkpoint: CheckpointConfig
+    is_sharded: bool
+    """Whether each rank holds a share of the weights."""
+    model: ModelConfig
+    record: Mapping[str, Any]
+    """The run's config, as `ExperimentConfig.to_record` returns it."""
+
+    def writes_own_shards(self, world_size: int) -> bool:
+        """Whether each rank writes what it holds."""
+        return self.is_sharded and world_size > 1 and self.checkpoint.layout == "sharded"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The part of a manifest's facts that is the same at every step, unless weight files change meanwhile."""
+        digest = hashlib.sha256(json.dumps(self.record, sort_keys=True).encode()).hexdigest()
+        weights = digest_weights(self.model)
+        return {"attempt": self.attempt, "weights": weights, "config": self.record, "config_sha256": digest}
+
+
 class Snapshots:
     """Copies the run to host memory and writes the copy in the background, one at a time.
 
     The error of a write surfaces on every rank at the next snapshot, or in `finish`.
     """
 
-    def __init__(self, store: CheckpointStore, attempt: int, start_step: int = 0) -> None:
-        self._store, self._attempt, self._newest_step = store, attempt, start_step
+    def __init__(self, store: CheckpointStore, run: SavedRun, start_step: int = 0) -> None:
+        self._store, self._run, self._newest_step = store, run, start_step
         self._copies, self._writer = HostCopies(), BackgroundWriter()
-        self.stall_s = 0.0
-        """Seconds that training waited for the last snapshot."""
+        self._stall_s = 0.0
 
-    @property
-    def write_s(self) -> float:
-        """Seconds that the last completed write took beside training."""
-        return self._writer.last_duration_s
+    def times(self) -> dict[str, float]:
+        """Return, as metrics, how long training waited for the last snapshot and how long the last write took."""
+        if not self._stall_s:
+            return {}
+        return {"perf/checkpoint_stall_s": self._stall_s, "perf/checkpoint_write_s": self._writer.last_duration_s}
+
+    def is_due(self, next_step: int) -> bool:
+        """Whether the steps before this one end with a checkpoint."""
+        return next_step % self._run.checkpoint.every_steps == 0
 
     def save(self, session: TrainingSession, next_step: int) -> None:
         """Take a snapshot and start writing it; all ranks take part.
@@ -56,9 +87,10 @@ class Snapshots:
         started = time.perf_counter()
         session.ledger.check(session.plan.num_planned(next_step), session.plan.planned_by_source(next_step))
         self.finish(session)
-        workers, own_shards = session.workers, _writes_own_shards(session)
+        workers = session.workers
+        own_shards = self._run.writes_own_shards(workers.world_size)
         groups = self._copies.take(session.model, session.optimizer, own_shards=own_shards, is_first=workers.is_first)
-        shares = workers.gather((random_state(workers.device), new_token(self._attempt)))
+        shares = workers.gather((random_state(workers.device), new_token(self._run.attempt)))
         if workers.is_first:
             groups["random"] = {
                 f"{name}.{rank}": whole(state) for rank, (own, _) in enumerate(shares) for name, state in own.items()
@@ -67,7 +99,7 @@ class Snapshots:
             job = SaveJob(
                 step=next_step,
                 groups=groups,
-                state=_facts(session, next_step) if workers.is_first else {},
+                state=self._run.facts | _facts(session, next_step) if workers.is_first else {},
                 score=session.trend.smoothed_loss,
                 token=shares[0][1],
                 rank=workers.rank,
@@ -76,7 +108,7 @@ class Snapshots:
             reached("checkpoint.snapshot_taken")
             self._writer.start(partial(self._store.write, job))
         self._newest_step = next_step
-        self.stall_s = time.perf_counter() - started
+        self._stall_s = time.perf_counter() - started
 
     def keep(self, session: TrainingSession, next_step: int) -> None:
         """Save what is newer than the last snapshot, and wait until it is durable; for a run that ends by an error.
@@ -122,11 +154,6 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
     return states | {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else states
 
 
-def _writes_own_shards(session: TrainingSession) -> bool:
-    is_sharded = session.config.training.sharding == "fsdp" and session.workers.world_size > 1
-    return is_sharded and session.config.checkpoint.layout == "sharded"
-
-
 class _Failure(NamedTuple):
     """Why a rank's share of a checkpoint was not written."""
 
@@ -146,17 +173,12 @@ def _first_cause(failures: list[_Failure]) -> str | None:
     return min(failures, key=lambda failure: not failure.is_cause).text if failures else None
 
 
-def _facts(session: TrainingSession, next_step: int) -> Mapping[str, Any]:
-    config = session.config.model_dump(mode="json")
+def _facts(session: TrainingSession, next_step: int) -> dict[str, Any]:
     return {
-        "attempt": session.attempt,
         "world_size": session.workers.world_size,
         "plan_fingerprint": session.plan.fingerprint_before(next_step),
         "data_fingerprint": session.plan.data_fingerprint,
-        "weights": digest_weights(session.config.model),
-        "config": config,
-        "config_sha256": hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
-        "mlflow": _tracked_run(Path(session.config.run_dir)),
+        "mlflow": _tracked_run(session.run_dir),
         "ledger": session.ledger.to_json(),
         "trend": session.trend.to_json(),
     }

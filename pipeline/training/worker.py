@@ -6,40 +6,44 @@ Folder of a run: config.yaml, index/, metrics.jsonl, quarantine/, checkpoints/, 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import transformers
 
+from pipeline.assembly.parts import build_model
+from pipeline.assembly.precision import DTYPES
 from pipeline.checkpoint.ownership import check_own
 from pipeline.checkpoint.resume import run_storage
 from pipeline.checkpoint.state import restore
 from pipeline.checkpoint.store import Checkpoint, CheckpointStore
 from pipeline.checkpoint.verification import Position
-from pipeline.config import ExperimentConfig
+from pipeline.config import CheckpointConfig, Recipe
 from pipeline.errors import TransientError
 from pipeline.features.opening import check_tower
 from pipeline.parallel.ranks import Workers
 from pipeline.parallel.stop_signals import StopRequestedError
 from pipeline.run_folder.lease import check_lease
+from pipeline.run_folder.metrics_log import METRICS_FILE, MetricsLog
 from pipeline.run_folder.restarts import record_failure
 from pipeline.stream.rank_step import BatchSource, RankStep
 from pipeline.training.batches import prepare_ahead
+from pipeline.training.bookkeeping import drop_replayed
 from pipeline.training.loop import train
-from pipeline.training.measures.bookkeeping import drop_replayed
-from pipeline.training.measures.metrics import METRICS_FILE, Ledger, MetricsLog
-from pipeline.training.measures.records import describe_sample, drop_replayed_records
+from pipeline.training.measures.metrics import Ledger
 from pipeline.training.measures.trend import LossTrend
 from pipeline.training.notices import Notices
 from pipeline.training.optim import build_optimizer
-from pipeline.training.result import DTYPES, build_model, save_result
+from pipeline.training.records import describe_sample, drop_replayed_records
+from pipeline.training.result import save_result
 from pipeline.training.session import TrainingSession
 from pipeline.training.sharding import shard_model
-from pipeline.training.snapshot import Snapshots
+from pipeline.training.snapshot import SavedRun, Snapshots
 
 _LAST_WRITE_S = 10.0
 
@@ -57,25 +61,39 @@ class WorkerResult(NamedTuple):
     """Projector file, or folder of the full model or of adapters."""
 
 
+@dataclass(frozen=True)
+class RankJob:
+    """What a rank is to train, as its launcher hands it over; picklable."""
+
+    run_dir: Path
+    recipe: Recipe
+    seed: int
+    checkpoint: CheckpointConfig
+    record: Mapping[str, Any]
+    """The run's config, as `ExperimentConfig.to_record` returns it."""
+    attempt: int
+    """Number under which the launcher holds the run folder."""
+    torch_threads: int | None
+    """Intra-op threads of the rank; None shares the cores among the ranks of a machine."""
+
+
 def run_worker(
-    config: ExperimentConfig,
+    job: RankJob,
     source: BatchSource,
     workers: Workers,
     open_stream: OpenStream,
     *,
     position: Position | None,
-    attempt: int,
     notices: Notices,
 ) -> WorkerResult:
     """Train this rank's part of the run.
 
     Args:
-        config: the run.
+        job: the run.
         source: its data and plan.
         workers: this rank among the others.
         open_stream: opens this rank's data.
         position: the checkpoint to continue from, the same on all ranks; None starts from nothing.
-        attempt: number under which the launcher holds the run folder.
         notices: tells when to stop or to save at once.
 
     Raises:
@@ -84,26 +102,30 @@ def run_worker(
     """
     session = None
     try:
-        session = _set_up(config, source, workers, position, attempt, notices)
-        metrics = _train(session, source, open_stream)
-        return WorkerResult(source.plan.total_steps, metrics, save_result(config, session.model, workers))
+        session, snapshots = _set_up(job, source, workers, position, notices)
+        metrics = _train(session, snapshots, source, open_stream)
+        return WorkerResult(
+            source.plan.total_steps, metrics, save_result(job.recipe, job.run_dir, session.model, workers)
+        )
     except StopRequestedError:
         raise
     except Exception as error:
         step = session.current_step if session else (position.step if position else 0)
         with suppress(OSError):  # of a full disk, say; what ended the run is told in any case
-            record_failure(Path(config.run_dir), attempt, workers.rank, step, error)
+            record_failure(job.run_dir, job.attempt, workers.rank, step, error)
         raise
 
 
-def _train(session: TrainingSession, source: BatchSource, open_stream: OpenStream) -> dict[str, float]:
+def _train(
+    session: TrainingSession, snapshots: Snapshots, source: BatchSource, open_stream: OpenStream
+) -> dict[str, float]:
     """Train what is left of the run; returns the metrics of the last step."""
     if session.current_step == session.plan.total_steps:
         return {}
     stream, device = open_stream(session.current_step), session.workers.device
     steps = prepare_ahead(stream, source.encoder.resolution, device, source.plan.sources)
     try:
-        metrics = train(session, steps)
+        metrics = train(session, snapshots, steps)
         if session.current_step != session.plan.total_steps:
             raise TransientError(
                 f"rank {session.workers.rank}: the steps ended before step {session.current_step} of "
@@ -112,68 +134,66 @@ def _train(session: TrainingSession, source: BatchSource, open_stream: OpenStrea
         return metrics
     finally:
         steps.close()
-        session.snapshots.abandon(_LAST_WRITE_S)
+        snapshots.abandon(_LAST_WRITE_S)
 
 
 def _set_up(
-    config: ExperimentConfig,
-    source: BatchSource,
-    workers: Workers,
-    position: Position | None,
-    attempt: int,
-    notices: Notices,
-) -> TrainingSession:
+    job: RankJob, source: BatchSource, workers: Workers, position: Position | None, notices: Notices
+) -> tuple[TrainingSession, Snapshots]:
     """Build the model, fill it from the checkpoint, and put together what the loop needs."""
-    _use_threads(config, workers)
+    training, is_sharded = job.recipe.training, job.recipe.training.sharding == "fsdp"
+    _use_threads(job.torch_threads, workers)
     transformers.utils.logging.disable_progress_bar()  # progress is the launcher's to show
-    torch.manual_seed(config.seed)
-    model = build_model(config, workers.device)
+    torch.manual_seed(job.seed)
+    model = build_model(job.recipe, workers.device)
     if source.features is not None:
         check_tower(source.features, model.get_vision_tower())
-    if config.training.sharding == "fsdp" and workers.world_size > 1:
-        shard_model(model, workers, DTYPES[config.training.precision], cpu_offload=config.training.cpu_offload)
-    optimizer = build_optimizer(model, config.training)
-    run_dir = Path(config.run_dir)
+    if is_sharded and workers.world_size > 1:
+        shard_model(model, workers, DTYPES[training.precision], cpu_offload=training.cpu_offload)
+    optimizer = build_optimizer(model, training)
     start_step, ledger, trend = position.step if position else 0, Ledger(), LossTrend()
-    store = _open_store(config, workers, attempt, start_step)
+    store = _open_store(job, start_step)
     if position is not None:
         checkpoint = store.open(position)
-        check_own(checkpoint, source, config)
+        check_own(checkpoint, source.plan, job.record)
         restore(model, optimizer, checkpoint)
-        _restore_random_state(checkpoint, workers, config.seed)
+        _restore_random_state(checkpoint, workers, job.seed)
         ledger, trend = Ledger(**checkpoint.state["ledger"]), LossTrend(**checkpoint.state["trend"])
     if workers.is_first:
         store.storage.sweep()  # only now: before, the folder may have turned out to be another run's
-    drop_replayed(run_dir / "quarantine", start_step, workers)
+    drop_replayed(job.run_dir / "quarantine", start_step, workers)
     if workers.is_first:
-        drop_replayed_records(run_dir, start_step)
-    return TrainingSession(
-        config=config,
+        drop_replayed_records(job.run_dir, start_step)
+    session = TrainingSession(
+        run_dir=job.run_dir,
+        training=training,
+        data=job.recipe.data,
         plan=source.plan,
         describe_sample=partial(describe_sample, source.index),
         workers=workers,
         model=model,
         optimizer=optimizer,
-        snapshots=Snapshots(store, attempt, start_step),
-        log=MetricsLog(run_dir / METRICS_FILE) if workers.is_first else None,
+        log=MetricsLog(job.run_dir / METRICS_FILE) if workers.is_first else None,
         ledger=ledger,
         trend=trend,
-        attempt=attempt,
-        quarantine_file=run_dir / "quarantine" / f"rank-{workers.rank:05d}.jsonl",
+        attempt=job.attempt,
+        quarantine_file=job.run_dir / "quarantine" / f"rank-{workers.rank:05d}.jsonl",
         notices=notices,
         current_step=start_step,
     )
+    saved = SavedRun(job.attempt, job.checkpoint, is_sharded, job.recipe.model, job.record)
+    return session, Snapshots(store, saved, start_step)
 
 
-def _open_store(config: ExperimentConfig, workers: Workers, attempt: int, start_step: int) -> CheckpointStore:
-    storage, policy = run_storage(config), config.checkpoint
-    may_commit = partial(check_lease, Path(config.run_dir), attempt)
+def _open_store(job: RankJob, start_step: int) -> CheckpointStore:
+    storage, policy = run_storage(job.run_dir, job.checkpoint), job.checkpoint
+    may_commit = partial(check_lease, job.run_dir, job.attempt)
     return CheckpointStore(storage, policy.keep_last, may_commit, policy.keep_best, start_step)
 
 
-def _use_threads(config: ExperimentConfig, workers: Workers) -> None:
+def _use_threads(asked_for: int | None, workers: Workers) -> None:
     """Pin the number of intra-op threads: it decides how sums are split, so equal runs need equal numbers."""
-    threads = config.cluster.torch_threads or max(1, (os.cpu_count() or 1) // workers.ranks_here)
+    threads = asked_for or max(1, (os.cpu_count() or 1) // workers.ranks_here)
     torch.set_num_threads(threads)
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from tokenizers import Tokenizer
 
 from model.fusion.constants import IMAGE_TOKEN_INDEX
-from pipeline.stream.prepare import prepare_source
+from pipeline.launch.prepare import prepare_source
 from pipeline.stream.rank_step import BatchSource, RankStep, iterate_locally
 from tests.chaos.ledger import ViolationError
 from tests.chaos.world import World, number_of

@@ -26,10 +26,10 @@ from pipeline.config import TrainingConfig
 from pipeline.index.read import read_sample
 from pipeline.launch import run as launch
 from pipeline.plan.plan import Plan, RankPlan
+from pipeline.run_folder.metrics_log import MetricsLog
 from pipeline.stream import rank_step
 from pipeline.tracking.journal import MetricPoint
 from pipeline.training import loop, optim, worker
-from pipeline.training.measures.metrics import MetricsLog
 
 Scenario = Literal["kill", "damage", "two ranks", "save", "flip", "replay"]
 """What must notice a defect: see `mutants`."""

@@ -93,4 +93,6 @@ def test_estimate_is_the_size_of_the_moments() -> None:
         where="test",
     )  # fmt: skip
     moments = sum(size for name, size in sizes.items() if not name.startswith("qmap"))
-    assert estimate_memory(skeleton, config, 1, 4096).optimizer == pytest.approx(moments, rel=1e-4)
+    assert estimate_memory(skeleton, config.recipe, 1, 4096, use_gpu=config.cluster.use_gpu).optimizer == pytest.approx(
+        moments, rel=1e-4
+    )

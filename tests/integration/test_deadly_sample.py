@@ -10,11 +10,11 @@ import pytest
 from rich.console import Console
 
 from pipeline.config import load_config
-from pipeline.index.index import load_index
+from pipeline.index.build import load_index
 from pipeline.index.read import read_sample
+from pipeline.launch.prepare import prepare_source
 from pipeline.launch.run import run_training
 from pipeline.run_folder.restarts import RESTARTS_FILE
-from pipeline.stream.prepare import prepare_source
 from pipeline.stream.refused import REFUSED_FILE
 from tests.integration.conftest import WriteConfig
 from tests.integration.runs import assert_same_run, run

@@ -19,7 +19,7 @@ from pipeline.assembly.export import export_model
 from pipeline.assembly.facts import load_tokenizer
 from pipeline.assembly.folder import OpenedModel, assemble_model, open_model
 from pipeline.config import ConfigError, load_config
-from pipeline.index.index import build_index
+from pipeline.index.build import build_index
 from pipeline.launch.run import run_training
 from pipeline.tools.evaluation.questions import read_evaluation_samples
 from pipeline.tools.evaluation.run import EvaluationSettings, evaluate
@@ -44,7 +44,7 @@ def test_newline_learns_in_both_stages_and_answers_are_asked_with_tiles(
     config = load_config(write_config("pre"), TILED)
     pretrained = run_training(config)
     torch.manual_seed(config.seed)
-    fresh = assemble_model(config, projector=None).model.get_model().image_newline
+    fresh = assemble_model(config.model, config.data, projector=None).model.get_model().image_newline
     first = read_adapter(pretrained.output)[NEWLINE]
     assert fresh is not None
     assert 0 < (first - fresh).abs().max() < 1

@@ -14,12 +14,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from pipeline.assembly.folder import join_parts
+from pipeline.assembly.parts import join_parts
 from pipeline.checkpoint.manifest import CheckpointError
 from pipeline.checkpoint.store import CheckpointStore
 from pipeline.config import ConfigError, load_config
+from pipeline.launch.prepare import prepare_source
 from pipeline.launch.run import run_training
-from pipeline.stream.prepare import prepare_source
 from pipeline.tools.demo.shards import DemoSizes, write_demo_shards
 from pipeline.training.loop import NonFiniteError
 from tests.integration.conftest import WriteConfig

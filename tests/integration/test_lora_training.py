@@ -15,8 +15,9 @@ from jobs.generate import answer, build_conversation
 from model.hub.lora import merge_lora
 from pipeline.assembly.export import export_model
 from pipeline.assembly.facts import load_tokenizer
-from pipeline.assembly.folder import join_parts, open_model
+from pipeline.assembly.folder import open_model
 from pipeline.assembly.merge import merge_model
+from pipeline.assembly.parts import join_parts
 from pipeline.config import ConfigError, load_config
 from pipeline.launch.run import run_training
 from tests.integration.conftest import WEIGHTS, WriteConfig

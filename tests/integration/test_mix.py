@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from pipeline.config import ConfigError, ExperimentConfig, load_config
+from pipeline.launch.prepare import prepare_source
 from pipeline.launch.run import run_training
-from pipeline.stream.prepare import prepare_source
 from tests.integration.conftest import WriteConfig
 from tests.integration.runs import assert_same_run, losses
 

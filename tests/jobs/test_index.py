@@ -68,7 +68,7 @@ def test_index_of_relative_shards_is_the_index_of_every_command(
 def test_shards_are_read_in_processes_that_may_die(
     run_command: RunCommand, tmp_path: Path, shard_with_defects: Path, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.index.index.index_shard", None)  # of this process only
+    monkeypatch.setattr("pipeline.index.build.index_shard", None)  # of this process only
     ended = run_command(command, *config_arguments(tmp_path, shard_with_defects))
     assert ended.exit_code in (None, 0)
     assert "usable" in ended.output

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.launch.run import tracked_run
 from pipeline.tracking import open_run
 from tests.jobs.conftest import RunCommand
 from tests.pipeline.tools.doctor.configs import small_config
@@ -15,7 +16,9 @@ def run_dir(tmp_path: Path) -> Path:
     """A run that was written down and not sent, with a result that is gone."""
     config = small_config(tmp_path)
     tracking = config.tracking.model_copy(update={"enabled": False})
-    open_run(config.model_copy(update={"tracking": tracking}), {}).log_artifacts(Path(config.run_dir) / "model")
+    open_run(tracked_run(config.model_copy(update={"tracking": tracking})), {}).log_artifacts(
+        Path(config.run_dir) / "model"
+    )
     return Path(config.run_dir)
 
 

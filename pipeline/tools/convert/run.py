@@ -18,8 +18,8 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 import pyarrow as pa
 
-from pipeline.index.index import Progress, RunMap, run_serially
 from pipeline.index.scan import Checks
+from pipeline.parallel.run_map import Progress, RunMap, run_serially
 from pipeline.shards.storage import stat_shard
 from pipeline.tools.convert.shard_job import (
     ShardJob,

@@ -9,7 +9,6 @@ import hashlib
 import itertools
 import json
 import logging
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import pyarrow as pa
 
 from pipeline.errors import DataError, Reason
 from pipeline.index.scan import Checks, MeasureImages, image_sizes
+from pipeline.run_folder.files import replace_file
 from pipeline.samples.schema import parse_sample
 from pipeline.shards.tar import MAX_MEMBER_BYTES
 from pipeline.shards.writer import open_shard_writer
@@ -181,12 +181,7 @@ def remove_records(folder: str | Path) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write a small file so that it is there completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(json.dumps(content, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    replace_file(path, json.dumps(content, indent=1) + "\n")
 
 
 def _from_json(path: Path) -> ShardRecord | None:

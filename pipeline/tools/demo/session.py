@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from rich.console import Console
 
 from pipeline.assembly.facts import load_tokenizer
-from pipeline.assembly.folder import OpenedModel, assemble_model, find_projector, open_model
-from pipeline.config import ExperimentConfig
-from pipeline.index.index import build_index
-from pipeline.launch.run import TrainingResult, run_training
+from pipeline.assembly.folder import OpenedModel, assemble_model, open_model
+from pipeline.assembly.parts import find_projector
+from pipeline.config import DataConfig, ModelConfig
+from pipeline.index.build import build_index
+from pipeline.launch.run import TrainingResult
 from pipeline.tools.demo.answer_sheet import render_answer_sheet
 from pipeline.tools.demo.report import Curve, render_report
 from pipeline.tools.demo.results import Point, Row, flat_metrics, table_rows
@@ -23,6 +24,9 @@ from pipeline.tools.demo.shards import DemoSizes, ensure_demo_shards, new_combin
 from pipeline.tools.evaluation.questions import EvaluationSample, read_evaluation_samples
 from pipeline.tools.evaluation.run import EvaluationSettings, evaluate
 from pipeline.tools.evaluation.scores import Answer, Evaluation
+
+if TYPE_CHECKING:
+    from pipeline.tracking import TrackedRun
 
 SIZES = DemoSizes(pretrain=4800, finetune=4000, held_out=250)
 _LONGEST_ANSWER = 8  # tokens; the expected answers have two
@@ -46,17 +50,24 @@ class DemoResult(NamedTuple):
     example_picture: Path
 
 
-def run_demo(
-    pretrain: ExperimentConfig,
-    finetune: ExperimentConfig,
-    folder: Path,
-    console: Console,
-) -> DemoResult:
+class DemoStage(NamedTuple):
+    """A stage of the demo, as the product's own verbs would run it."""
+
+    run_dir: Path
+    seed: int
+    model: ModelConfig
+    data: DataConfig
+    train: Callable[[], TrainingResult]
+    tracked: TrackedRun | None
+    """None when tracking is off."""
+
+
+def run_demo(pretrain: DemoStage, finetune: DemoStage, folder: Path, console: Console) -> DemoResult:
     """Run everything; a demo that was interrupted in this folder continues.
 
     Args:
-        pretrain: config of the first stage; trains on the shards `pretrain-*.tar` of `folder/shards`.
-        finetune: config of the second stage; also says how the model is put together for the evaluations.
+        pretrain: the first stage; trains on the shards `pretrain-*.tar` of `folder/shards`.
+        finetune: the second stage; also says how the model is put together for the evaluations.
         folder: receives shards and report.
         console: where progress is shown.
     """
@@ -65,10 +76,10 @@ def run_demo(
     samples = read_evaluation_samples(build_index(shards["held_out"], folder / "held_out_index"))
 
     points = [Point("before", _evaluate(finetune, _assembled(finetune, None), samples))]
-    pretrained = run_training(pretrain, console)
-    projector = find_projector(pretrain.run_dir)
+    pretrained = pretrain.train()
+    projector = find_projector(str(pretrain.run_dir))
     points.append(Point("pretrained", _evaluate(finetune, _assembled(finetune, projector), samples)))
-    finetuned = run_training(finetune, console)
+    finetuned = finetune.train()
     opened = open_model(finetune.run_dir)
     points.append(Point("finetuned", _evaluate(finetune, opened, samples)))
     points.append(Point("blanked", _evaluate(finetune, opened, samples, blank_images=True)))
@@ -76,24 +87,24 @@ def run_demo(
     rows = table_rows(points, {"showing a new combination": new_combination_keys(SIZES.held_out)})
     report = _write_report(folder / "report", points, rows, samples, (pretrain, finetune))
     before, after_pretraining, after_finetuning, blanked = (point.evaluation for point in points)
-    _log(pretrain, pretrained, {0: _metrics(before), pretrained.steps: _metrics(after_pretraining)}, None)
+    _log(pretrain, {0: _metrics(before), pretrained.steps: _metrics(after_pretraining)}, None)
     final = {**_metrics(after_finetuning), **_metrics(blanked, "held_out_blanked")}
-    uri = _log(finetune, finetuned, {0: _metrics(after_pretraining), finetuned.steps: final}, report.parent)
+    uri = _log(finetune, {0: _metrics(after_pretraining), finetuned.steps: final}, report.parent)
     example, picture = _write_example(report.parent, samples, after_finetuning)
     return DemoResult(points, rows, report, finetuned.run_dir, uri, example, picture)
 
 
-def _assembled(config: ExperimentConfig, projector: str | None) -> OpenedModel:
-    torch.manual_seed(config.seed)  # an untrained projector is random, but the same every time
-    return assemble_model(config, projector=projector)
+def _assembled(stage: DemoStage, projector: str | None) -> OpenedModel:
+    torch.manual_seed(stage.seed)  # an untrained projector is random, but the same every time
+    return assemble_model(stage.model, stage.data, projector=projector)
 
 
 def _evaluate(
-    config: ExperimentConfig, opened: OpenedModel, samples: Sequence[EvaluationSample], *, blank_images: bool = False
+    stage: DemoStage, opened: OpenedModel, samples: Sequence[EvaluationSample], *, blank_images: bool = False
 ) -> Evaluation:
     settings = EvaluationSettings(blank_images=blank_images, max_new_tokens=_LONGEST_ANSWER)
     with _one_thread():
-        return evaluate(opened, load_tokenizer(config.model.language_model), samples, settings)
+        return evaluate(opened, load_tokenizer(stage.model.language_model), samples, settings)
 
 
 @contextmanager
@@ -112,12 +123,12 @@ def _write_report(
     points: Sequence[Point],
     rows: Sequence[Row],
     samples: Sequence[EvaluationSample],
-    stages: tuple[ExperimentConfig, ExperimentConfig],
+    stages: tuple[DemoStage, DemoStage],
 ) -> Path:
     """Write the HTML report, the answer sheet and the figures as JSON; returns the HTML file."""
     folder.mkdir(parents=True, exist_ok=True)
     names = ("pretraining: projector only, on captions", "finetuning: projector and language model, on conversations")
-    curves = [Curve(name, read_losses(Path(stage.run_dir))) for name, stage in zip(names, stages, strict=True)]
+    curves = [Curve(name, read_losses(stage.run_dir)) for name, stage in zip(names, stages, strict=True)]
     (folder / "answers.png").write_bytes(render_answer_sheet(points[2], samples))
     figures = {point.name: flat_metrics(point.evaluation) for point in points}
     (folder / "figures.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
@@ -149,15 +160,13 @@ def _metrics(evaluation: Evaluation, group: str = "held_out") -> dict[str, float
     return {f"{group}/{name}": value for name, value in flat_metrics(evaluation).items()}
 
 
-def _log(
-    config: ExperimentConfig, result: TrainingResult, metrics: dict[int, dict[str, float]], report: Path | None
-) -> str | None:
+def _log(stage: DemoStage, metrics: dict[int, dict[str, float]], report: Path | None) -> str | None:
     """Add what was measured to the MLflow run of a stage, which is finished already."""
-    if not config.tracking.enabled:
+    if stage.tracked is None:
         return None
     from pipeline.tracking import open_run  # an untracked run needs no MLflow
 
-    tracker = open_run(config, {})
+    tracker = open_run(stage.tracked, {})
     for step, values in metrics.items():
         tracker.log_metrics(values, step)
     if report is not None:

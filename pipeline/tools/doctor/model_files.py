@@ -6,7 +6,7 @@ import json
 import math
 from pathlib import Path
 
-from pipeline.config import ConfigError, ExperimentConfig
+from pipeline.config import ConfigError, ModelConfig
 from pipeline.tools.doctor.finding import Finding
 
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
@@ -14,9 +14,9 @@ _INDEX = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _MAX_HEADER_BYTES = 100_000_000  # of the safetensors library
 
 
-def check_weights(config: ExperimentConfig) -> Finding:
+def check_weights(parts: ModelConfig) -> Finding:
     """Look for the weights of the language model, if it is a folder."""
-    folder = Path(config.model.language_model)
+    folder = Path(parts.language_model)
     if not folder.is_dir():
         return Finding("language model", "ok", f"{folder} is not on this machine: the run fetches it from the hub")
     try:
@@ -58,12 +58,12 @@ def num_elements(path: Path) -> int:
         raise ValueError(f"{path}: no safetensors header ({error}); the file is damaged, fetch it again") from error
 
 
-def check_projector(config: ExperimentConfig) -> Finding:
+def check_projector(parts: ModelConfig) -> Finding:
     """Look for the projector file that the run starts from."""
-    from pipeline.assembly.folder import find_projector  # torch takes seconds to load
+    from pipeline.assembly.parts import find_projector  # torch takes seconds to load
 
     try:
-        projector = find_projector(config.model.pretrain_mm_mlp_adapter)
+        projector = find_projector(parts.pretrain_mm_mlp_adapter)
     except ConfigError as error:
         return Finding("projector", "error", str(error))
     return Finding("projector", "ok", projector or "a new one (model.pretrain_mm_mlp_adapter)")

@@ -6,13 +6,16 @@ import fcntl
 import os
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from model.files.atomic import sync
 from pipeline.checkpoint.manifest import CheckpointError
 from pipeline.checkpoint.resume import run_storage
-from pipeline.checkpoint.storage import FolderStorage, fsync
+from pipeline.checkpoint.storage import FolderStorage
 from pipeline.checkpoint.verification import readable_manifests, verify
-from pipeline.config import ConfigError, ExperimentConfig, check_resumable, load_config
+from pipeline.config import CheckpointConfig, ConfigError, Recipe, check_record_resumable
 from pipeline.run_folder.lease import LOCK_NAME, describe_holder
 from pipeline.tools.doctor.finding import Finding
 
@@ -30,10 +33,10 @@ def check_file_system(run_dir: Path) -> list[Finding]:
         return [Finding("run folder", "error", f"{run_dir} cannot be written: {error}; choose another run_dir")]
 
 
-def check_checkpoint_folder(config: ExperimentConfig) -> list[Finding]:
+def check_checkpoint_folder(run_dir: Path, checkpoint: CheckpointConfig) -> list[Finding]:
     """Try the same renames where checkpoints go, if that is another folder."""
-    storage = run_storage(config)
-    if config.checkpoint.folder is None or not isinstance(storage, FolderStorage):
+    storage = run_storage(run_dir, checkpoint)
+    if checkpoint.folder is None or not isinstance(storage, FolderStorage):
         return []
     try:
         storage.folder.mkdir(parents=True, exist_ok=True)
@@ -43,17 +46,17 @@ def check_checkpoint_folder(config: ExperimentConfig) -> list[Finding]:
         return [Finding("checkpoint folder", "error", detail)]
 
 
-def check_resume(config: ExperimentConfig) -> Finding:
+def check_resume(run_dir: Path, checkpoint: CheckpointConfig, record: Mapping[str, Any]) -> Finding:
     """Compare the config with that of the run that the folder holds."""
     from pipeline.launch.run import has_begun  # transformers takes seconds to load
 
-    saved = Path(config.run_dir) / "config.yaml"
+    saved = run_dir / "config.yaml"
     if not saved.is_file():
         return Finding("config", "ok", "the folder holds no run yet")
-    if not has_begun(config):
+    if not has_begun(run_dir, checkpoint):
         return Finding("config", "ok", f"replaces {saved}, with which no run has begun")
     try:
-        check_resumable(load_config(saved), config)
+        check_record_resumable(saved, record)
     except ConfigError as error:
         return Finding("config", "error", str(error))
     return Finding("config", "ok", f"continues the run of {saved}")
@@ -66,10 +69,10 @@ def _try_rename(run_dir: Path) -> Finding:
     try:
         new.mkdir(parents=True)
         (new / "file").write_bytes(b"1" * 65_537)
-        fsync(new / "file")
-        fsync(new)
+        sync(new / "file")
+        sync(new)
         new.rename(old)
-        fsync(probe)
+        sync(probe)
         if (old / "file").read_bytes() != b"1" * 65_537 or new.exists():
             return Finding("fsync and rename", "error", f"{run_dir}: a renamed folder is not what was written")
     finally:
@@ -106,9 +109,9 @@ def _can_lock(descriptor: int) -> bool:
     return True
 
 
-def check_disk(config: ExperimentConfig) -> Finding:
+def check_disk(recipe: Recipe, run_dir: Path, checkpoint: CheckpointConfig) -> Finding:
     """Compare free space with what checkpoints take, as measured on the newest one or estimated from the model."""
-    storage = run_storage(config)
+    storage = run_storage(run_dir, checkpoint)
     if not isinstance(storage, FolderStorage):
         return Finding("disk space", "ok", f"checkpoints go to {storage.location}, whose room is not checked")
     folder = next(path for path in (storage.folder, *storage.folder.parents) if path.exists())
@@ -117,7 +120,7 @@ def check_disk(config: ExperimentConfig) -> Finding:
     if manifests:
         size, how = sum(proof.size for proof in manifests[-1].files.values()), "as the newest one"
     else:
-        size, how = _estimate_checkpoint(config), "estimated"
+        size, how = _estimate_checkpoint(recipe), "estimated"
     needed = CHECKPOINTS_NEEDED * size
     found = f"{free / 1e9:.1f} GB free in {folder}; a checkpoint takes {size / 1e9:.1f} GB ({how})"
     if size == 0:
@@ -128,23 +131,23 @@ def check_disk(config: ExperimentConfig) -> Finding:
     return Finding("disk space", "ok", found)
 
 
-def _estimate_checkpoint(config: ExperimentConfig) -> int:
+def _estimate_checkpoint(recipe: Recipe) -> int:
     """Return the bytes of a checkpoint, what learns and its moments; 0 when the model's configs are not to be had."""
     from pipeline.assembly.skeleton import build_skeleton
     from pipeline.tools.estimate.memory import estimate_memory  # torch and transformers take seconds to load
 
     try:
-        model = build_skeleton(config)
+        model = build_skeleton(recipe)
     except (ValueError, OSError):
         return 0
-    whole = config.training.model_copy(update={"sharding": "none", "cpu_offload": False})
-    memory = estimate_memory(model, config.model_copy(update={"training": whole}), num_ranks=1, micro_batch_tokens=1)
+    whole = recipe.training.model_copy(update={"sharding": "none", "cpu_offload": False})
+    memory = estimate_memory(model, recipe._replace(training=whole), num_ranks=1, micro_batch_tokens=1, use_gpu=False)
     return memory.gradients + memory.optimizer  # a gradient is as large as what it belongs to
 
 
-def check_checkpoints(config: ExperimentConfig) -> Finding:
+def check_checkpoints(run_dir: Path, checkpoint: CheckpointConfig) -> Finding:
     """Verify what a run would continue from."""
-    storage = run_storage(config)
+    storage = run_storage(run_dir, checkpoint)
     try:
         generations = storage.generations()
     except OSError as error:

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from pipeline.config import ClusterConfig, ConfigError, ExperimentConfig
+from pipeline.config import ClusterConfig, ConfigError, TrackingConfig
 from pipeline.launch.ray_address import check_listens
 from pipeline.tools.doctor.finding import Finding
 from pipeline.tracking.credentials import without_credentials
@@ -22,19 +22,19 @@ _UNTRIED = ("mysql", "postgresql", "mssql", "databricks")
 """What MLflow writes to besides: databases, such as `mysql+pymysql://`, and a service."""
 
 
-def check_tracking(config: ExperimentConfig) -> Finding:
+def check_tracking(tracking: TrackingConfig, run_dir: Path) -> Finding:
     """Try what a run asks of its MLflow server; a run does not need it, so this never is an error."""
-    if not config.tracking.enabled:
+    if not tracking.enabled:
         return Finding("MLflow", "ok", "switched off (tracking.enabled)")
-    uri = resolve_tracking_uri(config.tracking.uri, os.environ, Path(config.run_dir))
+    uri = resolve_tracking_uri(tracking.uri, os.environ, run_dir)
     shown = without_credentials(uri)
     later = "the run goes on without it and sends everything later"
     try:
         if uri.startswith("sqlite:///"):
-            return _try_database(uri, Path(uri.removeprefix("sqlite:///")), config.tracking.experiment)
+            return _try_database(uri, Path(uri.removeprefix("sqlite:///")), tracking.experiment)
         if uri.startswith(("http://", "https://")):
             check_answers(uri)
-            return _probe(uri, config.tracking.experiment, f"{shown} answers")
+            return _probe(uri, tracking.experiment, f"{shown} answers")
     except (OSError, ValueError, http.client.HTTPException, sqlite3.Error) as error:
         return Finding("MLflow", "warning", without_credentials(f"{shown}: {error}; {later}"))
     if uri.startswith(_UNTRIED):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from model.hub.weights import LlavaModel
-from pipeline.config import ExperimentConfig
+from pipeline.config import Recipe
 from pipeline.plan.efficiency import PackingReport, measure_packing
 from pipeline.plan.plan import Plan
 from pipeline.tools.estimate.advice import Change, changes_that_fit
@@ -32,30 +32,34 @@ class Forecast(NamedTuple):
 
 
 def forecast(
-    config: ExperimentConfig,
+    recipe: Recipe,
     model: LlavaModel,
     plan: Plan,
     work: PlannedWork,
     device: Device | None,
     num_ranks: int,
+    *,
+    use_gpu: bool,
 ) -> Forecast:
     """Estimate memory and time of a run on `num_ranks` workers.
 
     Args:
-        config: the run.
+        recipe: of the run.
         model: its skeleton.
         plan: its plan.
         work: of a mean step of the plan.
         device: what a rank runs on; None leaves time and verdict out.
         num_ranks: number of workers W.
+        use_gpu: whether ranks run on GPUs.
     """
     packing = measure_packing(plan, num_ranks)
-    memory = estimate_memory(model, config, num_ranks, packing.most_tokens)
+    memory = estimate_memory(model, recipe, num_ranks, packing.most_tokens, use_gpu=use_gpu)
     time_s = None
-    if device is not None and device.peak_flops is not None and config.training.precision == "bfloat16":
-        compiled = config.training.compile
+    if device is not None and device.peak_flops is not None and recipe.training.precision == "bfloat16":
+        compiled = recipe.training.compile
         time_s = step_time_s(work, device.peak_flops, num_ranks, packing.balance, compiled=compiled)
     changes: list[Change] = []
     if device is not None and memory.total > device.usable_bytes:
-        changes = changes_that_fit(model, config, num_ranks, packing.most_tokens, device.usable_bytes)
+        tokens, usable = packing.most_tokens, device.usable_bytes
+        changes = changes_that_fit(model, recipe, num_ranks, tokens, usable, use_gpu=use_gpu)
     return Forecast(packing, memory, device, time_s, changes)

@@ -15,7 +15,7 @@ from torch import nn
 from model.hub.weights import LlavaModel
 from model.llava.loss import CHUNK_ROWS
 from model.vision.vision_tower import VisionTower
-from pipeline.config import ExperimentConfig, TrainingConfig
+from pipeline.config import Recipe, TrainingConfig
 
 _BYTES: Final = {"float32": 4, "bfloat16": 2}
 _QUANTIZED_BYTES: Final = {"nf4": 0.52, "int8": 1.01}  # with their scales
@@ -94,31 +94,32 @@ def kept_per_layer(widths: LayerWidths, training: TrainingConfig, *, trains_laye
 
 
 def estimate_memory(
-    model: LlavaModel, config: ExperimentConfig, num_ranks: int, micro_batch_tokens: int
+    model: LlavaModel, recipe: Recipe, num_ranks: int, micro_batch_tokens: int, *, use_gpu: bool
 ) -> MemoryEstimate:
     """Estimate the peak of a rank.
 
     Args:
         model: a skeleton, with `requires_grad` set.
-        config: the run.
+        recipe: of the run.
         num_ranks: number of workers W.
         micro_batch_tokens: tokens of the largest micro-batch.
+        use_gpu: whether the rank runs on a GPU.
     """
-    training = config.training
+    training = recipe.training
     compute, master = _BYTES[training.precision], _BYTES[training.master_dtype]
     shards = num_ranks if training.sharding == "fsdp" else 1
     on_device = 0 if training.cpu_offload else 1
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     whole = sum(parameter.numel() for parameter in _frozen_tower(model)) * compute
     return MemoryEstimate(
-        weights=on_device * _weight_bytes(model, config) // shards + whole,
+        weights=on_device * _weight_bytes(model, recipe) // shards + whole,
         gradients=on_device * trained * master // shards,
         optimizer=on_device * _optimizer_bytes(model, training) // shards,
         casts=_cast_bytes(model, training, shards, compute, master),
         activations=_activation_bytes(model, training, micro_batch_tokens, compute),
         loss=_loss_bytes(model, compute),
         vision=_vision_bytes(model, training, compute),
-        runtime=_RUNTIME_BYTES[config.cluster.use_gpu],
+        runtime=_RUNTIME_BYTES[use_gpu],
     )
 
 
@@ -130,22 +131,22 @@ def _optimizer_bytes(model: LlavaModel, training: TrainingConfig) -> int:
     return 2 * sum(size + size // 64 if size >= _QUANTIZED_MOMENT_NUMEL else 4 * size for size in sizes)
 
 
-def _weight_bytes(model: LlavaModel, config: ExperimentConfig) -> int:
+def _weight_bytes(model: LlavaModel, recipe: Recipe) -> int:
     """Return the bytes of everything but a frozen tower, in the types they are stored in."""
     tower, total = set(_frozen_tower(model)), 0.0
-    frozen, trained = _BYTES[config.training.precision], _BYTES[config.training.master_dtype]
+    frozen, trained = _BYTES[recipe.training.precision], _BYTES[recipe.training.master_dtype]
     quantized = {
         id(part.weight)
         for layer in model.get_model().layers
         for name, part in layer.named_modules()
-        if isinstance(part, nn.Linear) and "lora_" not in name and config.lora.quantize_base is not None
+        if isinstance(part, nn.Linear) and "lora_" not in name and recipe.lora.quantize_base is not None
     }
     for parameter in model.parameters():
         if parameter in tower:
             continue
         size: float = trained if parameter.requires_grad else frozen
-        if id(parameter) in quantized and config.lora.quantize_base is not None:
-            size = _QUANTIZED_BYTES[config.lora.quantize_base]
+        if id(parameter) in quantized and recipe.lora.quantize_base is not None:
+            size = _QUANTIZED_BYTES[recipe.lora.quantize_base]
         total += parameter.numel() * size
     return int(total)
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import torch
 
-from pipeline.checkpoint.store import CheckpointStore
-from pipeline.config import ExperimentConfig
+from pipeline.assembly.parts import build_model
+from pipeline.config import Recipe
 from pipeline.parallel.ranks import Workers, pick_device
 from pipeline.stream.rank_step import BatchSource, build_rank_step
 from pipeline.training.batches import prepare
@@ -20,9 +20,7 @@ from pipeline.training.measures.metrics import Ledger
 from pipeline.training.measures.trend import LossTrend
 from pipeline.training.notices import SignalNotices
 from pipeline.training.optim import build_optimizer
-from pipeline.training.result import build_model
 from pipeline.training.session import TrainingSession
-from pipeline.training.snapshot import Snapshots
 
 _WARMUP_STEPS = 1
 
@@ -37,17 +35,19 @@ class Probe(NamedTuple):
     memory_peak_bytes: int
 
 
-def measure_steps(config: ExperimentConfig, source: BatchSource, num_ranks: int, num_steps: int) -> Probe:
+def measure_steps(
+    recipe: Recipe, source: BatchSource, num_ranks: int, num_steps: int, *, use_gpu: bool, seed: int
+) -> Probe:
     """Train the first steps of rank 0 among `num_ranks` in this process, one of them to warm up.
 
     Raises:
         ValueError: model parts are missing, or a GPU is asked for and none is visible.
         OSError: storage failed.
     """
-    device = pick_device(config.cluster.use_gpu, local_rank=0)
-    torch.manual_seed(config.seed)
+    device = pick_device(use_gpu, local_rank=0)
+    torch.manual_seed(seed)
     with tempfile.TemporaryDirectory() as folder:
-        session = _open_session(config, source, Workers(0, 1, device), Path(folder))
+        session = _open_session(recipe, source, Workers(0, 1, device), Path(folder))
         step_times, data_times = [], []
         for step in range(min(_WARMUP_STEPS + num_steps, source.plan.total_steps)):
             started = time.perf_counter()
@@ -61,18 +61,17 @@ def measure_steps(config: ExperimentConfig, source: BatchSource, num_ranks: int,
     return Probe(_median(counted), _median(data_times), memory_peak_bytes(device))
 
 
-def _open_session(config: ExperimentConfig, source: BatchSource, workers: Workers, folder: Path) -> TrainingSession:
-    model = build_model(config, workers.device)
+def _open_session(recipe: Recipe, source: BatchSource, workers: Workers, folder: Path) -> TrainingSession:
+    model = build_model(recipe, workers.device)
     return TrainingSession(
-        config=config.model_copy(
-            update={"training": config.training.model_copy(update={"sharding": "none"})}  # one process has no shards
-        ),
+        run_dir=folder,
+        training=recipe.training.model_copy(update={"sharding": "none"}),  # one process has no shards
+        data=recipe.data,
         plan=source.plan,
         describe_sample=lambda sample_id: {"sample_id": sample_id},
         workers=workers,
         model=model,
-        optimizer=build_optimizer(model, config.training),
-        snapshots=Snapshots(CheckpointStore(folder / "checkpoints", 1), attempt=0),
+        optimizer=build_optimizer(model, recipe.training),
         log=None,
         ledger=Ledger(),
         trend=LossTrend(),

@@ -8,7 +8,7 @@ import numpy as np
 
 from model.fusion.resolution import ImageView, Resolution
 from model.hub.weights import LlavaModel
-from pipeline.config import ExperimentConfig, TrainingConfig
+from pipeline.config import Recipe, TrainingConfig
 from pipeline.plan.plan import Plan
 from pipeline.tools.inspect.sample_view import Inspected
 from pipeline.training.measures.flops import FlopModel
@@ -33,7 +33,7 @@ class PlannedWork(NamedTuple):
     """FLOPs of a frozen tower per step, counted above or, with a feature cache, saved; 0 when it learns."""
 
 
-def measure_work(data: Inspected, plan: Plan, model: LlavaModel, config: ExperimentConfig) -> PlannedWork:
+def measure_work(data: Inspected, plan: Plan, model: LlavaModel, recipe: Recipe) -> PlannedWork:
     """Count evenly spread steps of a plan; a few thousand samples say their mean to about a percent."""
     steps = np.unique(np.linspace(0, plan.total_steps - 1, min(plan.total_steps, _MAX_STEPS)).astype(np.int64))
     ids = np.concatenate([plan.samples(int(step)) for step in steps])
@@ -49,9 +49,9 @@ def measure_work(data: Inspected, plan: Plan, model: LlavaModel, config: Experim
     )
     flops, tower = FlopModel.of(model), model.get_vision_tower()
     tower_flops = flops.tower_per_tile * counts.tiles if tower is not None and tower.frozen else 0.0
-    if config.data.feature_cache is not None:
+    if recipe.data.feature_cache is not None:
         flops = flops.without_tower()
-    total = flops.step(counts) + _recomputed(flops, counts, model, config.training)
+    total = flops.step(counts) + _recomputed(flops, counts, model, recipe.training)
     return PlannedWork(counts, total, flops.per_tile * counts.tiles / total, tower_flops)
 
 

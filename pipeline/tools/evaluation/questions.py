@@ -67,7 +67,7 @@ def questions_and_answers(conversation: Conversation) -> list[tuple[str, str]]:
 
 
 def _read(index: ShardIndex, row: int) -> EvaluationSample:
-    shard = index.shards[index.samples["shard"][row].as_py()].url
+    shard = index.shard_of(row).url
     key: str = index.samples["key"][row].as_py()
     members: list[Member] = index.samples["members"][row].as_py()
     content = read_members(shard, key, members)

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import jinja2
 import pyarrow as pa
 
-from pipeline.config import ExperimentConfig
 from pipeline.errors import Reason, advice
 from pipeline.plan.efficiency import PackingReport
 from pipeline.tools.inspect.histograms import Histogram, count_reasons, data_histograms
@@ -45,6 +44,15 @@ class Overview(NamedTuple):
     rejected: tuple[SampleView, ...]
 
 
+class RunLabel(NamedTuple):
+    """What every page says of the run that it is about."""
+
+    name: str
+    stage: str
+    template: str
+    micro_batch_tokens: int
+
+
 def describe_data(data: Inspected, packing: PackingReport | None, total_steps: int) -> Overview:
     """Return the overview of a data set, without samples."""
     reasons = count_reasons(data.tokens)
@@ -72,20 +80,20 @@ def describe_data(data: Inspected, packing: PackingReport | None, total_steps: i
     )
 
 
-def render_overview(config: ExperimentConfig, overview: Overview) -> str:
+def render_overview(run: RunLabel, overview: Overview) -> str:
     """Render the page on a data set."""
-    return _render("overview.html.j2", title=f"{config.name}: data", config=config, overview=overview)
+    return _render("overview.html.j2", title=f"{run.name}: data", run=run, overview=overview)
 
 
-def render_sample(config: ExperimentConfig, sample: SampleView) -> str:
+def render_sample(run: RunLabel, sample: SampleView) -> str:
     """Render the page on one sample."""
-    title = f"{config.name}: sample {sample.sample_id}"
-    return _render("sample.html.j2", title=title, config=config, sample=sample)
+    title = f"{run.name}: sample {sample.sample_id}"
+    return _render("sample.html.j2", title=title, run=run, sample=sample)
 
 
-def render_step(config: ExperimentConfig, step: StepView) -> str:
+def render_step(run: RunLabel, step: StepView) -> str:
     """Render the page on one global step."""
-    return _render("step.html.j2", title=f"{config.name}: step {step.step}", config=config, step=step)
+    return _render("step.html.j2", title=f"{run.name}: step {step.step}", run=run, step=step)
 
 
 def _total(tokens: pa.Table, name: str) -> int:

@@ -168,7 +168,7 @@ def _blank(data: Inspected, sample_id: int) -> SampleView:
     samples = data.index.samples
     return SampleView(
         sample_id=sample_id,
-        shard=data.index.shards[samples["shard"][sample_id].as_py()].url,
+        shard=data.index.shard_of(sample_id).url,
         ordinal=samples["ordinal"][sample_id].as_py(),
         key=visible(samples["key"][sample_id].as_py()),
         kind=samples["kind"][sample_id].as_py(),

@@ -5,22 +5,19 @@ Data that training refuses (too many rejected samples, a defective shard) is wha
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from rich.console import Console
 
-from pipeline.config import ExperimentConfig
-from pipeline.index.dataset import index_data
+from pipeline.config import CheckpointConfig
 from pipeline.plan.efficiency import measure_packing
 from pipeline.plan.plan import Plan
-from pipeline.stream.prepare import build_encoder, choose_run_map, plan_run
-from pipeline.stream.refused import read_refused
 from pipeline.tools.inspect.histograms import count_reasons
 from pipeline.tools.inspect.locate import find_sample
-from pipeline.tools.inspect.page import Overview, describe_data
+from pipeline.tools.inspect.page import Overview, RunLabel, describe_data
 from pipeline.tools.inspect.sample_view import Inspected, SampleView, view_sample
 from pipeline.tools.inspect.step_view import StepView, check_same_run, view_step
 
@@ -31,7 +28,11 @@ _MAX_REJECTED = 40
 class Inspection(NamedTuple):
     """What is looked at, and how it would be cut over workers."""
 
-    config: ExperimentConfig
+    run: RunLabel
+    run_dir: Path
+    checkpoint: CheckpointConfig
+    record: Mapping[str, Any]
+    """The run's config, as `ExperimentConfig.to_record` returns it."""
     data: Inspected
     plan: Plan | None
     num_ranks: int
@@ -70,8 +71,8 @@ class Inspection(NamedTuple):
         """
         if self.plan is None:
             raise ValueError(f"there are no steps: {self.no_plan}")
-        check_same_run(self.config, self.plan)
-        return view_step(self.data, self.plan, step, self.num_ranks, Path(self.config.run_dir))
+        check_same_run(self.run_dir, self.checkpoint, self.record, self.plan)
+        return view_step(self.data, self.plan, step, self.num_ranks, self.run_dir)
 
     def _first_samples(self, num_samples: int) -> list[int]:
         ids: list[int] = []
@@ -80,27 +81,6 @@ class Inspection(NamedTuple):
             for step in range(num_steps):
                 ids += self.plan.samples(step).tolist()
         return ids[:num_samples]
-
-
-def open_inspection(config: ExperimentConfig, *, console: Console, num_ranks: int) -> Inspection:
-    """Index what is not indexed yet, plan, and return both for looking at.
-
-    Raises:
-        ConfigError: model parts or shards do not exist.
-        OSError: storage failed.
-    """
-    config = config.with_absolute_paths()
-    encoder = build_encoder(config)
-    lenient = config.data.model_copy(update={"on_bad_shard": "quarantine"})
-    lenient_config = config.model_copy(update={"data": lenient})
-    data = index_data(lenient_config, encoder, console=console, run_map=choose_run_map(config.cluster))
-    plan, no_plan = None, ""
-    try:
-        plan = plan_run(config, data, encoder)
-    except ValueError as error:  # of the data, which is what to look at
-        no_plan = str(error)
-    refused = {} if plan is None else read_refused(Path(config.run_dir), plan.data_fingerprint)
-    return Inspection(config, Inspected(data.index, data.tokens, encoder, refused), plan, num_ranks, no_plan)
 
 
 def _examples(tokens: pa.Table) -> list[int]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.checkpoint.resume import run_storage
 from pipeline.checkpoint.verification import readable_manifests
-from pipeline.config import ConfigError, ExperimentConfig, check_resumable, load_config
+from pipeline.config import CheckpointConfig, ConfigError, check_record_resumable
 from pipeline.plan.plan import Plan
 from pipeline.tools.inspect.sample_view import Inspected, SampleView, view_sample
 
@@ -70,16 +71,15 @@ def view_step(data: Inspected, plan: Plan, step: int, num_ranks: int, run_dir: P
     )
 
 
-def check_same_run(config: ExperimentConfig, plan: Plan) -> None:
+def check_same_run(run_dir: Path, checkpoint: CheckpointConfig, record: Mapping[str, Any], plan: Plan) -> None:
     """Verify that a plan is that of the run in the config's folder, if there is a run: else the lineage would lie.
 
     Raises:
         ConfigError: the config, or the data behind it, changed since the run was started.
     """
-    run_dir = Path(config.run_dir)
     if (run_dir / "config.yaml").is_file():
-        check_resumable(load_config(run_dir / "config.yaml"), config)
-    for name, manifest in list(readable_manifests(run_storage(config)).items())[-1:]:
+        check_record_resumable(run_dir / "config.yaml", record)
+    for name, manifest in list(readable_manifests(run_storage(run_dir, checkpoint)).items())[-1:]:
         state = manifest.state
         trained, planned = state["plan_fingerprint"], plan.fingerprint_before(state["step"])
         if trained != planned:

@@ -9,18 +9,18 @@ import pytest
 import torch
 from rich.console import Console
 
+from pipeline.assembly.parts import build_model
 from pipeline.config import ConfigError, ExperimentConfig, load_config
 from pipeline.errors import DataError, Reason
 from pipeline.features.filling import FillReport, fill_cache
 from pipeline.features.opening import check_tower, with_cached_features
 from pipeline.features.tower import load_tower
+from pipeline.launch.prepare import prepare_source
 from pipeline.launch.run import run_training
 from pipeline.stream.cached_features import FeatureCacheError
 from pipeline.stream.feature_files import ShardWriter
-from pipeline.stream.prepare import prepare_source
 from pipeline.stream.rank_step import BatchSource, build_rank_step
 from pipeline.stream.transport import from_row, to_row
-from pipeline.training.result import build_model
 from tests.integration.conftest import WriteConfig
 from tests.integration.runs import assert_same_run, losses
 
@@ -38,7 +38,7 @@ def prepared(config: ExperimentConfig) -> BatchSource:
 
 def fill(config: ExperimentConfig) -> FillReport:
     source = prepared(config)
-    return fill_cache(config, source.index, source.encoder)
+    return fill_cache(config.recipe, source.index, source.encoder, use_gpu=config.cluster.use_gpu)
 
 
 def train(config: ExperimentConfig, run_dir: Path, feature_cache: str | None) -> None:
@@ -69,13 +69,13 @@ def test_rank_step_carries_the_features_of_its_pixels(
     fill(config)
     source = prepared(config)
     plan = source.plan.split(1, 2)[1]
-    plain, cached = (build_rank_step(each, plan) for each in (source, with_cached_features(config, source)))
+    plain, cached = (build_rank_step(each, plan) for each in (source, with_cached_features(config.recipe, source)))
     arrived = from_row(to_row(cached))
     assert arrived.features is not None
     assert len(arrived.pixels) == 0
     for name in ("sample_ids", "input_ids", "labels", "image_ids", "views", "text_lengths"):
         assert torch.equal(getattr(arrived, name), getattr(plain, name)), name
-    model = build_model(config, torch.device("cpu"))
+    model = build_model(config.recipe, torch.device("cpu"))
     wanted = model.encode_vision(plain.pixels)
     assert (arrived.num_tiles, arrived.features.shape) == (plain.num_tiles, wanted.shape)
     assert aspect_ratio == "pad" or plain.num_tiles > len(plain.views)
@@ -95,14 +95,14 @@ def test_fill_again_keeps_finished_shards_and_writes_a_missing_one(config: Exper
 
 def test_start_without_the_shards_names_the_command(config: ExperimentConfig) -> None:
     with pytest.raises(ConfigError, match=r"lacks \d+ of \d+ shards.*ray-llava cache-features"):
-        with_cached_features(config, prepared(config))
+        with_cached_features(config.recipe, prepared(config))
 
 
 def test_start_with_another_image_policy_finds_no_shard_and_names_what_is_there(config: ExperimentConfig) -> None:
     folder = Path(fill(config).folder).name
     other = config.model_copy(update={"data": config.data.model_copy(update={"image_aspect_ratio": "crop"})})
     with pytest.raises(ConfigError, match=rf"other towers or settings: {folder}"):
-        with_cached_features(other, prepared(other))
+        with_cached_features(other.recipe, prepared(other))
 
 
 def empty_tables(source: BatchSource) -> BatchSource:
@@ -115,7 +115,7 @@ def empty_tables(source: BatchSource) -> BatchSource:
 
 def test_image_without_features_is_an_error_that_names_its_sample(config: ExperimentConfig) -> None:
     fill(config)
-    source = empty_tables(with_cached_features(config, prepared(config)))
+    source = empty_tables(with_cached_features(config.recipe, prepared(config)))
     plan = source.plan.split(0, 1)[0]
     with pytest.raises(FeatureCacheError, match=r"\.tar, key \w+: an image has no features in .*cache-features"):
         build_rank_step(source, plan)
@@ -128,7 +128,7 @@ def test_image_that_cannot_be_decoded_is_rejected_as_without_a_cache(
         raise DataError(Reason.IMAGE_CORRUPT, "cut")
 
     fill(config)
-    source = empty_tables(with_cached_features(config, prepared(config)))
+    source = empty_tables(with_cached_features(config.recipe, prepared(config)))
     monkeypatch.setattr("pipeline.samples.encode.decode_image", refuse)
     plan = source.plan.split(0, 1)[0]
     plain, cached = (build_rank_step(dataclasses.replace(source, features=f), plan) for f in (None, source.features))
@@ -138,7 +138,7 @@ def test_image_that_cannot_be_decoded_is_rejected_as_without_a_cache(
 
 def test_features_that_vanish_are_an_error_that_names_the_shard(config: ExperimentConfig) -> None:
     fill(config)
-    source = with_cached_features(config, prepared(config))
+    source = with_cached_features(config.recipe, prepared(config))
     assert source.features is not None
     for file in Path(source.features.folder).glob("*"):
         file.unlink()
@@ -148,9 +148,9 @@ def test_features_that_vanish_are_an_error_that_names_the_shard(config: Experime
 
 def test_tower_of_the_model_is_the_one_loaded_alone_and_another_is_refused(config: ExperimentConfig) -> None:
     fill(config)
-    source = with_cached_features(config, prepared(config))
+    source = with_cached_features(config.recipe, prepared(config))
     assert source.features is not None
-    tower = build_model(config, torch.device("cpu")).get_vision_tower()
+    tower = build_model(config.recipe, torch.device("cpu")).get_vision_tower()
     check_tower(source.features, tower)
     assert tower is not None
     with torch.no_grad():
@@ -161,7 +161,7 @@ def test_tower_of_the_model_is_the_one_loaded_alone_and_another_is_refused(confi
 
 def test_tower_keeps_the_type_of_the_precision(config: ExperimentConfig) -> None:
     training = config.training.model_copy(update={"precision": "bfloat16"})
-    lone = load_tower(config.model_copy(update={"training": training}))
+    lone = load_tower(config.model_copy(update={"training": training}).recipe)
     assert {parameter.dtype for parameter in lone.tower.parameters()} == {torch.bfloat16}
 
 

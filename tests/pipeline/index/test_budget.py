@@ -11,8 +11,8 @@ import pytest
 
 from pipeline.config import ConfigError, DataConfig
 from pipeline.index.budget import Exceeded, check_rejected, describe_excess, find_exceeded
+from pipeline.index.build import build_index
 from pipeline.index.dataset import IndexedData, SourceRows
-from pipeline.index.index import build_index
 from pipeline.index.scan import Checks
 from tests.pipeline.shards.archives import caption_files, write_tar
 

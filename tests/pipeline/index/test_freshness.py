@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline.index.build import build_index
 from pipeline.index.freshness import describe_changes
-from pipeline.index.index import build_index
 from tests.pipeline.shards.archives import caption_files, write_tar
 
 

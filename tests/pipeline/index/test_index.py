@@ -14,7 +14,8 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import Reason, ShardError
-from pipeline.index.index import INDEX_SCHEMA, ShardIndex, build_index, ensure_index, load_index
+from pipeline.index.build import build_index, ensure_index, load_index
+from pipeline.index.index import INDEX_SCHEMA, ShardIndex
 from pipeline.index.scan import Checks, index_shard
 from pipeline.shards.listing import expand_shards
 from tests.pipeline.shards.archives import caption_files, instruction_files, tar_bytes, write_tar
@@ -41,7 +42,7 @@ def count_scans(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         scanned.append(os.path.basename(url))
         return index_shard(url, *args)
 
-    monkeypatch.setattr("pipeline.index.index.index_shard", counting)
+    monkeypatch.setattr("pipeline.index.build.index_shard", counting)
     return scanned
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipeline.index.index import ShardIndex, build_index
+from pipeline.index.build import build_index
+from pipeline.index.index import ShardIndex
 from pipeline.index.rejected import REJECTED_FILE, RejectedSample, list_rejected, record_rejected, rejected_ids
 from tests.pipeline.shards.archives import caption_files, write_tar
 

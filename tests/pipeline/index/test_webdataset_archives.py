@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import webdataset
 
-from pipeline.index.index import ShardIndex, build_index
+from pipeline.index.build import build_index
+from pipeline.index.index import ShardIndex
 from pipeline.index.read import read_sample
 from tests.pipeline.samples.pictures import smooth_rgb
 from tests.pipeline.shards.archives import png

@@ -13,8 +13,8 @@ from pipeline.config import load_config
 from pipeline.launch import crash_search
 from pipeline.launch.crash_search import RunData
 from pipeline.launch.local_stream import iterate_despite_deaths
+from pipeline.launch.prepare import prepare_source
 from pipeline.stream.marks import WorkMarks
-from pipeline.stream.prepare import prepare_source
 from pipeline.stream.rank_step import BatchSource, RankStep, build_rank_step
 from tests.integration.conftest import WriteConfig
 

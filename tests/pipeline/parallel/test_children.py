@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.index.index import run_serially
 from pipeline.parallel.children import Child, ChildDiedError, _run, run_on_cores, survive_in_tasks
+from pipeline.parallel.run_map import run_serially
 from pipeline.parallel.stop_signals import STOP_SIGNALS
 
 FATAL = 5

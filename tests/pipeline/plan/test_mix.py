@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.config import ConfigError, ExperimentConfig, MixChange, parse_config
 from pipeline.plan.mix import check_past_changes, order_mix
+from pipeline.plan.mixed import MixedOrder
 
 SIZES = {"captions": 600, "chat": 150, "text": 30}
 
@@ -23,30 +24,35 @@ def make_config(data: dict[str, Any], **sources: Any) -> ExperimentConfig:
     )  # fmt: skip
 
 
+def order(config: ExperimentConfig) -> MixedOrder:
+    training = config.training
+    return order_mix(config.data, SIZES, config.seed, training.global_batch_size, training.num_epochs)
+
+
 def test_order_mix_without_weights_uses_every_sample_once_per_epoch() -> None:
-    order = order_mix(make_config({}), SIZES)
-    assert order.num_steps == 120
-    assert order.planned(120) == (1200, 300, 60)
-    assert order.planned(60) == (600, 150, 30)
-    assert order.epochs_done(30) == 0.5
+    mixed = order(make_config({}))
+    assert mixed.num_steps == 120
+    assert mixed.planned(120) == (1200, 300, 60)
+    assert mixed.planned(60) == (600, 150, 30)
+    assert mixed.epochs_done(30) == 0.5
 
 
 def test_order_mix_weights_are_shares_of_samples_exactly_as_written() -> None:
     weights = {"captions": {"weight": 0.1}, "chat": {"weight": 0.2}, "text": {"weight": 0.7}}
-    order = order_mix(make_config({}, **weights), SIZES)
-    assert order.phases[0].weights == (1, 2, 7)
-    assert order.planned(120) == (156, 312, 1092)
+    mixed = order(make_config({}, **weights))
+    assert mixed.phases[0].weights == (1, 2, 7)
+    assert mixed.planned(120) == (156, 312, 1092)
 
 
 def test_order_mix_epochs_of_sources_decide_the_length() -> None:
     epochs = {"captions": {"epochs": 0.5}, "chat": {"epochs": 1}, "text": {"epochs": 3.5}}
-    order = order_mix(make_config({}, **epochs), SIZES)
-    assert order.planned(order.num_steps) == (600, 300, 210)
+    mixed = order(make_config({}, **epochs))
+    assert mixed.planned(mixed.num_steps) == (600, 300, 210)
 
 
 def test_order_mix_temperature_flattens_sizes() -> None:
-    order = order_mix(make_config({"mix_temperature": 2}), SIZES)
-    captions, chat, text = order.phases[0].weights
+    mixed = order(make_config({"mix_temperature": 2}))
+    captions, chat, text = mixed.phases[0].weights
     assert captions / chat == pytest.approx(2, rel=1e-5)
     assert captions / text == pytest.approx(20**0.5, rel=1e-5)
 

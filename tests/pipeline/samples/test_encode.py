@@ -15,7 +15,8 @@ from model.fusion.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from model.fusion.feature_layout import layout_of
 from model.fusion.resolution import Resolution
 from pipeline.errors import DataError, Reason
-from pipeline.index.index import ShardIndex, build_index
+from pipeline.index.build import build_index
+from pipeline.index.index import ShardIndex
 from pipeline.index.lengths import TOKEN_SCHEMA, build_token_columns
 from pipeline.index.read import read_annotations, read_sample
 from pipeline.samples.encode import EncodedSample, SampleEncoder

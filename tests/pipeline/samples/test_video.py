@@ -10,7 +10,7 @@ import pytest
 
 from model.fusion.resolution import Resolution, read_resolution
 from pipeline.errors import DataError, Reason
-from pipeline.index.index import build_index
+from pipeline.index.build import build_index
 from pipeline.index.lengths import build_token_columns
 from pipeline.index.read import read_sample
 from pipeline.samples.encode import SampleEncoder

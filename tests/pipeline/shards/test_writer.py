@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import webdataset
 
-from pipeline.index.index import build_index
+from pipeline.index.build import build_index
 from pipeline.index.read import read_sample
 from pipeline.shards.writer import write_shards
 from tests.pipeline.shards.archives import caption_files, instruction_files

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM
 from model.fusion.feature_layout import layout_of
 from model.fusion.resolution import ImageView, read_resolution
 from model.hub.weights import LlavaModel, build_llava
-from pipeline.index.index import ShardIndex, build_index
+from pipeline.index.build import build_index
+from pipeline.index.index import ShardIndex
 from pipeline.index.lengths import build_token_columns
 from pipeline.index.read import read_sample
 from pipeline.plan.plan import Plan, build_plan

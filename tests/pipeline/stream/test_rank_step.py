@@ -17,7 +17,7 @@ from rich.console import Console
 
 from pipeline.config import load_config
 from pipeline.index.read import read_sample
-from pipeline.stream.prepare import prepare_source
+from pipeline.launch.prepare import prepare_source
 from pipeline.stream.rank_step import (
     BatchSource,
     PlanMismatchError,
@@ -66,7 +66,7 @@ def test_build_rank_step_sample_changed_since_the_index_keeps_its_place_as_rejec
     plan = source.plan.split(0, 1)[0]
     victim = plan.micro_batches[0][1]
     member = source.index.samples["members"][victim].as_py()[0]
-    shard = Path(source.index.shards[source.index.samples["shard"][victim].as_py()].url)
+    shard = Path(source.index.shard_of(victim).url)
     intact = shard.read_bytes()
     try:
         with shard.open("r+b") as file:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from pipeline.launch.run import tracked_run
 from pipeline.tracking import open_run, replay
 from pipeline.tracking.artifacts import ArtifactError
 from pipeline.tracking.probe import probe_server
@@ -36,7 +37,7 @@ def test_server_that_refuses_files_gets_everything_else_and_the_files_later(
 ) -> None:
     relay.status = status
     config = make_config(uri=relay.uri)
-    tracker = open_run(config, tags={}, interval_s=0.05)
+    tracker = open_run(tracked_run(config), tags={}, interval_s=0.05)
     write_steps(config, range(7))
     tracker.log_artifacts(write_result(config.run_dir), "projector")
     tracker.finish("FINISHED")
@@ -67,7 +68,7 @@ def test_upload_may_take_longer_than_an_ordinary_request_and_metrics_do_not_wait
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     relay.delay_s = 2.0
     config = make_config(uri=relay.uri)
-    tracker = open_run(config, tags={}, interval_s=0.05)
+    tracker = open_run(tracked_run(config), tags={}, interval_s=0.05)
     write_steps(config, range(5))
     tracker.finish("FINISHED")
     assert tracker.close() == 0
@@ -76,7 +77,7 @@ def test_upload_may_take_longer_than_an_ordinary_request_and_metrics_do_not_wait
 
 def test_file_that_fails_alone_does_not_hold_up_the_others(make_config: MakeConfig, mlflow_server: Server) -> None:
     config = make_config(uri=mlflow_server.uri)
-    tracker = open_run(config, tags={}, interval_s=0.05)
+    tracker = open_run(tracked_run(config), tags={}, interval_s=0.05)
     tracker.log_artifacts(write_result(config.run_dir) / "missing.bin")
     tracker.log_artifacts(Path(config.run_dir) / "projector", "projector")
     tracker.finish("FINISHED")

@@ -9,6 +9,7 @@ from mlflow import MlflowClient
 
 from pipeline.checkpoint.store import CheckpointStore
 from pipeline.config import ExperimentConfig
+from pipeline.launch.run import tracked_run
 from pipeline.tracking import open_run, replay
 from tests.pipeline.tracking.tracked_runs import (
     MakeConfig,
@@ -35,7 +36,7 @@ def test_steps_whose_lines_were_lost_are_at_the_server_once_and_new_ones_arrive(
     config = make_config()
     first = track(config, range(6))
     lose_lines(config, "metrics.jsonl", 2)
-    assert open_run(config, tags={}).close() == 0  # a start that was killed before its first step
+    assert open_run(tracked_run(config), tags={}).close() == 0  # a start that was killed before its first step
     run_id = resume(config, first, range(4, 9), DELAY_S)
     expected = expected_history(range(6)) + expected_history(range(6, 9), DELAY_S)
     assert history(tracking_uri, run_id, "train/loss") == expected
@@ -62,7 +63,7 @@ def test_operations_after_lost_ones_are_sent(make_config: MakeConfig, tracking_u
     config = make_config()
     first = track(config, range(3))
     lose_lines(config, "tracking.jsonl", 1)
-    assert open_run(config, tags={}, interval_s=0.05).close() == 0
+    assert open_run(tracked_run(config), tags={}, interval_s=0.05).close() == 0
     (run,) = runs_of(config, tracking_uri)
     assert run.info.run_id == first.run_id
     assert (run.info.status, run.data.tags["ray_llava.attempt"]) == ("RUNNING", "2")

@@ -10,6 +10,7 @@ from mlflow.entities import Run
 
 from jobs.failures import classify
 from pipeline.config import ExperimentConfig
+from pipeline.launch.run import tracked_run
 from pipeline.tracking import open_run, replay
 from pipeline.tracking.journal import Journal, LogArtifacts, OpenRun
 from tests.pipeline.tracking.tracked_runs import MakeConfig, runs_of, write_steps
@@ -32,7 +33,7 @@ def train_untracked(config: ExperimentConfig) -> Path:
     projector = Path(config.run_dir) / "projector" / "mm_projector.safetensors"
     projector.parent.mkdir(parents=True)
     projector.write_bytes(b"weights")
-    tracker = open_run(config, tags={})
+    tracker = open_run(tracked_run(config), tags={})
     write_steps(config, range(3))
     tracker.log_artifacts(projector, "projector")
     tracker.finish("FINISHED")
@@ -60,7 +61,7 @@ def test_dead_server_is_named_with_what_to_do_and_without_its_password(
 def test_dead_server_is_reported_by_a_run_without_its_password(
     make_config: MakeConfig, dead_server: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tracker = open_run(make_config(uri=dead_server), tags={}, interval_s=0.01)
+    tracker = open_run(tracked_run(make_config(uri=dead_server)), tags={}, interval_s=0.01)
     assert tracker.close(timeout_s=60.0) == 1
     assert f"MLflow at {dead_server.replace('me:s3cret@', '')}: " in caplog.text
     assert "s3cret" not in caplog.text
@@ -123,7 +124,7 @@ def test_params_tags_data_and_config_arrive_without_credentials(make_config: Mak
     config = make_config(enabled=False)
     checkpoint = config.checkpoint.model_copy(update={"folder": "s3://KEY:SECRET@bucket/runs/a"})
     config = config.model_copy(update={"checkpoint": checkpoint})
-    tracker = open_run(config, tags={"note": "from https://KEY:SECRET@host/x"})
+    tracker = open_run(tracked_run(config), tags={"note": "from https://KEY:SECRET@host/x"})
     tracker.log_dataset(name="d", digest="5", shards=["s3://KEY:SECRET@data/a.tar"], num_samples=3, context="training")
     journal = Journal(Path(config.run_dir))
     assert "SECRET" not in journal.path.read_text()

@@ -14,6 +14,7 @@ import torch
 from mlflow import MlflowClient
 
 from pipeline.checkpoint.store import CheckpointStore
+from pipeline.launch.run import tracked_run
 from pipeline.run_folder.lease import RunHeldError, hold_run
 from pipeline.tracking import RunTracker, open_run, replay
 from pipeline.tracking.sender import Sender
@@ -33,7 +34,7 @@ def test_finished_run_holds_params_tags_config_data_metrics_and_artifacts(
     config = make_config()
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mm_projector.safetensors").write_bytes(b"weights")
-    tracker = open_run(config, tags={"ray_llava.note": "x"}, interval_s=0.05)
+    tracker = open_run(tracked_run(config), tags={"ray_llava.note": "x"}, interval_s=0.05)
     tracker.log_dataset(
         name="captions", digest="d" * 64, shards=["/d/a.tar", "/d/b.tar"], num_samples=13, context="training"
     )
@@ -80,7 +81,7 @@ def test_finished_run_holds_params_tags_config_data_metrics_and_artifacts(
 def test_resumed_run_is_the_same_run_with_every_step_once(make_config: MakeConfig, tracking_uri: str) -> None:
     first = track(make_config(seed=3), range(5))
     changed = make_config(seed=5)
-    tracker = open_run(changed, tags={}, interval_s=0.05)
+    tracker = open_run(tracked_run(changed), tags={}, interval_s=0.05)
     write_steps(changed, range(5, 11))
     assert tracker.close() == 0
     (run,) = runs_of(changed, tracking_uri)
@@ -125,7 +126,10 @@ def test_run_deleted_while_it_is_sent_gets_a_successor_that_holds_everything(
     make_config: MakeConfig, tracking_uri: str
 ) -> None:
     config = make_config()
-    open_run(config.model_copy(update={"tracking": config.tracking.model_copy(update={"enabled": False})}), tags={})
+    open_run(
+        tracked_run(config.model_copy(update={"tracking": config.tracking.model_copy(update={"enabled": False})})),
+        tags={},
+    )
     write_steps(config, range(3))
     sender = replay(Path(config.run_dir), tracking_uri)
     first_id = sender.state.run_id
@@ -144,7 +148,7 @@ def test_run_deleted_while_it_is_sent_gets_a_successor_that_holds_everything(
 
 def test_more_points_than_one_call_may_carry_all_arrive(make_config: MakeConfig, tracking_uri: str) -> None:
     config = make_config()
-    tracker = open_run(config, tags={}, interval_s=0.05)
+    tracker = open_run(tracked_run(config), tags={}, interval_s=0.05)
     write_steps(config, range(211), keys=("train/loss", "b", "c", "d", "e", "f", "g"))
     assert tracker.close() == 0
     assert tracker.run_id is not None
@@ -156,7 +160,7 @@ def test_record_that_the_server_refuses_is_counted_and_does_not_hold_up_the_rest
     make_config: MakeConfig, tracking_uri: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = make_config(enabled=False)
-    tracker = open_run(config, tags={})
+    tracker = open_run(tracked_run(config), tags={})
     tracker.log_metrics({"no#such?name": 1.0}, step=1)
     tracker.set_tags({"after": "yes"})
     sender = replay(Path(config.run_dir), tracking_uri)
@@ -170,7 +174,7 @@ def test_metric_that_the_server_refuses_does_not_take_its_batch_with_it(
     make_config: MakeConfig, tracking_uri: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = make_config(enabled=False)
-    open_run(config, tags={})
+    open_run(tracked_run(config), tags={})
     write_steps(config, range(11), keys=("train/loss", "bad (name)!", "train/lr"))
     sender = replay(Path(config.run_dir), tracking_uri)
     assert (sender.num_refused, sender.num_pending()) == (11, 0)
@@ -182,7 +186,7 @@ def test_metric_that_the_server_refuses_does_not_take_its_batch_with_it(
 
 def test_sections_of_the_charts_begin_with_the_loss(make_config: MakeConfig, tracking_uri: str) -> None:
     config = make_config(enabled=False)
-    open_run(config, tags={})
+    open_run(tracked_run(config), tags={})
     write_steps(config, range(2), keys=("perf/mfu", "perf_mean/mfu", "data/samples_trained", "train/loss"))
     replay(Path(config.run_dir), tracking_uri)
     (run,) = runs_of(config, tracking_uri)
@@ -192,7 +196,7 @@ def test_sections_of_the_charts_begin_with_the_loss(make_config: MakeConfig, tra
 
 def test_run_describes_itself_and_keeps_its_lineage(make_config: MakeConfig, tracking_uri: str) -> None:
     config = make_config(enabled=False)
-    open_run(config, tags={"mlflow.note.content": "Projector from elsewhere."})
+    open_run(tracked_run(config), tags={"mlflow.note.content": "Projector from elsewhere."})
     replay(Path(config.run_dir), tracking_uri)
     (run,) = runs_of(config, tracking_uri)
     note = run.data.tags["mlflow.note.content"]
@@ -203,7 +207,7 @@ def test_run_describes_itself_and_keeps_its_lineage(make_config: MakeConfig, tra
 
 def test_deleted_experiment_says_what_to_do_and_keeps_everything(make_config: MakeConfig, tracking_uri: str) -> None:
     config = make_config(enabled=False)
-    open_run(config, tags={})
+    open_run(tracked_run(config), tags={})
     client = MlflowClient(tracking_uri)
     experiment_id = client.create_experiment(config.tracking.experiment)
     client.delete_experiment(experiment_id)
@@ -237,7 +241,7 @@ def test_server_that_never_answers_leaves_the_records_pending_for_a_replay(
     make_config: MakeConfig, tracking_uri: str, silent_server: str
 ) -> None:
     config = make_config(uri=silent_server)
-    tracker = open_run(config, tags={}, interval_s=0.05)
+    tracker = open_run(tracked_run(config), tags={}, interval_s=0.05)
     write_steps(config, range(5))
     tracker.finish("FINISHED")
     assert tracker.close(timeout_s=0.1) == 7  # opening, 5 values, end
@@ -254,7 +258,7 @@ def test_server_dead_for_a_while_does_not_hold_the_end_of_the_run(
     with socket.create_server(("127.0.0.1", 0)) as listener:
         dead = f"http://127.0.0.1:{listener.getsockname()[1]}"
     config = make_config(uri=dead)
-    tracker = open_run(config, tags={}, interval_s=0.01)
+    tracker = open_run(tracked_run(config), tags={}, interval_s=0.01)
     write_steps(config, range(5))
     assert tracker._records is not None
     while tracker._records.num_failures < 3:
@@ -273,7 +277,7 @@ def test_server_that_fails_only_when_the_run_ends_is_given_up_after_a_few_tries(
             raise ConnectionError("refused")
 
     config = make_config(enabled=False)
-    open_run(config, tags={})
+    open_run(tracked_run(config), tags={})
     sender = Failing(Path(config.run_dir), tracking_uri)
     tracker = RunTracker(Path(config.run_dir), sender, interval_s=0.5)
     sender.tried.wait()  # the second try comes a second later
@@ -289,7 +293,7 @@ def test_locked_database_is_tried_again_until_it_is_free(
     tracker = track(config, range(3))
     with sqlite3.connect(tracking_uri.removeprefix("sqlite:///"), isolation_level=None) as database:
         database.execute("BEGIN EXCLUSIVE")
-        locked = open_run(config, tags={}, interval_s=0.05)
+        locked = open_run(tracked_run(config), tags={}, interval_s=0.05)
         write_steps(config, range(3, 7))
         assert locked.close(timeout_s=0.2) == 5
         database.execute("ROLLBACK")

@@ -8,6 +8,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from pipeline.config import ExperimentConfig
+from pipeline.launch.run import tracked_run
 from pipeline.tracking import RunTracker, open_run
 
 MakeConfig = Callable[..., ExperimentConfig]
@@ -40,7 +41,7 @@ def expected_history(steps: range, delay_s: int = 0) -> list[tuple[int, float, i
 
 def resume(config: ExperimentConfig, first: RunTracker, steps: range, delay_s: float) -> str:
     """Track a later attempt of a run; everything must have arrived in the same run, whose id is returned."""
-    again = open_run(config, tags={}, interval_s=0.05)
+    again = open_run(tracked_run(config), tags={}, interval_s=0.05)
     write_steps(config, steps, delay_s=delay_s)
     assert again.close() == 0
     assert first.run_id is not None
@@ -50,7 +51,7 @@ def resume(config: ExperimentConfig, first: RunTracker, steps: range, delay_s: f
 
 def track(config: ExperimentConfig, steps: range) -> RunTracker:
     """Track one attempt from start to end; everything must have arrived."""
-    tracker = open_run(config, tags={}, interval_s=0.05)
+    tracker = open_run(tracked_run(config), tags={}, interval_s=0.05)
     write_steps(config, steps)
     tracker.finish("FINISHED")
     assert tracker.close() == 0

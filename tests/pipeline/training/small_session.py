@@ -21,9 +21,11 @@ from pipeline.config import parse_config
 from pipeline.parallel.ranks import Workers
 from pipeline.plan.plan import Plan, build_plan
 from pipeline.plan.sources import NO_MIX, Sources
+from pipeline.run_folder.metrics_log import MetricsLog
 from pipeline.stream.rank_step import RankStep
 from pipeline.training.batches import PreparedStep, prepare
-from pipeline.training.measures.metrics import Ledger, MetricsLog
+from pipeline.training.loop import train
+from pipeline.training.measures.metrics import Ledger
 from pipeline.training.measures.trend import LossTrend
 from pipeline.training.optim import build_optimizer
 from pipeline.training.session import TrainingSession
@@ -99,9 +101,15 @@ def prepared_steps(session: TrainingSession, start: int = 0) -> Iterator[Prepare
 class Snapshot:
     """Stands for `Snapshots`: remembers what it was asked for."""
 
+    every_steps: int = 100
     asked: list[tuple[str, int]] = field(default_factory=list)
-    stall_s: float = 0.0
-    write_s: float = 0.0
+    taken: dict[str, float] = field(default_factory=dict)
+
+    def is_due(self, next_step: int) -> bool:
+        return next_step % self.every_steps == 0
+
+    def times(self) -> dict[str, float]:
+        return self.taken
 
     def save(self, session: TrainingSession, next_step: int) -> None:
         self.asked.append(("save", next_step))
@@ -181,6 +189,18 @@ def make_model(stage: Stage = "finetune", trains_tower: bool = False) -> LlavaLl
     return model
 
 
+@dataclass
+class SmallSession(TrainingSession):
+    """A session with the stand-in that its snapshots would be asked of."""
+
+    snapshots: Snapshot = field(default_factory=Snapshot)
+
+
+def train_all(session: SmallSession, steps: Iterator[PreparedStep]) -> dict[str, float]:
+    """Call the loop with the session's stand-in for snapshots."""
+    return train(session, cast(Snapshots, session.snapshots), steps)
+
+
 def make_session(
     run_dir: Path,
     *,
@@ -190,7 +210,7 @@ def make_session(
     stage: Stage = "finetune",
     sections: dict[str, dict[str, Any]] | None = None,
     **training: Any,
-) -> TrainingSession:
+) -> SmallSession:
     """Put a session together; `training` and `sections` are config values."""
     workers = workers or Workers(0, 1, CPU)
     tree: dict[str, dict[str, Any]] = {
@@ -206,14 +226,16 @@ def make_session(
     config = parse_config({**facts, **tree}, where="test")
     model = make_model(stage, config.training.vision_tower_lr is not None)
     notices = notices or Notice()
-    session = TrainingSession(
-        config=config,
+    session = SmallSession(
+        run_dir=run_dir,
+        training=config.training,
+        data=config.data,
         plan=plan or make_plan(),
         describe_sample=lambda sample_id: {"sample_id": sample_id},
         workers=workers,
         model=model,
         optimizer=build_optimizer(model, config.training),
-        snapshots=cast(Snapshots, Snapshot()),
+        snapshots=Snapshot(every_steps=config.checkpoint.every_steps),
         log=MetricsLog(run_dir / "metrics.jsonl") if workers.is_first else None,
         ledger=Ledger(),
         trend=LossTrend(),

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -20,18 +20,18 @@ from model.fusion.packed import pack_samples
 from pipeline.parallel.stop_signals import StopRequestedError
 from pipeline.training import loop
 from pipeline.training.batches import PreparedStep
-from pipeline.training.loop import NonFiniteError, observe_loss, read_notices, run_step, train
+from pipeline.training.loop import NonFiniteError, observe_loss, read_notices, run_step
 from pipeline.training.measures.flops import FlopModel
-from pipeline.training.measures.records import NONFINITE_FILE, SPIKE_FILE
 from pipeline.training.measures.speed import SpeedMeter
 from pipeline.training.optim import build_optimizer, learning_rate_factor
+from pipeline.training.records import NONFINITE_FILE, SPIKE_FILE
 from pipeline.training.session import TrainingSession
 from tests.pipeline.training.small_session import (
     BATCH,
     CPU,
     SOURCES,
     Notice,
-    Snapshot,
+    SmallSession,
     Threads,
     make_model,
     make_plan,
@@ -39,6 +39,7 @@ from tests.pipeline.training.small_session import (
     picture,
     prepared_steps,
     sample,
+    train_all,
 )
 
 
@@ -46,8 +47,8 @@ def weights(session: TrainingSession) -> dict[str, Tensor]:
     return {name: one.detach().clone() for name, one in session.model.named_parameters() if one.requires_grad}
 
 
-def asked(session: TrainingSession) -> list[tuple[str, int]]:
-    return cast(Snapshot, session.snapshots).asked
+def asked(session: SmallSession) -> list[tuple[str, int]]:
+    return session.snapshots.asked
 
 
 def logged(run_dir: Path) -> list[dict[str, Any]]:
@@ -65,7 +66,7 @@ def test_run_step_updates_as_adamw_does_with_the_clipped_gradient_of_the_mean(tm
     outcome = run_step(session, next(prepared_steps(session)))
 
     model = make_model()
-    optimizer = build_optimizer(model, session.config.training)
+    optimizer = build_optimizer(model, session.training)
     losses, targets = [], 0
     for sample_id in session.plan.samples(0).tolist():
         batch = pack_samples([sample(sample_id)], [features_per_image("tiny")])
@@ -100,11 +101,11 @@ def test_run_step_learning_rate_is_that_of_the_step_number(tmp_path: Path) -> No
     session = make_session(tmp_path)
     steps = list(prepared_steps(session))
     for step in (0, 1, 3):
-        factor = learning_rate_factor(step, session.plan.total_steps, session.config.training)
+        factor = learning_rate_factor(step, session.plan.total_steps, session.training)
         assert run_step(session, steps[step]).learning_rate == pytest.approx(0.01 * factor)
 
 
-def run_ranks(tmp_path: Path, num_ranks: int) -> list[TrainingSession]:
+def run_ranks(tmp_path: Path, num_ranks: int) -> list[SmallSession]:
     """Train the whole plan on threads that are ranks; returns their sessions."""
     met, shared = threading.Barrier(num_ranks, timeout=120), [None] * num_ranks
     sessions, errors = [], []
@@ -112,9 +113,9 @@ def run_ranks(tmp_path: Path, num_ranks: int) -> list[TrainingSession]:
         workers = Threads(rank, num_ranks, CPU, shared=shared, met=met)
         sessions.append(make_session(tmp_path / str(num_ranks), workers=workers, plan=make_plan(SOURCES)))
 
-    def work(session: TrainingSession) -> None:
+    def work(session: SmallSession) -> None:
         try:
-            train(session, prepared_steps(session))
+            train_all(session, prepared_steps(session))
         except BaseException as error:
             errors.append(error)
             met.abort()
@@ -193,7 +194,7 @@ def test_train_number_that_is_not_finite_ends_the_run_before_the_update(
 
     ids = session.plan.samples(1).tolist()
     with pytest.raises(NonFiniteError, match=r"step 1: loss .*, gradient norm .*nothing was updated") as caught:
-        train(session, watched())
+        train_all(session, watched())
     assert str(ids) in str(caught.value)
     for name, tensor in weights(session).items():
         assert torch.equal(tensor, before[1][name]), name
@@ -218,7 +219,7 @@ def test_train_saves_every_so_many_steps_and_waits_for_the_last(
     tmp_path: Path, every_steps: int, expected: list[tuple[str, int]]
 ) -> None:
     session = make_session(tmp_path, sections={"checkpoint": {"every_steps": every_steps}})
-    metrics = train(session, prepared_steps(session))
+    metrics = train_all(session, prepared_steps(session))
     assert asked(session) == expected
     assert session.current_step == 4
     assert [line["step"] for line in logged(tmp_path)] == [0, 1, 2, 3]
@@ -227,32 +228,32 @@ def test_train_saves_every_so_many_steps_and_waits_for_the_last(
 
 
 def test_train_without_a_step_returns_no_metrics(tmp_path: Path) -> None:
-    assert train(make_session(tmp_path), iter([])) == {}
+    assert train_all(make_session(tmp_path), iter([])) == {}
 
 
 def test_train_asked_to_stop_saves_waits_and_says_so(tmp_path: Path) -> None:
     session = make_session(tmp_path, notices=Notice(stop_after=2))
     with pytest.raises(StopRequestedError, match="stopped after step 1 as asked"):
-        train(session, prepared_steps(session))
+        train_all(session, prepared_steps(session))
     assert asked(session) == [("save", 2), ("finish", 2)]
     assert [line["step"] for line in logged(tmp_path)] == [0, 1]
 
 
 def test_train_asked_to_stop_after_the_last_step_ends_as_usual(tmp_path: Path) -> None:
     session = make_session(tmp_path, notices=Notice(stop_after=4))
-    train(session, prepared_steps(session))
+    train_all(session, prepared_steps(session))
     assert asked(session) == [("save", 4), ("finish", 4)]
 
 
 def test_train_machine_leaving_saves_once_per_notice_and_goes_on(tmp_path: Path) -> None:
     session = make_session(tmp_path, notices=Notice(leaving_after=(1, 2, 3)))
-    train(session, prepared_steps(session))
+    train_all(session, prepared_steps(session))
     assert asked(session) == [("save", 1), ("finish", 1), ("finish", 2), ("finish", 3), ("save", 4), ("finish", 4)]
 
 
 def test_train_machine_leaving_is_told_once_however_rarely_it_is_asked(tmp_path: Path) -> None:
     session = make_session(tmp_path, notices=Notice(leaving_after=(1, 2, 3), due_after=(1, 3)))
-    train(session, prepared_steps(session))
+    train_all(session, prepared_steps(session))
     assert asked(session) == [("save", 1), ("finish", 1), ("finish", 3), ("save", 4), ("finish", 4)]
 
 
@@ -300,7 +301,7 @@ def test_train_times_steps_from_the_wait_for_their_data_on(tmp_path: Path, monke
     ticks = itertools.count(100.0)  # a clock that goes on by a second each time it is looked at
     monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
     session = make_session(tmp_path)
-    train(session, prepared_steps(session))
+    train_all(session, prepared_steps(session))
     for line in logged(tmp_path):
         assert line["metrics"]["perf/step_time_s"] == 2
         assert line["metrics"]["perf/data_wait_fraction"] == 0.5
@@ -320,7 +321,7 @@ def test_train_counts_the_work_of_the_tower_unless_its_features_come_from_a_cach
     monkeypatch.setattr(loop, "SpeedMeter", Meter)
     data = {"feature_cache": str(tmp_path)} if is_cached else {}
     session = make_session(tmp_path, sections={"data": data})
-    train(session, iter([]))
+    train_all(session, iter([]))
     flops = FlopModel.of(session.model)
     assert meters == [(flops.without_tower() if is_cached else flops, None, 1)]
 
@@ -340,5 +341,5 @@ def test_train_tells_the_profiler_of_each_step_and_of_the_last(tmp_path: Path, m
 
     monkeypatch.setattr(loop, "StepProfiler", Profiler)
     session = make_session(tmp_path, profile_steps=(1, 2))
-    train(session, prepared_steps(session))
+    train_all(session, prepared_steps(session))
     assert told == [(when, step, when == "after" and step == 3) for step in range(4) for when in ("before", "after")]

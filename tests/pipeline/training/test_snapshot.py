@@ -15,10 +15,12 @@ import pytest
 import torch
 
 from pipeline.checkpoint.store import CheckpointStore, MissingShareError, SaveJob
+from pipeline.config import CheckpointConfig, ModelConfig
 from pipeline.parallel.ranks import Workers
 from pipeline.training.session import TrainingSession
-from pipeline.training.snapshot import CheckpointWriteError, Snapshots
+from pipeline.training.snapshot import CheckpointWriteError, SavedRun, Snapshots
 
+RUN = SavedRun(1, CheckpointConfig(), is_sharded=False, model=ModelConfig(language_model="lm"), record={})
 FULL = OSError(28, "No space left on device")
 MISSING = MissingShareError("rank 1 did not write its share")
 REMOVED = FileNotFoundError(2, "No such file or directory")
@@ -54,7 +56,7 @@ def finish_on_ranks(folder: Path, errors: list[Exception | None]) -> list[Except
 
     def finish(rank: int) -> None:
         workers = Threads(rank, len(errors), torch.device("cpu"), values=values, met=met)
-        snapshots = Snapshots(CheckpointStore(folder, keep_last=1), attempt=1)
+        snapshots = Snapshots(CheckpointStore(folder, keep_last=1), run=RUN)
         snapshots._writer.start(fail_with(errors[rank]))
         try:
             snapshots.finish(cast(TrainingSession, SimpleNamespace(workers=workers)))
@@ -96,7 +98,7 @@ def test_write_that_fails_while_the_run_fails_is_named_in_a_warning(
 ) -> None:
     (tmp_path / "file").write_text("where the folder should be")
     store = CheckpointStore(tmp_path / "file", keep_last=1)
-    snapshots = Snapshots(store, attempt=1)
+    snapshots = Snapshots(store, run=RUN)
     snapshots._writer.start(partial(store.write, SaveJob(3, {}, {})))
     with caplog.at_level(logging.WARNING):
         snapshots.abandon(timeout_s=600.0)
@@ -106,7 +108,7 @@ def test_write_that_fails_while_the_run_fails_is_named_in_a_warning(
 def test_failed_write_does_not_take_the_place_of_the_error_that_ends_the_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    snapshots = Snapshots(CheckpointStore(tmp_path, keep_last=1), attempt=1, start_step=5)
+    snapshots = Snapshots(CheckpointStore(tmp_path, keep_last=1), run=RUN, start_step=5)
     snapshots._writer.start(fail_with(FULL))
     workers = Workers(0, 1, torch.device("cpu"))
     with caplog.at_level(logging.WARNING):

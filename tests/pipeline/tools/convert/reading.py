@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.index.index import build_index
+from pipeline.index.build import build_index
 from pipeline.index.read import read_sample
 from pipeline.samples.schema import Sample
 from pipeline.tools.convert.formats import SourceOptions, open_source

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import webdataset
 
-from pipeline.index.index import RunMap, build_index, run_serially
+from pipeline.index.build import build_index
 from pipeline.parallel.children import run_in_processes
+from pipeline.parallel.run_map import RunMap, run_serially
 from pipeline.tools.convert.formats import SourceOptions, open_source
 from pipeline.tools.convert.run import Conversion, convert
 from pipeline.tools.convert.shard_plan import ShardLimits

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.index.index import build_index
+from pipeline.index.build import build_index
 from pipeline.index.read import read_sample
 from pipeline.tools.convert.formats import SourceOptions, open_source
 from pipeline.tools.convert.run import convert

@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from pipeline.index.index import build_index
+from pipeline.index.build import build_index
 from pipeline.tools.demo.samples import caption_sample, conversation_sample, image_preamble
 from pipeline.tools.demo.scenes import HELD_OUT_COMBINATIONS
 from pipeline.tools.demo.shards import (

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+from pipeline.assembly.parts import build_model
 from pipeline.checkpoint.store import CheckpointStore
 from pipeline.config import ExperimentConfig
-from pipeline.index.index import ensure_index
+from pipeline.index.build import ensure_index
 from pipeline.run_folder.lease import hold_run
 from pipeline.tools.doctor.data import check_encoder, check_index
 from pipeline.tools.doctor.finding import Finding
@@ -27,9 +28,44 @@ from pipeline.tools.doctor.run_folder import (
     check_resume,
 )
 from pipeline.tools.doctor.services import check_ray, check_tracking
-from pipeline.training.result import build_model
 from tests.pipeline.shards.archives import caption_files, tar_bytes
 from tests.pipeline.tools.doctor.configs import small_config
+
+
+def disk_of(config: ExperimentConfig) -> Finding:
+    return check_disk(config.recipe, Path(config.run_dir), config.checkpoint)
+
+
+def checkpoints_of(config: ExperimentConfig) -> Finding:
+    return check_checkpoints(Path(config.run_dir), config.checkpoint)
+
+
+def checkpoint_folder_of(config: ExperimentConfig) -> list[Finding]:
+    return check_checkpoint_folder(Path(config.run_dir), config.checkpoint)
+
+
+def resume_of(config: ExperimentConfig) -> Finding:
+    return check_resume(Path(config.run_dir), config.checkpoint, config.to_record())
+
+
+def weights_of(config: ExperimentConfig) -> Finding:
+    return check_weights(config.model)
+
+
+def projector_of(config: ExperimentConfig) -> Finding:
+    return check_projector(config.model)
+
+
+def index_of(config: ExperimentConfig) -> Finding:
+    return check_index(config.model, config.data, Path(config.run_dir))
+
+
+def encoder_of(config: ExperimentConfig) -> Finding:
+    return check_encoder(config.model, config.data)
+
+
+def tracking_of(config: ExperimentConfig) -> Finding:
+    return check_tracking(config.tracking, Path(config.run_dir))
 
 
 @pytest.fixture
@@ -77,7 +113,7 @@ def test_disk_needs_room_for_two_and_a_half_checkpoints(
     for free, status in ((int(2.6 * size), "ok"), (int(2.4 * size), "error")):
         with monkeypatch.context() as patch:
             patch.setattr(shutil, "disk_usage", lambda _, free=free: Usage(free))
-            assert check_disk(config).status == status
+            assert disk_of(config).status == status
 
 
 @pytest.mark.parametrize(
@@ -100,32 +136,32 @@ def test_first_checkpoint_is_estimated_from_what_the_run_trains(
             "training": config.training.model_copy(update=training),
         }
     )
-    model = build_model(config, torch.device("cpu"))
+    model = build_model(config.recipe, torch.device("cpu"))
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     size = 3 * 4 * trained  # a weight and two moments in float32
 
     for free, status in ((int(2.51 * size), "ok"), (int(2.49 * size), "error")):
         with monkeypatch.context() as patch:
             patch.setattr(shutil, "disk_usage", lambda _, free=free: Usage(free))
-            assert check_disk(config).status == status
+            assert disk_of(config).status == status
 
 
 def test_checkpoint_of_a_model_that_is_not_here_is_of_unknown_size(config: ExperimentConfig) -> None:
     parts = config.model.model_copy(update={"language_model": "/nope"})
     for rank in (None, 128):
         lora = config.lora.model_copy(update={"rank": rank})
-        finding = check_disk(config.model_copy(update={"model": parts, "lora": lora}))
+        finding = disk_of(config.model_copy(update={"model": parts, "lora": lora}))
         assert (finding.status, "the model is not on this machine" in finding.detail) == ("warning", True)
 
 
 def test_checkpoints_newest_damaged_is_a_warning_all_damaged_an_error(config: ExperimentConfig) -> None:
-    assert "starts from nothing" in check_checkpoints(config).detail
+    assert "starts from nothing" in checkpoints_of(config).detail
     save(config, 3, 5)
-    assert "from step 5" in check_checkpoints(config).detail
+    assert "from step 5" in checkpoints_of(config).detail
     for step, status in ((5, "warning"), (3, "error")):
         path = Path(config.run_dir) / "checkpoints" / f"step-{step:08d}" / "model.safetensors"
         path.write_bytes(path.read_bytes()[:-1])
-        assert check_checkpoints(config).status == status
+        assert checkpoints_of(config).status == status
 
 
 def test_checkpoint_folder_elsewhere_that_cannot_be_written_is_an_error(
@@ -134,29 +170,29 @@ def test_checkpoint_folder_elsewhere_that_cannot_be_written_is_an_error(
     def with_folder(folder: str | None) -> ExperimentConfig:
         return config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"folder": folder})})
 
-    assert check_checkpoint_folder(with_folder(None)) == []
+    assert checkpoint_folder_of(with_folder(None)) == []
     assert (
-        check_checkpoint_folder(with_folder("s3://id:key@bucket/runs/n?region=us-east-1&endpoint_override=127.0.0.1:9"))
+        checkpoint_folder_of(with_folder("s3://id:key@bucket/runs/n?region=us-east-1&endpoint_override=127.0.0.1:9"))
         == []
     )
-    assert statuses(check_checkpoint_folder(with_folder(str(tmp_path / "other")))) == {"checkpoint folder": "ok"}
-    (finding,) = check_checkpoint_folder(with_folder(str(tmp_path / "a.tar" / "checkpoints")))
+    assert statuses(checkpoint_folder_of(with_folder(str(tmp_path / "other")))) == {"checkpoint folder": "ok"}
+    (finding,) = checkpoint_folder_of(with_folder(str(tmp_path / "a.tar" / "checkpoints")))
     assert finding.status == "error"
     assert "a.tar/checkpoints cannot be written" in finding.detail
 
 
 def test_field_that_must_not_change_on_resume_is_an_error_with_both_values(config: ExperimentConfig) -> None:
-    assert check_resume(config).status == "ok"
+    assert resume_of(config).status == "ok"
     saved = Path(config.run_dir) / "config.yaml"
     saved.parent.mkdir()
     saved.write_text(config.to_yaml())
     save(config, 3)
-    assert "continues the run" in check_resume(config).detail
-    finding = check_resume(config.model_copy(update={"seed": 13}))
+    assert "continues the run" in resume_of(config).detail
+    finding = resume_of(config.model_copy(update={"seed": 13}))
     assert finding.status == "error"
     assert "seed: the run was started with 0, now 13" in finding.detail
     saved.write_text("name: [")
-    assert check_resume(config).status == "error"
+    assert resume_of(config).status == "error"
 
 
 def test_config_of_a_start_that_failed_before_the_run_began_may_be_corrected(config: ExperimentConfig) -> None:
@@ -164,21 +200,21 @@ def test_config_of_a_start_that_failed_before_the_run_began_may_be_corrected(con
     saved.parent.mkdir()
     for first in (config.to_yaml(), "name: ["):
         saved.write_text(first)
-        finding = check_resume(config.model_copy(update={"seed": 13}))
+        finding = resume_of(config.model_copy(update={"seed": 13}))
         assert (finding.status, finding.detail) == ("ok", f"replaces {saved}, with which no run has begun")
     save(config, 3)
-    assert check_resume(config.model_copy(update={"seed": 13})).status == "error"
+    assert resume_of(config.model_copy(update={"seed": 13})).status == "error"
 
 
 def test_language_model_without_weights_or_with_damaged_ones_is_an_error_naming_them(
     config: ExperimentConfig, tmp_path: Path
 ) -> None:
     def check(folder: Path | str) -> Finding:
-        return check_weights(
+        return weights_of(
             config.model_copy(update={"model": config.model.model_copy(update={"language_model": str(folder)})})
         )
 
-    assert check_weights(config).status == "ok"
+    assert weights_of(config).status == "ok"
     assert check("owner/name").status == "ok"
     folder = tmp_path / "lm"
     folder.mkdir()
@@ -193,41 +229,41 @@ def test_language_model_without_weights_or_with_damaged_ones_is_an_error_naming_
 
 
 def test_projector_that_is_not_there_is_an_error(config: ExperimentConfig) -> None:
-    assert check_projector(config).status == "ok"
+    assert projector_of(config).status == "ok"
     parts = config.model.model_copy(update={"pretrain_mm_mlp_adapter": "/nope"})
-    finding = check_projector(config.model_copy(update={"model": parts}))
+    finding = projector_of(config.model_copy(update={"model": parts}))
     assert finding.status == "error"
     assert "model.pretrain_mm_mlp_adapter /nope: expected a projector file" in finding.detail
 
 
 def test_index_of_a_shard_that_grew_is_a_warning_naming_it(config: ExperimentConfig) -> None:
-    assert "not indexed yet" in check_index(config).detail
+    assert "not indexed yet" in index_of(config).detail
     shard = Path(config.data.shards[0])
     ensure_index([str(shard)], Path(config.run_dir) / "index")
-    assert check_index(config).status == "ok"
+    assert index_of(config).status == "ok"
     shard.write_bytes(tar_bytes(caption_files("key", "long " * 3001)))
-    finding = check_index(config)
+    finding = index_of(config)
     assert finding.status == "warning"
     assert f"{shard}: {shard.stat().st_size} bytes," in finding.detail
     shard.unlink()
-    assert check_index(config).status == "warning"
+    assert index_of(config).status == "warning"
 
 
 def test_index_whose_rejected_samples_exceed_a_limit_is_an_error(config: ExperimentConfig) -> None:
     shard = Path(config.data.shards[0])
     shard.write_bytes(tar_bytes([*caption_files("key"), ("mute.txt", b"A cube.")]))
     ensure_index([str(shard)], Path(config.run_dir) / "index")
-    assert check_index(config).status == "ok"
+    assert index_of(config).status == "ok"
     strict = config.model_copy(update={"data": config.data.model_copy(update={"max_rejected_per_shard": 0})})
-    finding = check_index(strict)
+    finding = index_of(strict)
     assert finding.status == "error"
     assert "1 of 2 samples are unusable" in finding.detail
 
 
 def test_template_that_does_not_fit_the_tokenizer_is_an_error(config: ExperimentConfig) -> None:
-    assert check_encoder(config).status == "ok"
+    assert encoder_of(config).status == "ok"
     other = config.model_copy(update={"data": config.data.model_copy(update={"template": "llama_3"})})
-    assert check_encoder(other).status == "error"
+    assert encoder_of(other).status == "error"
 
 
 def test_tracking_server_that_is_away_or_locked_is_a_warning(
@@ -236,20 +272,20 @@ def test_tracking_server_that_is_away_or_locked_is_a_warning(
     def track(uri: str) -> ExperimentConfig:
         return config.model_copy(update={"tracking": config.tracking.model_copy(update={"uri": uri})})
 
-    assert check_tracking(track("http://127.0.0.1:9")).status == "warning"
+    assert tracking_of(track("http://127.0.0.1:9")).status == "warning"
     database = sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None)
     database.execute("CREATE TABLE runs (id)")
-    assert check_tracking(track(f"sqlite:///{tmp_path}/mlflow.db")).status == "ok"
+    assert tracking_of(track(f"sqlite:///{tmp_path}/mlflow.db")).status == "ok"
     database.execute("BEGIN EXCLUSIVE")
     monkeypatch.setattr("pipeline.tools.doctor.services._TIMEOUT_S", 0.1)
-    assert "locked" in check_tracking(track(f"sqlite:///{tmp_path}/mlflow.db")).detail
+    assert "locked" in tracking_of(track(f"sqlite:///{tmp_path}/mlflow.db")).detail
     database.close()
     (tmp_path / "file").write_text("")
-    assert check_tracking(track(f"sqlite:///{tmp_path}/new/mlflow.db")).status == "ok"
+    assert tracking_of(track(f"sqlite:///{tmp_path}/new/mlflow.db")).status == "ok"
     assert not (tmp_path / "new").exists()
     for uri in ("foo://bar", "notauri", "http://[", "sqlite:////proc/m.db", f"sqlite:///{tmp_path}/file/m.db"):
-        assert check_tracking(track(uri)).status == "warning", uri
-    assert check_tracking(track("postgresql+psycopg2://u@h/d")).status == "ok"
+        assert tracking_of(track(uri)).status == "warning", uri
+    assert tracking_of(track("postgresql+psycopg2://u@h/d")).status == "ok"
 
 
 def test_tracking_server_is_asked_and_named_without_the_password(config: ExperimentConfig) -> None:
@@ -261,7 +297,7 @@ def test_tracking_server_is_asked_and_named_without_the_password(config: Experim
         ("foo://me:s3cret@h", "foo://h: expected"),
     ):
         tracking = config.tracking.model_copy(update={"uri": uri})
-        detail = check_tracking(config.model_copy(update={"tracking": tracking})).detail
+        detail = tracking_of(config.model_copy(update={"tracking": tracking})).detail
         assert detail.startswith(said)
         assert "s3cret" not in detail
 

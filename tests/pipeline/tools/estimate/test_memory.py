@@ -68,14 +68,14 @@ def test_estimate_meets_measured_peaks(
     """Tokens are those of the longest row in the measured steps, which is not the budget."""
     sharding = {"sharding": "fsdp"} if ranks > 1 else {}
     config = make_config(stage, micro_batch_tokens=tokens, **training, **sharding)
-    estimate = estimate_memory(skeleton(shape, stage), config, ranks, tokens)
+    estimate = estimate_memory(skeleton(shape, stage), config.recipe, ranks, tokens, use_gpu=True)
     allocated = estimate.total - estimate.runtime  # measured was what torch allocated
     assert allocated / GIB == pytest.approx(measured_gib, rel=0.05)
 
 
 def test_estimate_of_sharded_ranks_divides_what_is_sharded() -> None:
     model, config = skeleton("7b", "finetune"), make_config("finetune", sharding="fsdp")
-    one, eight = (estimate_memory(model, config, ranks, 7919) for ranks in (1, 8))
+    one, eight = (estimate_memory(model, config.recipe, ranks, 7919, use_gpu=True) for ranks in (1, 8))
     assert eight.gradients == one.gradients // 8
     assert eight.optimizer == 2 * eight.gradients
     assert one.weights // 8 < eight.weights < one.weights // 6  # the frozen tower stays whole
@@ -84,7 +84,16 @@ def test_estimate_of_sharded_ranks_divides_what_is_sharded() -> None:
 
 def test_estimate_of_eight_bit_moments_is_a_quarter_and_their_scales() -> None:
     model = skeleton("7b", "finetune")
-    whole, ours = (estimate_memory(model, make_config("finetune", optimizer=name), 1, 7919) for name in OPTIMIZERS)
+    whole, ours = (
+        estimate_memory(
+            model,
+            make_config("finetune", optimizer=name).recipe,
+            1,
+            7919,
+            use_gpu=True,
+        )
+        for name in OPTIMIZERS
+    )
     assert ours.optimizer / whole.optimizer == pytest.approx((1 + 4 / 256) / 4, rel=1e-3)  # norms stay in float32
     assert ours.total - ours.optimizer == whole.total - whole.optimizer
 
@@ -92,18 +101,27 @@ def test_estimate_of_eight_bit_moments_is_a_quarter_and_their_scales() -> None:
 def test_changes_that_fit_to_eight_bit_moments_keep_them_possible() -> None:
     model, small = skeleton("7b", "finetune"), device_named("NVIDIA GeForce RTX 4090")
     config = make_config("finetune", optimizer="adamw_8bit")
-    assert changes_that_fit(model, config, 16, 16384, small.usable_bytes) == []  # neither shards nor bfloat16 weights
+    assert (
+        changes_that_fit(model, config.recipe, 16, 16384, small.usable_bytes, use_gpu=True) == []
+    )  # neither shards nor bfloat16 weights
 
 
 def test_changes_that_fit_are_the_single_ones_that_would_do_else_the_first_ones_together() -> None:
     model, config = skeleton("7b", "finetune"), make_config("finetune", master_dtype="bfloat16")
     h100, small = device_named("H100"), device_named("NVIDIA GeForce RTX 4090")
-    assert estimate_memory(model, config, 1, 16384).total > h100.usable_bytes
-    fitting = changes_that_fit(model, config, 1, 16384, h100.usable_bytes)
+    assert estimate_memory(model, config.recipe, 1, 16384, use_gpu=True).total > h100.usable_bytes
+    fitting = changes_that_fit(model, config.recipe, 1, 16384, h100.usable_bytes, use_gpu=True)
     assert [change.overrides for change in fitting] == ["training.gradient_checkpointing=true"]
     assert all(change.total_bytes <= h100.usable_bytes for change in fitting)
-    assert changes_that_fit(model, config, 1, 16384, small.usable_bytes) == []
-    (together,) = changes_that_fit(model, make_config("finetune"), 16, 16384, small.usable_bytes)
+    assert changes_that_fit(model, config.recipe, 1, 16384, small.usable_bytes, use_gpu=True) == []
+    (together,) = changes_that_fit(
+        model,
+        make_config("finetune").recipe,
+        16,
+        16384,
+        small.usable_bytes,
+        use_gpu=True,
+    )
     assert together.overrides.startswith("training.compile=true training.sharding=fsdp")
     assert together.total_bytes <= small.usable_bytes
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.index.index import ShardIndex, build_index
+from pipeline.index.build import build_index
+from pipeline.index.index import ShardIndex
 from pipeline.samples.prompt.conversation import Conversation, Turn
 from pipeline.shards.writer import write_shards
 from pipeline.tools.evaluation.questions import (

@@ -12,7 +12,7 @@ from model.hub.weights import build_llava
 from model.vision.pixels import normalize_pixels, pixel_stats_of
 from pipeline.assembly.facts import load_tokenizer
 from pipeline.assembly.folder import OpenedModel
-from pipeline.index.index import build_index
+from pipeline.index.build import build_index
 from pipeline.samples.encode import SampleEncoder
 from pipeline.samples.fit import ImageSpec
 from pipeline.tools.demo.backbone_folders import LANGUAGE_MODEL, TOWER

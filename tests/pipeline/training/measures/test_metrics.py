@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.training.measures.metrics import Ledger, LedgerError, MetricsLog, StepCounts
+from pipeline.run_folder.metrics_log import MetricsLog
+from pipeline.training.measures.metrics import Ledger, LedgerError, StepCounts
 from pipeline.training.measures.sources import SourceNumbers
 
 

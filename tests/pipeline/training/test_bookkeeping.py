@@ -10,7 +10,7 @@ import torch
 
 from pipeline.config import DataConfig
 from pipeline.parallel.ranks import Workers
-from pipeline.training.measures.bookkeeping import RejectedBudgetError, check_budget, drop_replayed
+from pipeline.training.bookkeeping import RejectedBudgetError, check_budget, drop_replayed
 from pipeline.training.measures.metrics import Ledger
 
 

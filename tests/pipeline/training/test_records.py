@@ -4,7 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
-from pipeline.training.measures.records import NONFINITE_FILE, SPIKE_FILE, drop_replayed_records, record_step
+from pipeline.training.records import NONFINITE_FILE, SPIKE_FILE, drop_replayed_records, record_step
 from pipeline.training.session import TrainingSession
 
 

@@ -26,7 +26,7 @@ def record_step(session: TrainingSession, file_name: str, step: int, numbers: di
         return
     written = {name: value if value is None or math.isfinite(value) else str(value) for name, value in numbers.items()}
     line = {"step": step, **written, "samples": samples_of_step(session, step)}
-    append_line(Path(session.config.run_dir) / file_name, json.dumps(line, allow_nan=False))
+    append_line(session.run_dir / file_name, json.dumps(line, allow_nan=False))
 
 
 def drop_replayed_records(run_dir: Path, start_step: int) -> None:
@@ -49,5 +49,5 @@ def samples_of_step(session: TrainingSession, step: int) -> list[dict[str, Any]]
 
 def describe_sample(index: ShardIndex, sample_id: int) -> dict[str, Any]:
     """Return a sample's id, shard and key."""
-    shard = index.shards[index.samples["shard"][sample_id].as_py()].url
+    shard = index.shard_of(sample_id).url
     return {"sample_id": sample_id, "shard": shard, "key": index.samples["key"][sample_id].as_py()}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pipeline.config import ClusterConfig
+from pipeline.launch.run_maps import choose_run_map
 from pipeline.parallel.children import run_on_cores
-from pipeline.stream.prepare import choose_run_map
 
 
 def test_choose_run_map_takes_this_machine_unless_there_is_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:

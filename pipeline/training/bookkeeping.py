@@ -36,7 +36,7 @@ def book(session: TrainingSession, prepared: PreparedStep, outcome: StepOutcome)
         _write_rejected(session.quarantine_file, prepared.step, prepared.rejected)
     session.ledger.add(outcome.counts, reasons, outcome.by_source)
     try:
-        check_budget(session.ledger, session.plan.num_samples, session.config.data)
+        check_budget(session.ledger, session.plan.num_samples, session.data)
     except RejectedBudgetError as error:
         where = session.quarantine_file.parent
         raise RejectedBudgetError(f"step {prepared.step}: {error}; each is listed in {where}") from None
@@ -80,7 +80,7 @@ def step_metrics(
         session: of this rank, after the step.
         step: its number.
         outcome: its result.
-        rates: of the `SpeedMeter`.
+        rates: of the `SpeedMeter`, and times of checkpoints.
         step_time_s: wall time of the step, waiting for data included.
     """
     metrics = {
@@ -95,9 +95,6 @@ def step_metrics(
         "perf/step_time_s": step_time_s,
         "perf/memory_peak_bytes": float(memory_peak_bytes(session.workers.device)),
     }
-    if session.snapshots.stall_s:
-        metrics["perf/checkpoint_stall_s"] = session.snapshots.stall_s
-        metrics["perf/checkpoint_write_s"] = session.snapshots.write_s
     if session.trend.num_spikes:
         metrics["train/loss_spikes"] = float(session.trend.num_spikes)
     for name, numbers in outcome.by_source.items():
