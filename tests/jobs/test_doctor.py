@@ -39,7 +39,7 @@ def dashboard(status: int) -> Iterator[str]:
 def test_check_that_fails_itself_is_an_error_and_the_others_still_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_: object) -> None:
+    def fail(*_: object) -> None:
         raise KeyError("entry")
 
     monkeypatch.setattr("pipeline.tools.doctor.run_folder.check_disk", fail)

@@ -79,7 +79,7 @@ def test_shard_whose_writer_is_killed_is_not_there_and_is_written_again(tmp_path
     child.start()
     child.join(30)
     assert child.exitcode == -signal.SIGKILL
-    assert [path.suffix for path in sorted(tmp_path.iterdir())] == [".safetensors", ".tmp"]
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".safetensors", ".tmp"]
     assert not table_file(tmp_path, SHARD).exists()
     writer = ShardWriter(tmp_path, SHARD)
     writer.add(b"k" * 16, VIEWS[0], features(1, 2))

@@ -133,7 +133,7 @@ import os, signal, sys, threading
 from pathlib import Path
 from rich.console import Console
 from pipeline.config import load_config
-from pipeline.stream.prepare import prepare_source
+from pipeline.launch.prepare import prepare_source
 from tests.pipeline.stream.test_rank_step import open_with_one_process
 stream, worker = open_with_one_process(prepare_source(load_config(sys.argv[1]), console=Console(quiet=True)))
 print(worker, flush=True)

@@ -11,7 +11,7 @@ from pipeline.training.session import TrainingSession
 def test_numbers_that_are_not_finite_are_written_as_strings(tmp_path: Path) -> None:
     session = SimpleNamespace(
         workers=SimpleNamespace(is_first=True, world_size=1),
-        config=SimpleNamespace(run_dir=str(tmp_path)),
+        run_dir=tmp_path,
         plan=SimpleNamespace(split=lambda *_: []),
     )
     numbers = {"loss": math.nan, "grad_norm": -math.inf, "bound": 2.5, "none": None}
