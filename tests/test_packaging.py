@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
-OWN_PACKAGES = {"jobs", "model", "pipeline", "tests"}
+OWN_PACKAGES = {"benchmarks", "jobs", "model", "pipeline", "tests"}
 COMPARED = {"streaming"}  # a benchmark's other side, which takes part when it happens to be installed
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -42,7 +42,8 @@ def imported_packages(folder: str) -> Iterator[tuple[str, Path]]:
     ("folder", "groups"),
     [
         ("model", ("lora", "flash")),
-        ("pipeline", ("lora", "eightbit", "bench")),
+        ("pipeline", ("lora", "eightbit")),
+        ("benchmarks", ("lora", "eightbit", "bench")),
         ("jobs", ()),
         ("tests", ("dev", "lora")),
     ],

@@ -77,13 +77,13 @@ def test_stop_signal_finishes_the_step_saves_and_exits_with_its_code(
 SLOW_INDEX = """
 import time
 from pathlib import Path
-from pipeline.index import index
-index_shard = index.index_shard
+from pipeline.index import build
+index_shard = build.index_shard
 def index_behind_gate(*arguments, **options):
     Path({gate!r}).touch()
     time.sleep(60)
     return index_shard(*arguments, **options)
-index.index_shard = index_behind_gate
+build.index_shard = index_behind_gate
 """
 
 
