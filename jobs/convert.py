@@ -13,7 +13,7 @@ from rich.text import Text
 
 from jobs.console import output_console
 from pipeline.config import ClusterConfig, ConfigError
-from pipeline.errors import Reason
+from pipeline.errors import DataError, Reason
 
 if TYPE_CHECKING:  # torch takes seconds to load; usage errors need not wait for it
     from pipeline.parallel.run_map import RunMap
@@ -51,6 +51,10 @@ def run(
         bool, typer.Option(help="Write a missing <image> before a single image's text.")
     ] = False,
     drop_leading_answer: Annotated[bool, typer.Option(help="Drop a first turn by the assistant.")] = False,
+    ignore_field: Annotated[
+        list[str] | None, typer.Option(help="A field that is neither media nor text of the sample; may be repeated.")
+    ] = None,
+    strict: Annotated[bool, typer.Option(help="End with 3 when any entry becomes no sample.")] = False,
     check: CheckOption = "decode",
     launcher: LauncherOption = "local",
     workers: Annotated[int | None, typer.Option(min=1, help="Parallel shards; one per core by default.")] = None,
@@ -70,7 +74,7 @@ def run(
 
     policy = SchemaPolicy(prepend_missing_placeholder=add_placeholder, drop_leading_answer=drop_leading_answer)
     folder = None if images is None else str(images)
-    options = SourceOptions(folder, image_column, text_column, first_caption, policy)
+    options = SourceOptions(folder, image_column, text_column, first_caption, policy, frozenset(ignore_field or ()))
     opened = open_source(
         [os.path.abspath(path) if "://" not in path else path for path in source], source_format, options
     )
@@ -95,13 +99,35 @@ def run(
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     console.print(summary_table(result))
+    for line in equations(result):
+        console.print(line, markup=False, soft_wrap=True)
     if result.skipped:
         console.print(skipped_table(result))
         listed = f"{len(result.skipped)} skipped entries listed in {Path(out) / 'convert' / 'skipped.jsonl'}"
         console.print(listed, markup=False, soft_wrap=True)
     if not result.num_samples:
         raise ConfigError(f"nothing was written: every entry was skipped; {_advice(result, searched_folder(opened))}")
+    if strict and result.skipped:
+        first = result.skipped[0]
+        raise DataError(
+            Reason(first.reason), f"--strict: {len(result.skipped)} of {result.num_entries} entries refused"
+        )
     console.print(f"to train on them: {shards_override(out)}", markup=False, soft_wrap=True)
+
+
+def equations(result: "Conversion") -> list[str]:
+    """Return how everything that was found is accounted for."""
+    account = result.account
+    reasons = ", ".join(f"{reason} {number}" for reason, number in result.reasons().items())
+    rows = f"rows: {result.num_entries} read = {result.num_samples} written + {len(result.skipped)} refused"
+    lines = [
+        f"{rows} ({reasons})" if reasons else rows,
+        f"media: {account.media_found} found = {account.media_written} written + {account.media_refused} refused",
+        f"places of media in the written texts: {account.places} = {account.marks} marks + {account.implied} implied",
+    ]
+    if account.set_aside:
+        lines.append(f"set aside: {account.set_aside} other names of shown media, links to them, or fields ignored")
+    return lines
 
 
 def shards_override(folder: str) -> str:

@@ -30,6 +30,8 @@ class Reason(StrEnum):
     MISSING_ANNOTATION = "missing_annotation"
     AMBIGUOUS_ANNOTATION = "ambiguous_annotation"
     UNREFERENCED_IMAGE = "unreferenced_image"
+    MEDIA_UNREAD = "media_unread"
+    TEXT_UNREAD = "text_unread"
     REMOTE_IMAGE_FORBIDDEN = "remote_image_forbidden"
     CONTENT_HASH_MISMATCH = "content_hash_mismatch"
     IMAGE_UNSUPPORTED_FORMAT = "image_unsupported_format"
@@ -76,6 +78,8 @@ ADVICE: dict[Reason, str] = {
     Reason.MISSING_ANNOTATION: "add KEY.txt (caption) or KEY.json (conversation)",
     Reason.AMBIGUOUS_ANNOTATION: "keep either KEY.txt or the conversation in KEY.json",
     Reason.UNREFERENCED_IMAGE: "name every image of the sample in `image`, or remove the extra file",
+    Reason.MEDIA_UNREAD: "show it in `image` with an <image> place, or set the field aside with --ignore-field",
+    Reason.TEXT_UNREAD: "keep one text, or set the field aside with --ignore-field",
     Reason.REMOTE_IMAGE_FORBIDDEN: "put the image into the shard; nothing is downloaded",
     Reason.CONTENT_HASH_MISMATCH: "the shard changed or storage returned other bytes: rebuild the index or restore it",
     Reason.IMAGE_UNSUPPORTED_FORMAT: "convert the image to JPEG, PNG, WebP, BMP, TIFF or AVIF",

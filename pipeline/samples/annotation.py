@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pipeline.samples.strict_json import JsonValue, parse_json
+from pipeline.samples.strict_json import MAX_JSON_BYTES, JsonValue, parse_json
 
 TURNS = ("conversations", "messages")
 IMAGES = ("image", "images")
@@ -18,13 +18,13 @@ _PART_KINDS = ("text", *IMAGE_PARTS, VIDEO)
 _NAMES_OF_FILES = (*IMAGES, VIDEO)
 
 
-def read_annotation(data: bytes) -> JsonValue:
+def read_annotation(data: bytes, *, max_bytes: int = MAX_JSON_BYTES) -> JsonValue:
     """Parse an annotation and leave out the fields without content.
 
     Raises:
         DataError: it is no JSON, or too large or too deep.
     """
-    return without_nulls(parse_json(data))
+    return without_nulls(parse_json(data, max_bytes=max_bytes))
 
 
 def without_nulls(value: JsonValue) -> JsonValue:

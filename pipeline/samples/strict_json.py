@@ -17,14 +17,14 @@ MAX_JSON_DEPTH = 32
 JsonValue = None | bool | int | float | str | list["JsonValue"] | dict[str, "JsonValue"]
 
 
-def parse_json(data: bytes) -> JsonValue:
+def parse_json(data: bytes, *, max_bytes: int = MAX_JSON_BYTES) -> JsonValue:
     """Parse one JSON document.
 
     Raises:
-        DataError: larger than `MAX_JSON_BYTES`, deeper than `MAX_JSON_DEPTH`, not JSON, or text that is no Unicode.
+        DataError: larger than `max_bytes`, deeper than `MAX_JSON_DEPTH`, not JSON, or text that is no Unicode.
     """
-    if len(data) > MAX_JSON_BYTES:
-        raise DataError(Reason.JSON_TOO_LARGE, f"{len(data)} bytes of JSON, at most {MAX_JSON_BYTES} are read")
+    if len(data) > max_bytes:
+        raise DataError(Reason.JSON_TOO_LARGE, f"{len(data)} bytes of JSON, at most {max_bytes} are read")
     text = decode_text(data)
     try:
         value: JsonValue = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)

@@ -70,3 +70,21 @@ def test_convert_to_a_url_is_refused_and_makes_no_folder(
     assert ended.exit_code == 2
     assert "s3://bucket/x: expected a local folder" in ended.messages
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_convert_ends_with_equations_and_strict_with_three(run_command: RunCommand, tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "A ball."}]
+    rows = [{"messages": turns}, {"messages": turns, "videos": ["a.mp4", "b.mp4"]}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ("convert", str(tmp_path / "a.jsonl"), "--out", str(tmp_path / "out"), "--workers", "1")
+    ended = run_command(*arguments)
+    assert ended.exit_code in (None, 0)
+    assert "rows: 2 read = 1 written + 1 refused (media_unread 1)" in ended.output
+    assert "media: 2 found = 0 written + 2 refused" in ended.output
+    assert "places of media in the written texts: 0 = 0 marks + 0 implied" in ended.output
+    ended = run_command(*arguments, "--strict")
+    assert ended.exit_code == 3
+    ignoring = (*arguments[:3], str(tmp_path / "out2"), "--strict", "--ignore-field", "videos")
+    ended = run_command(*ignoring)
+    assert ended.exit_code in (None, 0)
+    assert "set aside: 2" in ended.output

@@ -1,7 +1,7 @@
-"""Conversations in annotation files, images in a folder: LLaVA's JSON array, or one object per line.
+"""Annotation files, images in a folder or in the rows: an array of objects, or one object per line.
 
-Both dialects (`conversations` and `messages`) are kept as they are; only `image` (or `video`) is rewritten, to the
-names that the images get in the shard. What the files were called before is kept beside it.
+A row that a sample can be written from as it stands keeps its turns; any other is written as `messages`. `image` (or
+`video`) is rewritten to the names that the images get in the shard; what the files were called before is kept with it.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from __future__ import annotations
 import codecs
 import gzip
 import io
-import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import BinaryIO, cast
@@ -20,32 +19,34 @@ import pyarrow as pa
 
 from pipeline.errors import DataError, Reason
 from pipeline.samples.annotation import read_annotation
-from pipeline.samples.schema import SchemaPolicy, has_turns
 from pipeline.samples.strict_json import MAX_JSON_BYTES, JsonValue
-from pipeline.samples.video import has_video
 from pipeline.shards.storage import open_shard
-from pipeline.tools.convert.image_field import listed_names, with_stored_names
-from pipeline.tools.convert.image_folder import image_extension, image_size_bytes, read_image_file
+from pipeline.tools.convert.frames import has_frames, read_frames, write_frames
 from pipeline.tools.convert.json_stream import iterate_array
-from pipeline.tools.convert.repair import repair_turns
-from pipeline.tools.convert.source import Entry, Members, entry_table, refused, stored_bytes
+from pipeline.tools.convert.media_bytes import media_bytes, media_size
+from pipeline.tools.convert.row import Reading, RowRules, read_row
+from pipeline.tools.convert.row_media import is_file_name
+from pipeline.tools.convert.source import Entry, Outcome, entry_table, failed, refused, stored_bytes
+from pipeline.tools.convert.turns import CAPTION_NAMES, QUESTION_NAMES, TURN_NAMES
+from pipeline.tools.convert.written import kept_fields, write_members
 
 LINE_ENDINGS = (".jsonl", ".ndjson")
 _GZIP_MAGIC = b"\x1f\x8b"
 _HEAD_BYTES = 2 * MAX_JSON_BYTES
+MAX_ROW_BYTES = 64 * 1024 * 1024
+"""Largest row: one whose pictures are written in it as base64."""
 _NUM_TRIED = 17
 """Lines at the start that are looked at to tell one object per line from an array."""
 
 
 @dataclass(frozen=True)
 class AnnotationSource:
-    """Annotation files in the format of LLaVA or chat messages."""
+    """Annotation files: an object per sample, in any of the dialects that `read_row` knows."""
 
     files: tuple[str, ...]
     """An array each, or one object per line; see `holds_lines`."""
     image_folder: str
-    policy: SchemaPolicy = field(default_factory=SchemaPolicy)
-    """Repairs that are applied to what is written, so that the shards need none."""
+    rules: RowRules = field(default_factory=RowRules)
     kind: str = "annotations"
 
     def units(self) -> list[str]:
@@ -53,52 +54,75 @@ class AnnotationSource:
         return list(self.files)
 
     def list_unit(self, unit: str) -> pa.Table:
-        """List the objects of a file with the sizes of their images."""
+        """List the objects of a file with the sizes of their images and where they stand in the file.
+
+        Of a compressed file, in which nothing can be found again by its place, the text itself is listed.
+        """
         entries: list[Entry] = []
+        places: list[tuple[int, int]] = []
         texts: list[bytes] = []
-        lines = holds_lines(unit)
+        is_packed = is_gzipped(unit)
         with open_annotations(unit) as file:
             try:
-                for row, text in enumerate(_lines(file) if lines else iterate_array(file)):
+                for row, (offset, text) in enumerate(_lines(file) if holds_lines(unit) else iterate_array(file)):
                     entries.append(self._entry(row, text))
-                    texts.append(b"" if entries[-1].reason else text)
+                    places.append((offset, len(text)))
+                    texts.append(text if is_packed and not entries[-1].reason else b"")
             except DataError as error:  # of the file: an element only costs itself
                 raise error.at(shard=unit) from None
-        return entry_table(entries, {"text": pa.array(texts, pa.large_binary())})
+        offsets, lengths = zip(*places, strict=True) if places else ((), ())
+        columns = {"offset": pa.array(offsets, pa.int64()), "length": pa.array(lengths, pa.int64())}
+        return entry_table(entries, {**columns, "text": pa.array(texts, pa.large_binary())})
 
-    def read(self, unit: str, entries: pa.Table) -> Iterator[Members | DataError]:
+    def read(self, unit: str, entries: pa.Table) -> Iterator[Outcome]:
         """Yield annotation and images of each entry."""
-        for text in entries["text"]:
-            try:
-                yield self._members(_parse(text.as_py()))
-            except DataError as error:
-                yield error
+        columns = (entries[name].to_pylist() for name in ("offset", "length", "text"))
+        with open_shard(unit) as file:
+            for offset, length, text in zip(*columns, strict=True):
+                yield self._outcome(text or _text_at(file, offset, length))
 
     def _entry(self, row: int, text: bytes) -> Entry:
         try:
-            names = listed_names(_parse(text))
-            sizes = [image_size_bytes(self.image_folder, name) for name in set(names)]
+            reading = self._reading(_parse(text))
         except DataError as error:
             return refused(row, error)
+        try:
+            names = {one.value if isinstance(one.value, str) else id(one): one for one in reading.media}
+            sizes = [media_size(one, self.image_folder) for one in names.values()]
+        except DataError as error:
+            return refused(row, error)._replace(media=reading.tally.media)
         # written, it also holds each name's twin, such as `, "0.jpg"`
-        sizes.append(len(text) + sum(len(name) + 12 for name in names))
+        sizes.append(len(text) + sum(len(str(one.value)) + 12 for one in reading.media if is_file_name(one.value)))
         return Entry(row, row, sum(stored_bytes(size) for size in sizes))
 
-    def _members(self, tree: dict[str, JsonValue]) -> Members:
-        names = listed_names(tree)
-        members: Members = {}
-        stored: dict[str, str] = {}
-        for name in names:
-            if name not in stored:
-                data = read_image_file(self.image_folder, name)
-                stored[name] = f"{len(stored)}.{image_extension(data)}"
-                members[stored[name]] = data
-        # the place of a video is `<video>`: there is never a missing `<image>` to add
-        tree = repair_turns(tree, self.policy, num_images=0 if has_video(tree) else len(names))
-        if names:
-            tree = with_stored_names(tree, names, [stored[name] for name in names])
-        members["json"] = json.dumps(tree, ensure_ascii=False).encode()
-        return members
+    def _outcome(self, text: bytes) -> Outcome:
+        try:
+            row = _parse(text)
+            reading = self._reading(row)
+        except DataError as error:
+            return failed(error)
+        try:
+            by_name = {
+                one.value: media_bytes(one, self.image_folder) for one in reading.media if is_file_name(one.value)
+            }
+            contents = [
+                by_name[one.value] if is_file_name(one.value) else media_bytes(one, self.image_folder)
+                for one in reading.media
+            ]
+            if has_frames(row):
+                return Outcome(write_frames(row, reading, contents, self.rules), reading.tally)
+            kept = kept_fields(row, reading)
+            return Outcome(write_members(reading, contents, kept, self.rules.policy), reading.tally)
+        except DataError as error:
+            return Outcome(error, reading.tally)
+
+    def _reading(self, row: dict[str, JsonValue]) -> Reading:
+        reading = read_frames(row, self.rules) if has_frames(row) else read_row(row, self.rules)
+        if reading.caption is not None and not reading.media:
+            raise DataError(
+                Reason.MISSING_ANNOTATION, "an entry with neither turns nor a question, and a text without picture"
+            )
+        return reading
 
 
 def plain_name(path: str) -> str:
@@ -139,26 +163,40 @@ def holds_lines(path: str) -> bool:
     return not head.startswith(b"[") and any(_is_annotation(line) for line in head.split(b"\n")[:_NUM_TRIED])
 
 
+def has_content(row: Mapping[str, JsonValue]) -> bool:
+    """Whether an object has a field in which annotations say something."""
+    return any(name in row for name in (*TURN_NAMES, *CAPTION_NAMES, *QUESTION_NAMES))
+
+
 def _is_annotation(line: bytes) -> bool:
     try:
-        return bool(_parse(line))
+        return has_content(_parse(line))
     except DataError:
         return False
 
 
-def _lines(file: BinaryIO) -> Iterator[bytes]:
-    """Yield lines that are not blank; of one that is too long only the start, which the parser refuses by its size."""
+def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Yield (byte offset, text) of lines that are not blank; of one that is too long only the start."""
     lines = io.BufferedReader(cast(io.RawIOBase, file))
-    while line := lines.readline(MAX_JSON_BYTES + 2):
-        rest = line
+    offset = 0
+    while line := lines.readline(MAX_ROW_BYTES + 2):
+        size, rest = len(line), line
         while rest and not rest.endswith(b"\n"):
-            rest = lines.readline(MAX_JSON_BYTES)
+            rest = lines.readline(MAX_ROW_BYTES)
+            size += len(rest)
         if line.strip():
-            yield line
+            yield offset, line
+        offset += size
+
+
+def _text_at(file: BinaryIO, offset: int, length: int) -> bytes:
+    file.seek(offset)
+    return file.read(length)
 
 
 def _parse(text: bytes) -> dict[str, JsonValue]:
-    tree = read_annotation(text)
-    if not isinstance(tree, dict) or not has_turns(tree):
-        raise DataError(Reason.MISSING_ANNOTATION, "an entry with neither `conversations` nor `messages`")
+    """Parse a row; it may be larger than the annotation it becomes, by pictures that are written in it."""
+    tree = read_annotation(text, max_bytes=MAX_ROW_BYTES)
+    if not isinstance(tree, dict):
+        raise DataError(Reason.MISSING_ANNOTATION, "an entry that is not an object")
     return tree

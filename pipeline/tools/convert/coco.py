@@ -12,10 +12,13 @@ import pyarrow as pa
 from pipeline.errors import DataError, Reason
 from pipeline.samples.strict_json import decode_text
 from pipeline.tools.convert.annotations import open_annotations
-from pipeline.tools.convert.image_folder import image_extension, image_size_bytes, read_image_file
-from pipeline.tools.convert.source import Entry, Members, entry_table, refused, stored_bytes
+from pipeline.tools.convert.image_folder import image_size_bytes, read_image_file
+from pipeline.tools.convert.media_bytes import media_extension
+from pipeline.tools.convert.row import Tally
+from pipeline.tools.convert.source import Entry, Outcome, entry_table, refused, stored_bytes
 
 _Id = int | float | str
+_CAPTION = Tally(media=1, implied=1)
 
 
 class _Caption(NamedTuple):
@@ -46,7 +49,7 @@ class CocoSource:
         captions: list[_Caption] = []
         for row, outcome in enumerate(self._captions(unit)):
             if isinstance(outcome, DataError):
-                entries.append(refused(row, outcome))
+                entries.append(refused(row, outcome)._replace(media=1))
                 captions.append(_Caption(0, "", "", 0))
             else:
                 entries.append(Entry(row, row, outcome.size_bytes))
@@ -58,22 +61,23 @@ class CocoSource:
         }
         return entry_table(entries, {name: pa.array(values, pa.large_string()) for name, values in columns.items()})
 
-    def read(self, unit: str, entries: pa.Table) -> Iterator[Members | DataError]:
+    def read(self, unit: str, entries: pa.Table) -> Iterator[Outcome]:
         """Yield image, caption and metadata of each entry."""
         columns = (entries[name].to_pylist() for name in ("name", "caption", "image_id"))
         for name, caption, image_id in zip(*columns, strict=True):
             try:
                 data = read_image_file(self.image_folder, name)
                 text: str = json.loads(caption)
-                yield {
-                    image_extension(data): data,
+                members = {
+                    media_extension(data): data,
                     "txt": text.encode(),
                     "json": json.dumps({"image_id": json.loads(image_id), "file_name": name}).encode(),
                 }
+                yield Outcome(members, _CAPTION)
             except UnicodeEncodeError:
-                yield DataError(Reason.TEXT_INVALID_UNICODE, "a lone surrogate in the caption")
+                yield Outcome(DataError(Reason.TEXT_INVALID_UNICODE, "a lone surrogate in the caption"), _CAPTION)
             except DataError as error:
-                yield error
+                yield Outcome(error, _CAPTION)
 
     def _captions(self, unit: str) -> Iterator[_Caption | DataError]:
         """Yield the captions in the order of the file, then an error for each image that cannot be used."""

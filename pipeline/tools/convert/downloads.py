@@ -6,27 +6,32 @@ since, so that the report accounts for every URL of the original list.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import DataError, Reason, ShardError
-from pipeline.index.grouping import MemberGroup, group_members
-from pipeline.index.read import read_members
+from pipeline.index.grouping import KeyRule, MemberGroup, group_members
+from pipeline.index.read import Member, read_members
 from pipeline.index.scan import MEMBER_TYPE
-from pipeline.samples.annotation import read_annotation
+from pipeline.samples.annotation import IMAGE_PARTS, IMAGES, TURNS, VIDEO, either_field, part_kind, read_annotation
 from pipeline.samples.image_names import resolve_images, sort_images
 from pipeline.samples.schema import has_turns
+from pipeline.samples.strict_json import JsonValue
 from pipeline.shards.storage import open_shard, stat_shard
 from pipeline.shards.tar import scan_tar
-from pipeline.tools.convert.image_field import ORIGINAL_NAMES, listed_names, with_stored_names
+from pipeline.tools.convert.frames import has_frames, read_frames, write_frames
+from pipeline.tools.convert.image_field import ORIGINAL_NAMES, listed_names
 from pipeline.tools.convert.readable import name_unreadable
-from pipeline.tools.convert.source import Entry, Members, entry_table, refused, stored_bytes
+from pipeline.tools.convert.row import RowRules, Tally, read_row
+from pipeline.tools.convert.source import Entry, Members, Outcome, entry_table, refused, stored_bytes
+from pipeline.tools.convert.written import kept_fields, write_members
 
+_MAX_GAP_BYTES = 1024 * 1024
+"""Between members that one read covers."""
 _STORED = "success"
 """What img2dataset calls the status of a sample that it put into the tar file."""
 
@@ -36,6 +41,9 @@ class DownloadSource:
     """Tar files of captioned images; also reads any other WebDataset shards that are to be cut anew."""
 
     files: tuple[str, ...]
+    rules: RowRules = field(default_factory=RowRules)
+    keys: KeyRule = "first_dot"
+    """Where the key of a member ends."""
     kind: str = "img2dataset"
 
     def units(self) -> list[str]:
@@ -45,65 +53,146 @@ class DownloadSource:
     def list_unit(self, unit: str) -> pa.Table:
         """List the samples of a tar file, then what the table beside it has and the tar file lacks.
 
-        A tar file that breaks off is listed up to there; its defect is an entry of its own.
+        Files of one key that lie apart are brought together. A tar file that breaks off is listed up to there; its
+        defect is an entry of its own.
         """
-        entries: list[Entry] = []
-        keys: list[str] = []
-        members: list[list[dict[str, object]]] = []
+        groups: list[MemberGroup] = []
+        defects: list[DataError] = []
         with open_shard(unit) as file:
             try:
-                for group in group_members(scan_tar(file, stat_shard(unit).size_bytes)):
-                    entries.append(_entry(len(entries), group))
-                    keys.append(group.key)
-                    members.append([] if entries[-1].reason else _members(group))
+                for group in group_members(scan_tar(file, stat_shard(unit).size_bytes), self.keys):
+                    group.members = [(extension, member._replace(data=None)) for extension, member in group.members]
+                    groups.append(group)
             except ShardError as error:
-                entries.append(refused(len(entries), error))
-        for failure in _not_stored(unit, len(keys)):
+                defects.append(error)
+        groups = join_scattered(groups, ended=not defects)
+        entries = [_entry(row, group) for row, group in enumerate(groups)]
+        for failure in [*defects, *_not_stored(unit, len(groups))]:
             entries.append(refused(len(entries), failure))
-        keys += [""] * (len(entries) - len(keys))
-        members += [[] for _ in range(len(entries) - len(members))]
-        columns = {"key": pa.array(keys, pa.string()), "members": pa.array(members, pa.list_(MEMBER_TYPE))}
+        missing = len(entries) - len(groups)
+        keys = [*(group.key for group in groups), *([""] * missing)]
+        members = [[] if entry.reason else _members(group) for entry, group in zip(entries, groups, strict=False)]
+        columns = {
+            "key": pa.array(keys, pa.string()),
+            "members": pa.array([*members, *([] for _ in range(missing))], pa.list_(MEMBER_TYPE)),
+        }
         return entry_table(entries, columns)
 
-    def read(self, unit: str, entries: pa.Table) -> Iterator[Members | DataError]:
+    def read(self, unit: str, entries: pa.Table) -> Iterator[Outcome]:
         """Yield the members of each entry, verified against the listing; of an annotation, its image names adapted."""
         for key, members in zip(entries["key"].to_pylist(), entries["members"].to_pylist(), strict=True):
             try:
-                yield _without_key(key, read_members(unit, key, members))
+                content: Members = {}
+                for run in _adjacent(members):
+                    content |= read_members(unit, key, run)
             except DataError as error:
-                yield error
+                yield Outcome(error, Tally(media=_num_images(member["ext"] for member in members)))
+            else:
+                yield self._outcome(key, content)
+
+    def _outcome(self, key: str, members: Members) -> Outcome:
+        num_images = _num_images(members)
+        if "json" not in members or "txt" in members:
+            return Outcome(members, Tally(media=num_images, implied=num_images))
+        try:
+            row, originals = _row_of(key, members)
+            if has_frames(row):
+                reading = read_frames(row, self.rules)
+                contents = [members[str(one.value)] for one in reading.media]
+                return Outcome(write_frames(row, reading, contents, self.rules, originals), reading.tally)
+            reading = read_row(row, self.rules)
+            contents = [members[str(one.value)] for one in reading.media]
+            kept = {**kept_fields(row, reading), **({ORIGINAL_NAMES: originals} if originals else {})}
+            written = write_members(reading, contents, kept, self.rules.policy)
+            return Outcome(written, reading.tally)
+        except DataError as error:
+            return Outcome(error, Tally(media=num_images))
+
+
+def join_scattered(groups: Sequence[MemberGroup], *, ended: bool) -> list[MemberGroup]:
+    """Return groups of which those that are parts of one sample are joined, at the place of the first part.
+
+    Runs with the same files under one key are samples of their own. Runs of which only some files are the same cannot
+    be told apart, and neither can parts of a sample in an archive that breaks off.
+    """
+    places: dict[str, list[MemberGroup]] = {}
+    for group in groups:
+        places.setdefault(group.key, []).append(group)
+    joined: list[MemberGroup] = []
+    for group in groups:
+        runs = places[group.key]
+        if len(runs) == 1 or all(run.extensions == runs[0].extensions for run in runs):
+            joined.append(group)
+        elif group is runs[0]:
+            joined.append(_joined(runs, ended=ended))
+    return joined
+
+
+def _joined(runs: Sequence[MemberGroup], *, ended: bool) -> MemberGroup:
+    members = [member for run in runs for member in run.members]
+    extensions = [extension for extension, _ in members]
+    error = next((run.error for run in runs if run.error is not None), None)
+    if len(set(extensions)) < len(extensions) or (error is None and not ended):
+        error = DataError(Reason.MEMBERS_NOT_CONTIGUOUS, f"its files lie in {len(runs)} places, some of them twice")
+    return MemberGroup(runs[0].key, members, error, len(members), sum(run.size_bytes for run in runs), set(extensions))
 
 
 def _entry(row: int, group: MemberGroup) -> Entry:
     if group.error is not None:
-        return refused(row, group.error)
+        return refused(row, group.error)._replace(media=_num_images(group.extensions))
     return Entry(row, row, sum(stored_bytes(member.size) for _, member in group.members))
 
 
-def _members(group: MemberGroup) -> list[dict[str, object]]:
+def _members(group: MemberGroup) -> list[Member]:
     return [
         {"ext": extension, "offset": member.offset, "size": member.size, "crc32": member.crc32}
         for extension, member in group.members
     ]
 
 
-def _without_key(key: str, members: Members) -> Members:
-    """Return the members with images named by extension: names that hold the old key would match nothing any more.
+def _adjacent(members: Sequence[Member]) -> list[list[Member]]:
+    """Return members in runs that one read covers; the parts of a joined sample may lie gigabytes apart."""
+    runs: list[list[Member]] = []
+    for member in sorted(members, key=lambda one: one["offset"]):
+        last = runs[-1][-1] if runs else None
+        if last is not None and member["offset"] - last["offset"] - last["size"] <= _MAX_GAP_BYTES:
+            runs[-1].append(member)
+        else:
+            runs.append([member])
+    return runs
+
+
+def _num_images(extensions: Iterable[str]) -> int:
+    return sum(extension not in ("txt", "json") for extension in extensions)
+
+
+def _row_of(key: str, members: Members) -> tuple[dict[str, JsonValue], JsonValue]:
+    """Return the annotation with the extensions of its images in place of the names it gave them, and these names.
 
     Raises:
-        DataError: the annotation does not name the images that are there.
+        DataError: it does not name the images that are there.
     """
-    if "json" not in members or "txt" in members:
-        return members
     tree = read_annotation(members["json"])
-    if not isinstance(tree, dict) or not has_turns(tree) or not (names := listed_names(tree)):
-        return members
+    if not isinstance(tree, dict):
+        raise DataError(Reason.MISSING_ANNOTATION, "KEY.json is not an object")
     present = sort_images([extension for extension in members if extension != "json"])
-    stored = resolve_images(key, names, present, declared=True)
-    if list(stored) == names:
-        return members
-    renamed = {**with_stored_names(tree, names, stored), ORIGINAL_NAMES: tree.get(ORIGINAL_NAMES) or [*names]}
-    return {**members, "json": json.dumps(renamed, ensure_ascii=False).encode()}
+    names = listed_names(tree) if has_turns(tree) or has_frames(tree) else []
+    declared = either_field(tree, IMAGES) is not None
+    stored = resolve_images(key, names, present, declared=declared)
+    field = VIDEO if has_frames(tree) else IMAGES[0]
+    row = {name: value for name, value in tree.items() if name not in IMAGES}
+    if names and (turns := either_field(tree, TURNS)) is not None:
+        row[turns] = [_with_bare_parts(turn) for turn in listed] if isinstance(listed := tree[turns], list) else listed
+    return {**row, **({field: list(stored)} if stored else {})}, tree.get(ORIGINAL_NAMES) or [*names]
+
+
+def _with_bare_parts(turn: JsonValue) -> JsonValue:
+    """Return a turn whose image parts name no file: their order says which image each is."""
+    content = turn.get("content", turn.get("value")) if isinstance(turn, dict) else None
+    if not isinstance(turn, dict) or not isinstance(content, list):
+        return turn
+    parts: list[JsonValue] = [{"type": "image"} if part_kind(part) in IMAGE_PARTS else part for part in content]
+    return {**turn, "content" if "content" in turn else "value": parts}
 
 
 def _not_stored(unit: str, num_stored: int) -> list[DataError]:

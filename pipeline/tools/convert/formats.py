@@ -23,6 +23,7 @@ from pipeline.tools.convert.annotations import (
 )
 from pipeline.tools.convert.coco import CocoSource
 from pipeline.tools.convert.downloads import DownloadSource
+from pipeline.tools.convert.row import RowRules
 from pipeline.tools.convert.source import Source
 from pipeline.tools.convert.tables import TableSource
 
@@ -45,6 +46,13 @@ class SourceOptions(NamedTuple):
     text_column: str | None = None
     first_caption_only: bool = False
     policy: SchemaPolicy = SchemaPolicy()
+    ignored: frozenset[str] = frozenset()
+    """Fields of rows that are neither media nor text of the sample."""
+
+    @property
+    def rules(self) -> RowRules:
+        """What the user says about the rows."""
+        return RowRules(self.image_column, self.text_column, self.ignored, self.policy)
 
 
 def open_source(
@@ -71,7 +79,7 @@ def open_source(
     _check_repeated(groups)
     files = [file for group in groups for file in group]
     if kind == "img2dataset":
-        return DownloadSource(tuple(files))
+        return DownloadSource(tuple(files), options.rules)
     found = {_detect(file) for file in files} if kind == "auto" else {kind}
     if len(found) > 1:
         raise ValueError(f"{', '.join(paths)} hold several formats ({', '.join(sorted(found))}): convert one at a time")
@@ -80,12 +88,12 @@ def open_source(
     if not os.path.isdir(folder):
         raise ValueError(f"image folder {folder}: no such folder; pass the one that the image paths begin at")
     if kind == "parquet":
-        return TableSource(tuple(files), options.image_column, options.text_column, options.policy)
+        return TableSource(tuple(files), options.rules, options.image_folder and folder)
     if kind == "coco":
         return CocoSource(tuple(files), folder, options.first_caption_only)
     if kind == "img2dataset":
-        return DownloadSource(tuple(files))
-    return AnnotationSource(tuple(files), folder, options.policy)
+        return DownloadSource(tuple(files), options.rules)
+    return AnnotationSource(tuple(files), folder, options.rules)
 
 
 def searched_folder(source: Source) -> str | None:

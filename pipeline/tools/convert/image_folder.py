@@ -19,21 +19,6 @@ _WINDOWS = re.compile(r"\\|(?:^|/)[a-z]:/", re.IGNORECASE)
 _MAX_SHOWN_CHARS = 80
 
 
-def image_extension(data: bytes) -> str:
-    """Return `jpg`, `png` or `webp` by content: names of crawled files lie.
-
-    Raises:
-        DataError: none of these.
-    """
-    if data[:3] == b"\xff\xd8\xff":
-        return "jpg"
-    if data[:8] == b"\x89PNG\r\n\x1a\n":
-        return "png"
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "webp"
-    raise DataError(Reason.IMAGE_UNSUPPORTED_FORMAT, f"{len(data)} bytes, not JPEG, PNG or WebP")
-
-
 def image_size_bytes(folder: str, name: str) -> int:
     """Return the size of an image file.
 

@@ -15,15 +15,15 @@ from typing import BinaryIO
 from pipeline.errors import DataError, Reason
 
 _CHUNK_BYTES = 4 * 1024 * 1024
-_MAX_ELEMENT_CHARS = 16 * 1024 * 1024
+_MAX_ELEMENT_CHARS = 64 * 1024 * 1024
 _SPACE = re.compile(r"[ \t\n\r]*")
 _SCALAR = re.compile(r"[^ \t\n\r,\]}]*")
 _MARKS = re.compile(r'"(?:[^"\\]++|\\.)*+("?)|[\[\]{}]', re.DOTALL)
 """A string, with its closing quote if it is there, or a bracket."""
 
 
-def iterate_array(file: BinaryIO) -> Iterator[bytes]:
-    """Yield the text of each element of a JSON array, as UTF-8.
+def iterate_array(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Yield (byte offset, text as UTF-8) of each element of a JSON array.
 
     Raises:
         DataError: the file is no JSON array, or is broken from some element on.
@@ -35,7 +35,9 @@ def iterate_array(file: BinaryIO) -> Iterator[bytes]:
     number = 0
     if text.next_token() != "]":
         while True:
-            yield text.element(number).encode("utf-8", "surrogatepass")
+            text.next_token()
+            offset = text.offset
+            yield offset, text.element(number).encode("utf-8", "surrogatepass")
             number += 1
             separator = text.next_token()
             if separator == "]":
@@ -56,6 +58,15 @@ class _Text:
         self._decode = codecs.getincrementaldecoder("utf-8-sig")()
         self._parse = json.JSONDecoder().raw_decode
         self._text, self._at, self._ended, self._num_bytes = "", 0, False, 0
+        self._counted_at, self._counted_bytes = 0, 0
+
+    @property
+    def offset(self) -> int:
+        """Byte of the file at which the window stands; what was passed over is counted once."""
+        passed = self._text[self._counted_at : self._at]
+        self._counted_bytes += len(passed.encode("utf-8", "surrogatepass"))
+        self._counted_at = self._at
+        return self._counted_bytes
 
     def next_token(self) -> str:
         """Return the next character that is no space, without passing over it; empty at the end."""
@@ -104,7 +115,10 @@ class _Text:
     def _read_more(self) -> None:
         # a window that doubles keeps the work of parsing a long element again linear in its length
         wanted = max(_CHUNK_BYTES, len(self._text) - self._at)
+        _ = self.offset
         chunk = self._file.read(wanted)
+        if self._num_bytes == 0 and chunk.startswith(codecs.BOM_UTF8[:1]) and codecs.BOM_UTF8.startswith(chunk[:3]):
+            self._counted_bytes = len(codecs.BOM_UTF8)
         self._ended = not chunk
         self._num_bytes += len(chunk)
         try:
@@ -112,7 +126,7 @@ class _Text:
         except UnicodeDecodeError as error:
             at = self._num_bytes - len(error.object) + error.start
             raise DataError(Reason.TEXT_INVALID_UNICODE, f"the annotation file is not UTF-8 at byte {at}") from None
-        self._at = 0
+        self._at = self._counted_at = 0
 
 
 def _scan_value(text: str, start: int) -> int:

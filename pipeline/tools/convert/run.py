@@ -22,6 +22,7 @@ from pipeline.index.scan import Checks
 from pipeline.parallel.run_map import Progress, RunMap, run_serially
 from pipeline.shards.storage import stat_shard
 from pipeline.tools.convert.shard_job import (
+    Account,
     ShardJob,
     ShardRecord,
     ShardTask,
@@ -34,7 +35,7 @@ from pipeline.tools.convert.shard_job import (
 from pipeline.tools.convert.shard_plan import Ids, ShardLimits, cut_shards, order_entries
 from pipeline.tools.convert.source import Source
 
-FORMAT = 3
+FORMAT = 4
 """Raised whenever the same source would give other bytes."""
 
 
@@ -49,6 +50,8 @@ class Conversion(NamedTuple):
     num_resumed: int
     """Shards that an earlier start of the same conversion had finished."""
     skipped: tuple[Skipped, ...]
+    account: Account = Account()
+    """Media found, written and refused."""
 
     def reasons(self) -> dict[str, int]:
         """Count skipped entries by reason, most frequent first."""
@@ -221,6 +224,7 @@ def _summarize(folder: Path, records: Sequence[ShardRecord], num_resumed: int) -
         size_bytes=sum(record.size_bytes for record in records),
         num_resumed=num_resumed,
         skipped=tuple(entry for record in records for entry in record.skipped),
+        account=functools.reduce(Account.plus, (record.account for record in records), Account()),
     )
 
 
@@ -231,11 +235,17 @@ def _write_report(
         raise AssertionError(
             f"{result.num_entries} entries, {result.num_samples} samples, {len(result.skipped)} skipped"
         )
+    result.account.check()
     lines = "".join(json.dumps(entry._asdict()) + "\n" for entry in result.skipped)
     (folder / "convert" / "skipped.jsonl").write_text(lines, encoding="utf-8")
     shards = [
         {"name": one.name, "sha256": one.sha256, "size_bytes": one.size_bytes, "num_samples": one.num_samples}
         for one in records
     ]
-    counts = {"num_entries": result.num_entries, "num_samples": result.num_samples, "skipped": result.reasons()}
+    counts: dict[str, Any] = {
+        "num_entries": result.num_entries,
+        "num_samples": result.num_samples,
+        "skipped": result.reasons(),
+    }
+    counts["account"] = result.account._asdict()
     write_json(folder / "convert" / "manifest.json", {"plan": plan, **description, **counts, "shards": shards})

@@ -5,6 +5,7 @@ The record is written after the shard and says that it is finished; a conversion
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
@@ -22,7 +23,8 @@ from pipeline.run_folder.files import replace_file
 from pipeline.samples.schema import parse_sample
 from pipeline.shards.tar import MAX_MEMBER_BYTES
 from pipeline.shards.writer import open_shard_writer
-from pipeline.tools.convert.source import Members, Source
+from pipeline.tools.convert.row import Tally
+from pipeline.tools.convert.source import Members, Outcome, Source
 
 _HASH_BYTES = 4 * 1024 * 1024
 _PLAN_CHARS = 8
@@ -43,6 +45,33 @@ class Skipped(NamedTuple):
     reason: str
     detail: str
     """What was found; of the user's text at most the start of a name, escaped."""
+    media: int = 0
+    """Pictures, films and sounds of the entry."""
+
+
+class Account(NamedTuple):
+    """What was found in the entries of a shard and what of it was written; see `Tally`."""
+
+    media_found: int = 0
+    media_written: int = 0
+    media_refused: int = 0
+    marks: int = 0
+    """In the texts of written samples, as their source has them."""
+    implied: int = 0
+    places: int = 0
+    """Of media in the written samples."""
+    set_aside: int = 0
+
+    def plus(self, other: Account) -> Account:
+        """Return the sum of two accounts."""
+        return Account(*(one + two for one, two in zip(self, other, strict=True)))
+
+    def check(self) -> None:
+        """Raise `AssertionError` when something was found and is neither written nor refused."""
+        if self.media_found != self.media_written + self.media_refused:
+            raise AssertionError(f"media: {self}")
+        if self.places != self.marks + self.implied:
+            raise AssertionError(f"places of media: {self}")
 
 
 class ShardRecord(NamedTuple):
@@ -57,6 +86,7 @@ class ShardRecord(NamedTuple):
     """Of the tar file; 0 when every entry was skipped, for which no file is written."""
     sha256: str
     skipped: tuple[Skipped, ...]
+    account: Account = Account()
 
 
 class ShardJob(NamedTuple):
@@ -96,7 +126,8 @@ class ShardTask:
     def _write(self, job: ShardJob, measure: MeasureImages) -> ShardRecord:
         path = Path(self.folder) / job.name
         skipped: list[Skipped] = []
-        samples = self._samples(job, skipped, measure)
+        accounts: list[Account] = []
+        samples = self._samples(job, skipped, accounts, measure)
         num_samples = 0
         if (first := next(samples, None)) is not None:
             with open_shard_writer(path) as writer:
@@ -105,49 +136,62 @@ class ShardTask:
                     num_samples += 1
         size, digest = (path.stat().st_size, _sha256(path)) if num_samples else (0, "")
         record = ShardRecord(job.name, job.plan, job.entries.num_rows, num_samples, size, digest, tuple(skipped))
+        record = record._replace(account=functools.reduce(Account.plus, accounts, Account()))
         write_json(record_path(self.folder, job.name), _to_json(record))
         return record
 
-    def _samples(self, job: ShardJob, skipped: list[Skipped], measure: MeasureImages) -> Iterator[dict[str, Any]]:
-        """Yield the samples that pass; the others are appended to `skipped`."""
-        for unit, row, outcome in self._outcomes(job.entries):
+    def _samples(
+        self, job: ShardJob, skipped: list[Skipped], accounts: list[Account], measure: MeasureImages
+    ) -> Iterator[dict[str, Any]]:
+        """Yield the samples that pass; the others are appended to `skipped`, what all of them held to `accounts`."""
+        for unit, row, (content, tally) in self._outcomes(job.entries):
             key = f"{job.plan[:_PLAN_CHARS]}-{unit:05d}-{row:09d}"
             try:
-                if isinstance(outcome, DataError):
-                    raise outcome
-                self._verify(key, outcome, measure)
+                if isinstance(content, DataError):
+                    raise content
+                account = self._verify(key, content, tally, measure)
             except DataError as error:
                 place = self.units[unit], row, job.name, key
-                skipped.append(Skipped(*place, error.reason.value, error.what[:200]))
+                skipped.append(Skipped(*place, error.reason.value, error.what[:200], tally.media))
+                accounts.append(Account(tally.media, 0, tally.media, set_aside=tally.set_aside))
             else:
-                yield {"__key__": key, **outcome}
+                accounts.append(account)
+                yield {"__key__": key, **content}
 
-    def _outcomes(self, entries: pa.Table) -> Iterator[tuple[int, int, Members | DataError]]:
+    def _outcomes(self, entries: pa.Table) -> Iterator[tuple[int, int, Outcome]]:
         """Yield (unit, row, members or error) of every entry in order; adjacent ones of a unit are read together."""
         units, rows = entries["unit"].to_pylist(), entries["row"].to_pylist()
         reasons, details = entries["reason"].to_pylist(), entries["detail"].to_pylist()
+        media = entries["media"].to_pylist()
         start = 0
         while start < len(units):
             end = start + 1
             while end < len(units) and units[end] == units[start] and not reasons[end] and not reasons[start]:
                 end += 1
             if reasons[start]:
-                yield units[start], rows[start], DataError(Reason(reasons[start]), details[start])
+                error = DataError(Reason(reasons[start]), details[start])
+                yield units[start], rows[start], Outcome(error, Tally(media[start]))
             else:
                 outcomes = self.source.read(self.units[units[start]], entries.slice(start, end - start))
                 yield from zip(units[start:end], rows[start:end], outcomes, strict=True)
             start = end
 
-    def _verify(self, key: str, members: Members, measure: MeasureImages) -> None:
-        """Check a sample as the index of the shards will.
+    def _verify(self, key: str, members: Members, tally: Tally, measure: MeasureImages) -> Account:
+        """Check a sample as the index of the shards will, and that it shows all that was found in its entry.
 
         Raises:
-            DataError: it would be rejected there.
+            DataError: it would be rejected there, or it shows less.
         """
         for extension, data in members.items():
             if len(data) > MAX_MEMBER_BYTES:
                 raise DataError(Reason.MEMBER_TOO_LARGE, f"{extension} has {len(data)} bytes")
-        measure(parse_sample(key, members, self.checks.policy), self.checks)
+        sample = parse_sample(key, members, self.checks.policy)
+        num_shown = len(sample.images)
+        if num_shown != tally.media:
+            raise DataError(Reason.MEDIA_UNREAD, f"{tally.media} pictures found, {num_shown} shown")
+        measure(sample, self.checks)
+        places = sample.conversation.num_images
+        return Account(tally.media, num_shown, 0, tally.marks, tally.implied, places, tally.set_aside)
 
 
 def record_path(folder: str | Path, shard_name: str) -> Path:
@@ -187,13 +231,15 @@ def write_json(path: Path, content: Any) -> None:
 def _from_json(path: Path) -> ShardRecord | None:
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-        return ShardRecord(**{**facts, "skipped": tuple(Skipped(**entry) for entry in facts["skipped"])})
+        skipped = tuple(Skipped(**entry) for entry in facts["skipped"])
+        return ShardRecord(**{**facts, "skipped": skipped, "account": Account(**facts["account"])})
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
 
 
 def _to_json(record: ShardRecord) -> dict[str, Any]:
-    return {**record._asdict(), "skipped": [entry._asdict() for entry in record.skipped]}
+    skipped = [entry._asdict() for entry in record.skipped]
+    return {**record._asdict(), "skipped": skipped, "account": record.account._asdict()}
 
 
 def _sha256(path: Path) -> str:

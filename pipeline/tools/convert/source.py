@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 import pyarrow as pa
 
 from pipeline.errors import DataError
+from pipeline.tools.convert.row import RowError, Tally
 
 Members = dict[str, bytes]
 """Content by extension, as `pipeline.samples.schema.parse_sample` takes it."""
@@ -24,12 +25,13 @@ ENTRY_FIELDS = [
     pa.field("size_bytes", pa.int64(), nullable=False),
     pa.field("reason", pa.string(), nullable=False),
     pa.field("detail", pa.string(), nullable=False),
+    pa.field("media", pa.int32(), nullable=False),
 ]
 """Columns of every listing.
 
 `row`: position in the unit. `block`: entries of one block are read together, so a shuffle keeps them together.
 `size_bytes`: of the members in a tar file, see `stored_bytes`, as far as it is known before reading. `reason`: why
-there will be no sample, usually empty.
+there will be no sample, usually empty. `media`: pictures, films and sounds of an entry that has a reason.
 """
 
 
@@ -41,6 +43,19 @@ class Entry(NamedTuple):
     size_bytes: int
     reason: str = ""
     detail: str = ""
+    media: int = 0
+
+
+class Outcome(NamedTuple):
+    """What an entry became, and what was found in it."""
+
+    content: Members | DataError
+    tally: Tally
+
+
+def failed(error: DataError) -> Outcome:
+    """Return the outcome of an entry that cannot become a sample."""
+    return Outcome(error, error.tally if isinstance(error, RowError) else Tally())
 
 
 class Source(Protocol):
@@ -68,7 +83,7 @@ class Source(Protocol):
         """
         ...
 
-    def read(self, unit: str, entries: pa.Table) -> Iterator[Members | DataError]:
+    def read(self, unit: str, entries: pa.Table) -> Iterator[Outcome]:
         """Yield the members of entries of one unit, in the order given; a defective one yields its error.
 
         Raises:
@@ -96,4 +111,5 @@ def entry_table(entries: Iterable[Entry], more: Mapping[str, pa.Array]) -> pa.Ta
 
 def refused(row: int, error: DataError, *, block: int | None = None) -> Entry:
     """Return the entry of something that cannot become a sample."""
-    return Entry(row, row if block is None else block, 0, error.reason.value, error.what[:200])
+    media = error.tally.media if isinstance(error, RowError) else 0
+    return Entry(row, row if block is None else block, 0, error.reason.value, error.what[:200], media)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,10 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import DataError, Reason
-from pipeline.samples.schema import SchemaPolicy
+from pipeline.tools.convert.media_bytes import media_bytes
 from pipeline.tools.convert.readable import name_unreadable
-from pipeline.tools.convert.source import ENTRY_FIELDS, Members, stored_bytes
-from pipeline.tools.convert.table_rows import Columns, find_columns, row_members
+from pipeline.tools.convert.row import RowRules, read_row
+from pipeline.tools.convert.row_media import media_kind
+from pipeline.tools.convert.source import ENTRY_FIELDS, Outcome, failed, stored_bytes
+from pipeline.tools.convert.turns import ANSWER_NAMES, CAPTION_NAMES, QUESTION_NAMES, TURN_NAMES
+from pipeline.tools.convert.written import write_members
 
 _ReadBatches = Callable[[int, list[str]], Iterator[pa.RecordBatch]]
 _BATCH_ROWS = 64
@@ -27,9 +31,9 @@ class TableSource:
     """Parquet or Arrow files; a block is a row group or a record batch."""
 
     files: tuple[str, ...]
-    image_column: str | None = None
-    text_column: str | None = None
-    policy: SchemaPolicy = field(default_factory=SchemaPolicy)
+    rules: RowRules = field(default_factory=RowRules)
+    image_folder: str | None = None
+    """Where file names in an image column begin; None where the table must hold the bytes."""
     kind: str = "parquet"
 
     def units(self) -> list[str]:
@@ -39,11 +43,11 @@ class TableSource:
     def list_unit(self, unit: str) -> pa.Table:
         """List rows; the size of a row is taken as its block's mean, so that no image is read for it."""
         with _open(unit) as table:
-            columns = self._columns(table, unit)
+            self._columns(table, unit)
             counts, sizes = table.rows_per_block, table.bytes_per_block
         num_rows = sum(counts)
-        text_bytes = stored_bytes(1) if columns.images else 0  # its content is in the mean, its header is not
-        means = [stored_bytes(size // max(1, count)) + text_bytes for count, size in zip(counts, sizes, strict=True)]
+        header = stored_bytes(1)  # of the text: its content is in the mean, its header is not
+        means = [stored_bytes(size // max(1, count)) + header for count, size in zip(counts, sizes, strict=True)]
         empty = pa.array([""] * num_rows, pa.string())
         values = [
             np.arange(num_rows),
@@ -51,10 +55,11 @@ class TableSource:
             np.repeat(means, counts),
             empty,
             empty,
+            np.zeros(num_rows, np.int32),
         ]
         return pa.table(values, schema=pa.schema(ENTRY_FIELDS))
 
-    def read(self, unit: str, entries: pa.Table) -> Iterator[Members | DataError]:
+    def read(self, unit: str, entries: pa.Table) -> Iterator[Outcome]:
         """Yield the members of each row, with some rows of a block in memory at a time, shuffled with one block."""
         with _open(unit) as table:
             columns = self._columns(table, unit)
@@ -63,19 +68,61 @@ class TableSource:
             for part in np.split(np.arange(blocks.size), np.flatnonzero(np.diff(blocks)) + 1):
                 block = int(blocks[part[0]])
                 with name_unreadable(unit, _ADVICE, where=f"row group {block}"):
-                    for values in _rows(table.read_batches(block, columns.names()), places[part] - starts[block]):
-                        yield self._members(values, columns)
+                    for values in _rows(table.read_batches(block, columns), places[part] - starts[block]):
+                        yield self._outcome(values)
 
-    def _members(self, values: dict[str, pa.Scalar], columns: Columns) -> Members | DataError:
+    def _outcome(self, values: dict[str, pa.Scalar]) -> Outcome:
         try:
-            return row_members({name: value.as_py() for name, value in values.items()}, columns, self.policy)
+            row = {name: checked_row(value.as_py()) for name, value in values.items()}
         except UnicodeDecodeError:
-            return DataError(Reason.TEXT_INVALID_UNICODE, "a column of text that is not UTF-8")
+            return failed(DataError(Reason.TEXT_INVALID_UNICODE, "a column of text that is not UTF-8"))
+        try:
+            reading = read_row({name: value for name, value in row.items() if value is not None}, self.rules)
         except DataError as error:
-            return error
+            return failed(error)
+        try:
+            contents = [media_bytes(found, self.image_folder) for found in reading.media]
+            kept = {"id": str(row["id"])} if row.get("id") is not None else {}
+            return Outcome(write_members(reading, contents, kept, self.rules.policy), reading.tally)
+        except DataError as error:
+            return Outcome(error, reading.tally)
 
-    def _columns(self, table: _OpenTable, unit: str) -> Columns:
-        return find_columns(table.schema, self.image_column, self.text_column, unit)
+    def _columns(self, table: _OpenTable, unit: str) -> list[str]:
+        """Return the columns that may hold a part of a sample: all but those of numbers and dates.
+
+        Raises:
+            ValueError: a column that was named is not there, or none holds text.
+        """
+        names: list[str] = table.schema.names
+        for name in (self.rules.image_field, self.rules.text_field, *sorted(self.rules.ignored)):
+            if name is not None and name not in names:
+                raise ValueError(f"{unit}: no column {name!r}; it has {', '.join(names)}")
+        texts = (*TURN_NAMES, *CAPTION_NAMES, *QUESTION_NAMES)
+        if names and self.rules.text_field is None and not any(name in texts for name in names):
+            raise ValueError(
+                f"{unit}: no column with captions or conversations among {', '.join(names)}; name it with --text-column"
+            )
+        return [field.name for field in table.schema if _may_hold_a_part(field)]
+
+
+def checked_row(value: Any) -> Any:
+    """Return a value of a row without null fields of structs: every row has all of them."""
+    if isinstance(value, dict):
+        return {name: checked_row(one) for name, one in value.items() if one is not None}
+    if isinstance(value, list) and not (value and isinstance(value[0], int)):
+        return [checked_row(one) if not isinstance(one, tuple) else one for one in value]
+    return value
+
+
+def _may_hold_a_part(field: pa.Field) -> bool:
+    """Whether a column may hold text, pictures or their names; an answer may be a number."""
+    kind = field.type
+    while pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        kind = kind.value_type
+    if field.name in ANSWER_NAMES or media_kind(field.name) is not None or kind == pa.uint8():
+        return True
+    numbers = pa.types.is_floating, pa.types.is_integer, pa.types.is_boolean, pa.types.is_temporal, pa.types.is_decimal
+    return field.name == "id" or not any(is_kind(kind) for is_kind in numbers)
 
 
 @dataclass(frozen=True)

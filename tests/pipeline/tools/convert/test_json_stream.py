@@ -28,13 +28,18 @@ def test_iterate_array_in_tiny_chunks_returns_every_element(
     data = json.dumps(elements, indent=indent, ensure_ascii=ascii_only).encode()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(json_stream, "_CHUNK_BYTES", 3)
-        found = [json.loads(element) for element in iterate_array(io.BytesIO(data))]
-    assert found == elements
+        found = list(iterate_array(io.BytesIO(data)))
+    assert [json.loads(element) for _, element in found] == elements
+    assert all(data[at : at + len(element)] == element for at, element in found)
 
 
 def test_iterate_array_keeps_what_only_the_strict_parser_judges() -> None:
     data = b'\xef\xbb\xbf[{"a": NaN}, {"a": 1, "a": 2}, "\\ud800"]'
-    assert list(iterate_array(io.BytesIO(data))) == [b'{"a": NaN}', b'{"a": 1, "a": 2}', b'"\\ud800"']
+    assert [element for _, element in iterate_array(io.BytesIO(data))] == [
+        b'{"a": NaN}',
+        b'{"a": 1, "a": 2}',
+        b'"\\ud800"',
+    ]
 
 
 @pytest.mark.parametrize("chunk_bytes", [3, 4096, 10**6])
@@ -45,7 +50,9 @@ def test_iterate_array_passes_over_what_the_parser_cannot_take(
     deep = b'{"a]": "\\"}]{", "b": ' + b"[" * 20_000 + b'"]\\\\"' + b"]" * 20_000 + b"}"
     elements = [b'{"a": 1}', deep, b"9" * 5000, b'{"n": ' + b"7" * 5000 + b"}", b'"last"']
     data = b"[" + b" ,\n".join(elements) + b"]"
-    assert list(iterate_array(io.BytesIO(data))) == elements
+    found = list(iterate_array(io.BytesIO(data)))
+    assert [element for _, element in found] == elements
+    assert all(data[at : at + len(element)] == element for at, element in found)
 
 
 @pytest.mark.parametrize(

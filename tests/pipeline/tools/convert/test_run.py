@@ -193,7 +193,8 @@ def test_convert_writes_report_and_manifest(tmp_path: Path, source_file: Path) -
         "shard": "train-000001.tar",
         "key": f"{manifest['plan'][:8]}-00000-000000008",
         "reason": "image_token_mismatch",
-        "detail": "0 <image> placeholders but 1 image",
+        "detail": "0 <image> placeholders but 1 image (`image`)",
+        "media": 1,
     }
     assert [shard["num_samples"] for shard in manifest["shards"]] == [5, 4, 5, 5, 3]
     assert manifest["skipped"] == {"image_token_mismatch": 1}

@@ -45,7 +45,7 @@ def image(height: int = 5) -> dict[str, Any]:
 def test_parquet_captions_with_hugging_face_images(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [{"image": image(5 + idx), "text": f"text {idx}"} for idx in range(8)]
     rows[2]["image"] = {"bytes": None, "path": "a.jpg"}
-    rows[3]["image"] = {"bytes": encoded(Image.new("RGB", (5, 5)), "BMP"), "path": None}
+    rows[3]["image"] = {"bytes": encoded(Image.new("RGB", (5, 5)), "GIF"), "path": None}
     rows[4]["text"] = None
     path = write_parquet(tmp_path / "d" / "train-00000-of-00001.parquet", rows)
     result, samples = converted(tmp_path, path.parent)
