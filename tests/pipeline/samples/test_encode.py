@@ -124,7 +124,7 @@ def test_encoder_with_impossible_sizes_is_refused(features: int, max_length: int
 
 def test_encode_of_broken_image_names_the_sample(index: ShardIndex) -> None:
     sample = read_sample(index, 0)._replace(images=(b"broken",))
-    with pytest.raises(DataError, match="key c0: 6 bytes, not JPEG, PNG or WebP"):
+    with pytest.raises(DataError, match="key c0: 6 bytes of no known format, not JPEG, PNG, WebP"):
         make_encoder().encode(sample)
 
 
