@@ -41,7 +41,7 @@ def read_tokenizer(name: str) -> PreTrainedTokenizerFast:
             "tokenizer_config.json"
         ) from error
     made = portable(tokenizer)
-    if only_sentencepiece:
+    if only_sentencepiece and getattr(tokenizer, "add_prefix_space", True) is not False:
         _check_sentencepiece(made, file)
     return made
 

@@ -79,7 +79,9 @@ class TextTokenizer:
         tree = facts["tokenizer"]
         self.definition = definition
         self.bos_id: int | None = facts["bos_id"]
-        self._control_ids = {entry["content"]: int(entry["id"]) for entry in tree["added_tokens"] if _is_control(entry)}
+        controls = [entry for entry in tree["added_tokens"] if _is_control(entry)]
+        self._control_ids = {entry["content"]: int(entry["id"]) for entry in controls}
+        self._swallowing = {int(entry["id"]): entry for entry in controls if entry["lstrip"] or entry["rstrip"]}
         self._whole = _load(tree)
         literal = {**tree, "added_tokens": [entry for entry in tree["added_tokens"] if not _is_control(entry)]}
         self._literal_first = _load(literal)
@@ -112,6 +114,7 @@ class TextTokenizer:
         """
         text = "".join(span.text for span in spans)
         ids, offsets = _arrays(self._whole.encode(text, add_special_tokens=False))
+        self._leave_out_swallowed(ids, offsets, text)
         supervised, special = _character_marks(spans)
         controls = self._is_control[ids]
         typed = controls.any() and (controls & _overlaps(offsets, ~special)).any()
@@ -131,11 +134,27 @@ class TextTokenizer:
         stream = DecodeStream(skip_special_tokens=False)
         return [stream.step(self._whole, token_id) for token_id in ids.tolist()]
 
+    def _leave_out_swallowed(self, ids: Ids, offsets: npt.NDArray[np.int64], text: str) -> None:
+        """Narrow the offsets of control tokens that take in white space beside them (Phi 3's) to their letters."""
+        for idx in np.flatnonzero(np.isin(ids, list(self._swallowing))) if self._swallowing else ():
+            letters = self._swallowing[int(ids[idx])]["content"]
+            begin = text.find(letters, *offsets[idx])
+            if begin >= 0:
+                offsets[idx] = begin, begin + len(letters)
+
+    def _takes_in(self, control: Span | None, side: str) -> bool:
+        """Whether a control token takes in the white space on its `lstrip` or `rstrip` side."""
+        entry = None if control is None else self._swallowing.get(self._control_ids[control.text])
+        return entry is not None and bool(entry[side])
+
     def _tokenize_literally(self, spans: list[Span]) -> TokenizedRun:
         """Tokenize span by span, control tokens by their id and text without them."""
         ids: list[Ids] = []
         supervised: list[Mask] = []
+        before: Span | None = None
         for texts, control in _between_controls(spans):
+            texts = _stripped(texts, left=self._takes_in(before, "rstrip"), right=self._takes_in(control, "lstrip"))
+            before = control
             run = self._literal_run(texts, is_first=not ids)
             ids.append(run.ids)
             supervised.append(run.supervised)
@@ -192,6 +211,17 @@ def _between_controls(spans: list[Span]) -> list[tuple[list[Span], Span | None]]
         else:
             texts.append(span)
     return [*runs, (texts, None)] if texts else runs
+
+
+def _stripped(spans: list[Span], *, left: bool, right: bool) -> list[Span]:
+    """Return text without white space at its ends."""
+    texts = [span.text for span in spans]
+    for wanted, order, strip in ((left, range(len(texts)), str.lstrip), (right, range(len(texts))[::-1], str.rstrip)):
+        for idx in order if wanted else ():
+            texts[idx] = strip(texts[idx])
+            if texts[idx]:
+                break
+    return [span._replace(text=text) for span, text in zip(spans, texts, strict=True)]
 
 
 def _plain_definition(backend: Tokenizer) -> dict[str, Any]:
