@@ -13,20 +13,24 @@ import re
 import shutil
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Protocol, cast
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Protocol, TypeVar, cast
 
 from pyarrow import fs
 
 from model.files.atomic import replacing, sync
 from pipeline.checkpoint.manifest import MANIFEST_NAME
+from pipeline.shards.locations import locate
+from pipeline.shards.retries import with_retries
+from pipeline.shards.storage import open_remote, stat_shard
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _GENERATION = re.compile(r"step-(\d{8})(-.+)?")
 _TEMPORARY = ".tmp-"
 _REMOVED = ".removed-"
+_REQUEST_TRIES = 3  # of the parts of an upload, before the upload begins again
+_T = TypeVar("_T")
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +52,12 @@ class CheckpointStorage(Protocol):
         """Make room for a generation; returns the place for its files, the same for equal arguments."""
         ...
 
+    def write(self, place: str, name: str, writer: Callable[[BinaryIO], _T]) -> _T:
+        """Let `writer` fill a new file, which is durable afterwards; called again where storage failed meanwhile."""
+        ...
+
     def create(self, place: str, name: str) -> AbstractContextManager[BinaryIO]:
-        """Open a new file, which is durable once the block ends."""
+        """Open a new file, which is durable once the block ends; a failure of the storage is not tried again."""
         ...
 
     def exists(self, place: str, name: str) -> bool:
@@ -111,6 +119,11 @@ class FolderStorage:
         (self.folder / name).mkdir(parents=True, exist_ok=True)
         return name
 
+    def write(self, place: str, name: str, writer: Callable[[BinaryIO], _T]) -> _T:
+        """Write a file, once: a full disk stays full."""
+        with self.create(place, name) as file:
+            return writer(file)
+
     @contextmanager
     def create(self, place: str, name: str) -> Iterator[BinaryIO]:
         """Write under another name first, so that a file with its name is complete."""
@@ -166,14 +179,23 @@ class ObjectStorage:
         Args:
             url: `s3://bucket/prefix` or `gs://bucket/prefix`; a query holds options such as `endpoint_override`.
         """
-        parts = urlsplit(url)
-        self.location = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"  # without credentials
-        self._filesystem, path = fs.FileSystem.from_uri(url)
+        self.location, separator, query = url.partition("?")
+        self._query = separator + query
+        self._filesystem, path = locate(url, "checkpoint folder", _REQUEST_TRIES)
         self._root = path.rstrip("/")
 
     def begin(self, step: int, token: str) -> str:
         """Name the prefix; it exists with its first object."""
         return f"step-{step:08d}-{token}"
+
+    def write(self, place: str, name: str, writer: Callable[[BinaryIO], _T]) -> _T:
+        """Upload an object, from its start again where storage failed meanwhile."""
+
+        def upload() -> _T:
+            with self.create(place, name) as stream:
+                return writer(stream)
+
+        return self._ask(upload, place, name, is_timed=False)
 
     @contextmanager
     def create(self, place: str, name: str) -> Iterator[BinaryIO]:
@@ -189,7 +211,8 @@ class ObjectStorage:
 
     def exists(self, place: str, name: str) -> bool:
         """Tell whether an object exists."""
-        return bool(self._filesystem.get_file_info(self._path(place, name)).type == fs.FileType.File)
+        info = self._ask(lambda: self._filesystem.get_file_info(self._path(place, name)), place, name)
+        return bool(info.type == fs.FileType.File)
 
     def commit(self, place: str, step: int) -> str:
         """Do nothing: the manifest is there, and it was the last object."""
@@ -211,24 +234,44 @@ class ObjectStorage:
         return sorted(Generation(int(match[1]), name) for name in names if (match := _GENERATION.fullmatch(name)))
 
     def open(self, place: str, name: str) -> BinaryIO:
-        """Open an object."""
-        return cast(BinaryIO, self._filesystem.open_input_stream(self._path(place, name)))
+        """Open an object, which is read in ranges that are asked for again where storage fails."""
+        url = f"{self._url(place, name)}{self._query}"
+        try:
+            size_bytes = stat_shard(url).size_bytes
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{self._url(place, name)}: no such object") from None
+        return open_remote(url, size_bytes)
 
     def remove(self, name: str) -> None:
         """Take the manifest away first, then the rest."""
-        self._filesystem.delete_file(self._path(name, MANIFEST_NAME))
-        self._filesystem.delete_dir(self._path(name))
+        with suppress(FileNotFoundError):  # a try before this one, whose answer was lost, may have removed it
+            self._ask(lambda: self._filesystem.delete_file(self._path(name, MANIFEST_NAME)), name)
+        self._delete(name)
 
     def sweep(self) -> None:
         """Remove prefixes without a manifest."""
         prefixes = {path.removeprefix(f"{self._root}/").partition("/")[0] for path in self._objects()}
         for name in prefixes - {generation.name for generation in self.generations()}:
             if _GENERATION.fullmatch(name):
-                self._filesystem.delete_dir(self._path(name))
+                self._delete(name)
 
     def _objects(self) -> list[str]:
         selector = fs.FileSelector(self._root, recursive=True, allow_not_found=True)
-        return [info.path for info in self._filesystem.get_file_info(selector) if info.type == fs.FileType.File]
+        infos = self._ask(lambda: self._filesystem.get_file_info(selector))
+        return [info.path for info in infos if info.type == fs.FileType.File]
+
+    def _delete(self, place: str) -> None:
+        with suppress(FileNotFoundError):
+            self._ask(lambda: self._filesystem.delete_dir(self._path(place)), place)
+
+    def _ask(self, request: Callable[[], _T], *parts: str, is_timed: bool = True) -> _T:
+        def list_one() -> object:
+            return self._filesystem.get_file_info(fs.FileSelector(self._root, allow_not_found=True))
+
+        return with_retries(request, f"checkpoint {self._url(*parts)}", is_timed=is_timed, ask=list_one)
+
+    def _url(self, *parts: str) -> str:
+        return "/".join((self.location.rstrip("/"), *parts))
 
     def _path(self, *parts: str) -> str:
         return "/".join((self._root, *parts))

@@ -205,21 +205,25 @@ class CheckpointStore:
         for group, pieces in job.groups.items():
             if pieces:
                 name = f"{group}.safetensors" if job.num_writers == 1 else f"{group}-{job.rank:05d}.safetensors"
-                with self.storage.create(place, name) as stream:
-                    files[name] = write_tensors(stream, pieces)
+                files[name] = self._write_group(place, name, pieces)
                 reached("checkpoint.file_written")
         if job.rank != 0:
-            with self.storage.create(place, _part_name(job.rank)) as stream:
-                stream.write(json.dumps(files).encode())
+            self._write_bytes(place, _part_name(job.rank), json.dumps(files).encode())
             reached("checkpoint.part_written")
         return files
+
+    def _write_group(self, place: str, name: str, pieces: Mapping[str, Piece]) -> FileProof:
+        return self.storage.write(place, name, lambda stream: write_tensors(stream, pieces))
+
+    def _write_bytes(self, place: str, name: str, content: bytes) -> None:
+        self.storage.write(place, name, lambda stream: stream.write(content))
 
     def _report_failure(self, place: str, rank: int, error: BaseException) -> None:
         """Tell rank 0 not to wait for this rank's share, if the storage lets it; its proof stays, once it is there."""
         with suppress(Exception):
             if not self.storage.exists(place, _part_name(rank)):
-                with self.storage.create(place, _part_name(rank)) as stream:
-                    stream.write(json.dumps({"error": str(error) or type(error).__name__}).encode())
+                told = json.dumps({"error": str(error) or type(error).__name__})
+                self._write_bytes(place, _part_name(rank), told.encode())
 
     def _gather_parts(self, place: str, ranks: Iterable[int], deadline: float) -> dict[str, FileProof]:
         files: dict[str, FileProof] = {}
@@ -254,8 +258,7 @@ class CheckpointStore:
 
     def _commit(self, place: str, manifest: Manifest) -> str:
         self._may_commit()
-        with self.storage.create(place, MANIFEST_NAME) as stream:
-            stream.write(encode_manifest(manifest))
+        self._write_bytes(place, MANIFEST_NAME, encode_manifest(manifest))
         reached("checkpoint.manifest_written")
         self._may_commit()  # writing may have taken minutes
         name = self.storage.commit(place, manifest.step)

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from model.fusion.resolution import ASPECT_RATIO_PATTERN
 from pipeline.config.mix import MixChange, SourceConfig, SourceName, check_mix
 from pipeline.config.section import Fixed, Free, Section
+from pipeline.urls import check_local, check_shard_urls
 
 TemplateName = Literal[
     "plain", "v0", "v1", "llama_2", "llama_3", "mistral_instruct", "mpt", "chatml", "qwen", "gemma", "phi", "tokenizer"
@@ -65,9 +66,17 @@ class DataConfig(Section):
     @field_validator("feature_cache")
     @classmethod
     def _check_folder(cls, folder: str | None) -> str | None:
-        if folder is not None and "://" in folder:
-            raise ValueError(f"{folder!r} is a URL; features are mapped into memory from a folder, such as /shared/f")
-        return folder
+        return folder and check_local(folder, "feature_cache", "features are mapped into memory; choose /shared/f, say")
+
+    @field_validator("index_dir")
+    @classmethod
+    def _check_index_dir(cls, folder: str | None) -> str | None:
+        return folder and check_local(folder, "index_dir", "choose a folder that all machines of the run share")
+
+    @field_validator("shards")
+    @classmethod
+    def _check_shards(cls, shards: tuple[str, ...]) -> tuple[str, ...]:
+        return check_shard_urls(shards)
 
     @field_validator("sources")
     @classmethod

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.data import DataConfig
 from pipeline.config.lora import LoraConfig
@@ -15,6 +15,12 @@ from pipeline.config.recipe import Recipe, Stage
 from pipeline.config.running import CheckpointConfig, ClusterConfig, TrackingConfig
 from pipeline.config.section import Fixed, Free, Section
 from pipeline.config.training import TrainingConfig
+from pipeline.urls import check_local
+
+RUN_DIR_REMEDY = (
+    "its files are locked, appended to and renamed. Choose a folder that all machines of the run share, and let "
+    "checkpoint.folder be the URL if checkpoints are to lie in object storage"
+)
 
 
 class ExperimentConfig(Section):
@@ -35,6 +41,11 @@ class ExperimentConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @field_validator("run_dir")
+    @classmethod
+    def _check_run_dir(cls, folder: str) -> str:
+        return check_local(folder, "run_dir", RUN_DIR_REMEDY)
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Self:

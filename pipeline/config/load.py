@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from pipeline.config.experiment import ExperimentConfig
 from pipeline.config.section import Section
+from pipeline.urls import without_credentials
 
 
 class ConfigError(ValueError):
@@ -83,7 +84,7 @@ def _explain(problem: Any, where: str) -> str:
     if problem["type"] == "missing":
         return f"config {where}: {path} is required; add it to the file or pass {path}=VALUE"
     found = f" (found {problem['input']!r})" if problem["loc"] else ""
-    return f"config {where}: {path}: {problem['msg'].removeprefix('Value error, ')}{found}"
+    return without_credentials(f"config {where}: {path}: {problem['msg'].removeprefix('Value error, ')}{found}")
 
 
 def _known_keys(parents: tuple[int | str, ...]) -> list[str]:

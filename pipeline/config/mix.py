@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, field_validator
 
 from pipeline.config.section import Fixed, Section
+from pipeline.urls import check_shard_urls
 
 SourceName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=40)]
 """Part of metric names and of the index folder."""
@@ -22,6 +23,11 @@ class SourceConfig(Section):
     """Share of the samples, relative to the other weights; 0 waits for a change. All sources have one, or none has."""
     epochs: Annotated[float | None, Fixed, Field(gt=0, allow_inf_nan=False)] = None
     """Instead of weights: passes over this source in one epoch of the run. All sources say it, or none does."""
+
+    @field_validator("shards")
+    @classmethod
+    def _check_shards(cls, shards: tuple[str, ...]) -> tuple[str, ...]:
+        return check_shard_urls(shards)
 
 
 class MixChange(Section):

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.section import Fixed, Free, Section
+from pipeline.urls import parse_object_url
 
 
 class CheckpointConfig(Section):
@@ -28,6 +29,8 @@ class CheckpointConfig(Section):
     def _check_folder(cls, value: str | None) -> str | None:
         if value is not None and "://" in value and not value.startswith(("s3://", "gs://")):
             raise ValueError(f"{value}: expected a folder, or a URL that begins with s3:// or gs://")
+        if value is not None and "://" in value and not parse_object_url(value, "checkpoint.folder").key.strip("/"):
+            raise ValueError(f"{value}: expected a prefix below the bucket, such as s3://bucket/runs/NAME")
         return value
 
 

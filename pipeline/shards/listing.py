@@ -7,13 +7,13 @@ import os
 import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from urllib.parse import urlsplit
 
 from pyarrow import fs
 
 from pipeline.shards.locations import locate
 from pipeline.shards.pieces import missing_pieces
-from pipeline.shards.storage import with_retries
+from pipeline.shards.retries import with_retries
+from pipeline.urls import parse_object_url
 
 MAX_EXPANSION = 1_000_000
 """Most shards a brace range may name: a typing error in a range should not fill memory."""
@@ -127,19 +127,34 @@ def _expand(pattern: str) -> list[str]:
 
 
 def _expand_remote(filesystem: fs.FileSystem, path: str, pattern: str) -> list[str]:
-    scheme = pattern.partition("://")[0]
-    query = urlsplit(pattern).query
     if _is_tar(path.rpartition("/")[2]) and not glob.has_magic(path):
         return [pattern]
     folder = path if not glob.has_magic(path) else path.rpartition("/")[0]
-    infos = with_retries(lambda: filesystem.get_file_info(fs.FileSelector(folder.rstrip("/"))), pattern)
+    selector = fs.FileSelector(folder.rstrip("/"))
+    infos = with_retries(lambda: filesystem.get_file_info(selector), f"shards {pattern}")
     paths = sorted(info.path for info in infos if info.type == fs.FileType.File)
     if glob.has_magic(path):
-        names = [name for name in paths if fnmatchcase(name, path)]
+        # a name that holds brackets or stars is also the pattern that names it
+        names = [name for name in paths if name == path or fnmatchcase(name, path)]
     else:
         names = [name for name in paths if _is_tar(name.rpartition("/")[2])]
-    suffix = f"?{query}" if query else ""
-    return _not_empty([f"{scheme}://{name}{suffix}" for name in names], f"*.tar in {pattern}")
+    shards = [_listed(pattern, name) for name in names]
+    return _not_empty(shards, f"*.tar in {pattern}")
+
+
+def _listed(pattern: str, name: str) -> str:
+    """Return the URL of a listed object.
+
+    Raises:
+        ValueError: no URL can name it.
+    """
+    scheme = pattern.partition("://")[0]
+    _, separator, query = pattern.partition("?")
+    if "?" in name:
+        raise ValueError(f"shards {pattern}: an object is named {name!r}, and '?' begins options; rename it")
+    url = f"{scheme}://{name}{separator}{query}"
+    parse_object_url(url, "shard")
+    return url
 
 
 def _not_empty(shards: list[str], what: str) -> list[str]:

@@ -7,26 +7,16 @@ from __future__ import annotations
 
 import io
 import os
-import random
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeoutError
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import BinaryIO, NamedTuple, TypeVar, cast
 
 from pyarrow import fs
 
 from pipeline.shards.locations import locate
+from pipeline.shards.retries import with_retries
 
-REMOTE_ATTEMPTS = 8
-"""Tries per remote request; the waits between them add up to at most 52 s."""
-FIRST_WAIT_S = 0.5
-"""Wait after the first failure, doubled after each further one, less up to half of it so that workers spread out."""
-REQUEST_TIMEOUT_S = 60.0
-"""Longest a request may take: pyarrow has no timeout for a connection that stays open and sends nothing."""
-_LONGEST_WAIT_S = 20.0
 _CONCURRENT_REQUESTS = 32
 STREAM_BYTES = 8 * 1024 * 1024
 """A remote file is read through in ranges of this size, each of which can be asked for again."""
@@ -50,7 +40,7 @@ def stat_shard(url: str) -> ShardStat:
         FileNotFoundError: no such file.
     """
     filesystem, path = locate(url)
-    info = with_retries(lambda: filesystem.get_file_info(path), url)
+    info = with_retries(lambda: filesystem.get_file_info(path), f"shard {url}", ask=lambda: _list_one(filesystem, path))
     if info.type != fs.FileType.File:
         raise FileNotFoundError(f"shard {url}: no such file; check data.shards and that this machine can see it")
     return ShardStat(int(info.size), str(info.mtime_ns if info.mtime_ns is not None else ""))
@@ -84,8 +74,13 @@ def open_shard(url: str) -> Iterator[BinaryIO]:
         with open(path, "rb") as file:
             yield file
         return
-    with io.BufferedReader(_RemoteFile(url, stat_shard(url).size_bytes), STREAM_BYTES) as stream:
-        yield cast(BinaryIO, stream)
+    with open_remote(url, stat_shard(url).size_bytes) as stream:
+        yield stream
+
+
+def open_remote(url: str, size_bytes: int) -> BinaryIO:
+    """Open an object of known size; what is read in ranges survives failures of single requests."""
+    return cast(BinaryIO, io.BufferedReader(_RemoteFile(url, size_bytes), STREAM_BYTES))
 
 
 def read_range(url: str, offset: int, size: int) -> bytes:
@@ -99,7 +94,11 @@ def read_range(url: str, offset: int, size: int) -> bytes:
     if isinstance(filesystem, fs.LocalFileSystem):
         return _complete(url, offset, size, _read_local(path, offset, size))
     # a short answer is a failure like any other: asked for again, and an error in the end
-    return with_retries(lambda: _complete(url, offset, size, _read_remote(filesystem, path, offset, size)), url)
+    return with_retries(
+        lambda: _complete(url, offset, size, _read_remote(filesystem, path, offset, size)),
+        f"shard {url}",
+        ask=lambda: _list_one(filesystem, path),
+    )
 
 
 def read_ranges(url: str, ranges: Iterable[tuple[int, int]]) -> Iterator[bytes]:
@@ -125,24 +124,9 @@ def read_ranges(url: str, ranges: Iterable[tuple[int, int]]) -> Iterator[bytes]:
             yield _complete(url, offset, size, data)
 
 
-def with_retries(request: Callable[[], _T], url: str) -> _T:
-    """Ask remote storage for something, a bounded number of times with growing waits between them.
-
-    Raises:
-        FileNotFoundError: at once.
-        OSError: storage failed every time.
-    """
-    for attempt in range(1, REMOTE_ATTEMPTS):
-        try:
-            return _within_time(request)
-        except FileNotFoundError:
-            raise
-        except OSError:
-            time.sleep(min(_LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0))
-    try:
-        return _within_time(request)
-    except OSError as error:
-        raise OSError(f"shard {url}: storage failed {REMOTE_ATTEMPTS} times, last with: {error}") from error
+def _list_one(filesystem: fs.FileSystem, path: str) -> None:
+    """List the folder of an object: an answer with a text, where a question for the object itself has none."""
+    filesystem.get_file_info(fs.FileSelector(path.rpartition("/")[0] or path))
 
 
 class _RemoteFile(io.RawIOBase):
@@ -213,22 +197,3 @@ def _ask_for_all(ask: Callable[[str], _T], urls: Sequence[str]) -> list[_T]:
         return [ask(url) for url in urls]  # 10 us each: threads would only cost
     with ThreadPoolExecutor(_CONCURRENT_REQUESTS) as pool:
         return list(pool.map(ask, urls))
-
-
-def _within_time(request: Callable[[], _T]) -> _T:
-    """Run a request in a thread of its own, which is left behind when it does not answer in time."""
-    answer: Future[_T] = Future()
-
-    def run() -> None:
-        try:
-            answer.set_result(request())
-        except BaseException as error:
-            answer.set_exception(error)
-
-    threading.Thread(target=run, name="storage-request", daemon=True).start()
-    try:
-        return answer.result(timeout=REQUEST_TIMEOUT_S)
-    except FutureTimeoutError:
-        if answer.done():  # the request's own timeout
-            raise
-        raise OSError(f"no complete answer within {REQUEST_TIMEOUT_S:g} s") from None

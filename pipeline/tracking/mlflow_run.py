@@ -197,6 +197,7 @@ def bound_client_waiting() -> None:
         http_artifact_repo.http_request = _Patient(current)  # type: ignore[attr-defined]
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # it prints one that opens another page
 
 
 class _Patient:

@@ -15,7 +15,7 @@ from moto.server import ThreadedMotoServer
 
 from pipeline.index.read import Member, read_members
 from pipeline.index.scan import Checks, ShardScan, index_shard
-from pipeline.shards import storage
+from pipeline.shards import retries, storage
 from pipeline.shards.listing import expand_shards
 from pipeline.shards.storage import stat_shard
 from tests.fuzz.fault_proxy import FAULTS, Fault, FaultProxy, run_proxy
@@ -52,8 +52,8 @@ def failing_storage() -> Iterator[World]:
     server.start()
     before = {name: os.environ.get(name) for name in CREDENTIALS}
     os.environ.update(CREDENTIALS)
-    settings = storage.STREAM_BYTES, storage.FIRST_WAIT_S, storage.REQUEST_TIMEOUT_S
-    storage.STREAM_BYTES, storage.FIRST_WAIT_S, storage.REQUEST_TIMEOUT_S = _STREAM_BYTES, 0.001, _TIMEOUT_S
+    settings = storage.STREAM_BYTES, retries.FIRST_WAIT_S, retries.REQUEST_TIMEOUT_S
+    storage.STREAM_BYTES, retries.FIRST_WAIT_S, retries.REQUEST_TIMEOUT_S = _STREAM_BYTES, 0.001, _TIMEOUT_S
     try:
         _, port = server.get_host_and_port()
         _fill(f"http://127.0.0.1:{port}")
@@ -63,7 +63,7 @@ def failing_storage() -> Iterator[World]:
             healthy = {url: index_shard(url, stat_shard(url), Checks()) for url in expand_shards([folder])}
             yield World(proxy, folder, healthy)
     finally:
-        storage.STREAM_BYTES, storage.FIRST_WAIT_S, storage.REQUEST_TIMEOUT_S = settings
+        storage.STREAM_BYTES, retries.FIRST_WAIT_S, retries.REQUEST_TIMEOUT_S = settings
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)

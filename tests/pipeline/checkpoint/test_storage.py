@@ -33,7 +33,10 @@ def bucket() -> Iterator[str]:
     host, port = server.get_host_and_port()
     keys = {"aws_access_key_id": "id", "aws_secret_access_key": "key", "region_name": "us-east-1"}
     boto3.client("s3", endpoint_url=f"http://{host}:{port}", **keys).create_bucket(Bucket="runs")
-    yield f"s3://id:key@runs/%s?scheme=http&endpoint_override={host}:{port}&region=us-east-1"
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("AWS_ACCESS_KEY_ID", "id")
+        environment.setenv("AWS_SECRET_ACCESS_KEY", "key")
+        yield f"s3://runs/%s?scheme=http&endpoint_override={host}:{port}&region=us-east-1"
     server.stop()
 
 

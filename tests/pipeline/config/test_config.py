@@ -66,6 +66,13 @@ def test_with_absolute_paths_leaves_urls_and_hub_ids_alone(
         ("seed", "override 'seed': expected section.key=value"),
         ("name.x=3", "override 'name.x=3': name is a value, not a section"),
         ("cluster={launcher: ray, data_workers: 0}", "cluster: data_workers is 0, which only launcher=local can do"),
+        ("run_dir=s3://bucket/runs/a", "run_dir s3://bucket/runs/a is a URL, expected a folder"),
+        ("run_dir=s3:/bucket/runs/a", "is a URL, expected a folder"),
+        ("data.index_dir=gs://bucket/index", "index_dir gs://bucket/index is a URL"),
+        ("data.feature_cache=s3://bucket/f", "feature_cache s3://bucket/f is a URL"),
+        ("data.shards=[s3://bucket/a/../b.tar]", "'.', '..' or nothing between two slashes"),
+        ("checkpoint.folder=s3://bucket", "expected a prefix below the bucket"),
+        ("checkpoint.folder=s3://bucket/run#1", "'#'"),
         ("checkpoint.folder=ftp://host/x", "expected a folder, or a URL that begins with s3:// or gs://"),
         ("seed=[", "override 'seed=[': the value is not valid YAML"),
     ],
@@ -125,3 +132,12 @@ def test_check_resumable_fixed_field_changed_names_field_and_both_values(config_
         check_resumable(started, load_config(config_path, ["seed=5", "training.learning_rate=0.5"]))
     assert "seed: the run was started with 0, now 5" in str(error.value)
     assert "training.learning_rate: the run was started with 0.001, now 0.5" in str(error.value)
+
+
+@pytest.mark.parametrize("field", ["run_dir", "checkpoint.folder", "data.shards", "data.index_dir"])
+def test_user_and_password_in_a_url_are_refused_and_not_shown(config_path: Path, field: str) -> None:
+    value = "s3://mykey:mysecret@bucket/a"
+    with pytest.raises(ConfigError) as refused:
+        load_config(config_path, [f"{field}=[{value}]" if field == "data.shards" else f"{field}={value}"])
+    assert "bucket/a" in str(refused.value)
+    assert "mysecret" not in str(refused.value)

@@ -171,10 +171,7 @@ def test_checkpoint_folder_elsewhere_that_cannot_be_written_is_an_error(
         return config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"folder": folder})})
 
     assert checkpoint_folder_of(with_folder(None)) == []
-    assert (
-        checkpoint_folder_of(with_folder("s3://id:key@bucket/runs/n?region=us-east-1&endpoint_override=127.0.0.1:9"))
-        == []
-    )
+    assert checkpoint_folder_of(with_folder("s3://bucket/runs/n?region=us-east-1&endpoint_override=127.0.0.1:9")) == []
     assert statuses(checkpoint_folder_of(with_folder(str(tmp_path / "other")))) == {"checkpoint folder": "ok"}
     (finding,) = checkpoint_folder_of(with_folder(str(tmp_path / "a.tar" / "checkpoints")))
     assert finding.status == "error"

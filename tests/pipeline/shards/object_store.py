@@ -1,0 +1,103 @@
+"""An S3 service on this machine (moto), and a relay before it that answers requests with faults."""
+
+from __future__ import annotations
+
+import http.client
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+
+BUCKET = "buck"
+_KEYS = {"aws_access_key_id": "id", "aws_secret_access_key": "key", "region_name": "us-east-1"}
+_FAULTS = {
+    "SlowDown": (503, "Please reduce your request rate."),
+    "RequestTimeTooSkewed": (403, "The difference between the request time and the server's time is too large."),
+    "AccessDenied": (403, "Access Denied"),
+}
+
+
+@contextmanager
+def serve_bucket() -> Iterator[tuple[int, Any]]:
+    """Yield port and client of a service with an empty bucket; credentials are in the environment meanwhile."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    _, port = server.get_host_and_port()
+    client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}", **_KEYS)
+    client.create_bucket(Bucket=BUCKET)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("AWS_ACCESS_KEY_ID", "id")
+        environment.setenv("AWS_SECRET_ACCESS_KEY", "key")
+        yield port, client
+    server.stop()
+
+
+class FaultRelay:
+    """Passes requests on, but answers the next `num_faults` of them with an error of S3."""
+
+    def __init__(self, target: int) -> None:
+        self.fault, self.num_faults = "SlowDown", 0
+        self.methods: tuple[str, ...] = ("GET", "HEAD", "PUT", "POST", "DELETE")
+        self.num_answered = 0
+        relay = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def pass_on(self) -> None:
+                body = self.body()
+                if relay.num_faults and self.command in relay.methods:
+                    relay.num_faults -= 1
+                    relay.num_answered += 1
+                    status, text = _FAULTS[relay.fault]
+                    self.answer(
+                        status, {}, f"<Error><Code>{relay.fault}</Code><Message>{text}</Message></Error>".encode()
+                    )
+                    return
+                link = http.client.HTTPConnection("127.0.0.1", target)
+                dropped = ("expect", "transfer-encoding", "content-length")
+                headers = {name: value for name, value in self.headers.items() if name.lower() not in dropped}
+                link.request(self.command, self.path, body, headers)
+                reply = link.getresponse()
+                self.answer(reply.status, dict(reply.getheaders()), reply.read())
+                link.close()
+
+            do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = pass_on  # noqa: N815
+
+            def body(self) -> bytes:
+                if "chunked" not in (self.headers.get("Transfer-Encoding") or ""):
+                    return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                parts = []
+                while size := int(self.rfile.readline().split(b";")[0], 16):
+                    parts.append(self.rfile.read(size))
+                    self.rfile.readline()
+                self.rfile.readline()
+                return b"".join(parts)
+
+            def answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
+                self.send_response(status)
+                if self.command != "HEAD" or "Content-Length" not in headers:
+                    headers = {name: value for name, value in headers.items() if name.lower() != "content-length"}
+                    headers["Content-Length"] = str(len(body))
+                for name, value in headers.items():
+                    if name.lower() not in ("connection", "transfer-encoding", "server", "date"):
+                        self.send_header(name, value)
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(body)
+
+            def log_message(self, format: str, *arguments: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        self.port = self._server.server_address[1]
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
