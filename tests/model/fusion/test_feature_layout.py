@@ -89,6 +89,7 @@ def onevision_features(features: Tensor, height: int, width: int, newline: Tenso
 @given(SIDES, SIDES, st.integers(1, 25))
 @example(50_000, 50_000, 9)
 @example(1, 50_000, 1)
+@example(50_000, 1, 1)
 def test_anyres_max_features_equal_those_of_llava_onevision(height: int, width: int, most: int) -> None:
     layout = layout_of(resolution(f"anyres_max_{most}"), ImageView(height, width))
     features, newline = tile_features(layout.num_tiles), torch.arange(WIDTH) + 100.0
@@ -194,3 +195,32 @@ def test_frames_without_a_grid_are_refused() -> None:
     policy = read_resolution("pad", None, "flat", tile_size=TILE, tile_features=10, tile_grid=None)
     with pytest.raises(ValueError, match="need features on a square grid"):
         layout_of(policy, ImageView(3, 5, "frame"))
+
+
+def test_images_with_and_without_shrunk_features_follow_each_other() -> None:
+    policy = resolution("anyres_max_1")
+    plain, shrunk = layout_of(policy, ImageView(10, 10)), layout_of(policy, ImageView(90, 90))
+    assert (len(plain.blended), len(shrunk.plain)) == (0, SIDE**2)
+    features, newline = tile_features(plain.num_tiles + shrunk.num_tiles), torch.full((WIDTH,), 7.0)
+    joined = join_layouts([plain, shrunk, plain], [0, plain.num_tiles, 0], SIDE**2)
+    parts = [merged(plain, features[: plain.num_tiles], newline), merged(shrunk, features[plain.num_tiles :], newline)]
+    assert torch.equal(merged(joined, features, newline), torch.cat([*parts, parts[0]]))
+
+
+def test_sources_on_another_device_keep_their_numbers() -> None:
+    sources, _ = sources_of(layout_of(resolution("anyres_max_1"), ImageView(90, 90)), 5 * SIDE**2)
+    assert sources is not None
+    moved = sources.to("meta")
+    assert [value.device.type for value in moved if isinstance(value, Tensor)] == ["meta"] * 3
+    assert (moved.num_rows, moved.num_newlines) == (5 * SIDE**2, sources.num_newlines)
+
+
+def test_layouts_say_how_many_tiles_they_are_made_of() -> None:
+    for policy, view, num_tiles in (
+        (resolution("pad"), ImageView(3, 5), 1),
+        (resolution("pad"), ImageView(3, 5, "last_frame"), 1),
+        (resolution("dynamic_1_6"), ImageView(21, 21), 1),
+        (resolution("dynamic_1_6"), ImageView(42, 84), 3),
+        (resolution("anyres"), ImageView(42, 42), 5),
+    ):
+        assert layout_of(policy, view).num_tiles == policy.tiling(view).num_tiles == num_tiles

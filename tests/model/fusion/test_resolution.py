@@ -64,6 +64,8 @@ def test_worked_numbers_of_the_documentation() -> None:
 
 
 def test_single_tiles() -> None:
+    found = resolution("pad").tiling(ImageView(3, 500))
+    assert (found, found.num_tiles) == (("pad", False, 0, 0, (0, 0)), 1)
     assert resolution("pad").tiling(ImageView(3, 500)) == Tiling("pad")
     assert resolution("crop").tiling(ImageView(3, 500, "frame")) == Tiling("crop")
     assert resolution("anyres").tiling(ImageView(3, 500, "single")) == Tiling("pad")
@@ -73,14 +75,15 @@ def test_single_tiles() -> None:
 def test_roles_of_a_samples_images() -> None:
     assert resolution("anyres").roles(2, is_video=False) == ("image", "image")
     assert resolution("anyres_max_4").roles(1, is_video=False) == ("image",)
-    assert resolution("anyres_max_4").roles(3, is_video=False) == ("single",) * 3
+    assert resolution("anyres_max_4").roles(2, is_video=False) == ("single",) * 2
+    assert resolution("dynamic_1_4").roles(2, is_video=False) == ("image",) * 2
     assert resolution("pad").roles(3, is_video=True) == ("frame", "frame", "last_frame")
     assert resolution("pad").roles(0, is_video=True) == ()
 
 
 def test_pinpoints_as_ranges_lists_and_defaults() -> None:
-    assert resolution("anyres", pinpoints="(1x1),...,(2x3)").pinpoints == tuple(
-        (21 * columns, 21 * rows) for columns in (1, 2) for rows in (1, 2, 3)
+    assert resolution("anyres", pinpoints="(1x2),...,(2x4)").pinpoints == tuple(
+        (21 * columns, 21 * rows) for columns in (1, 2) for rows in (2, 3, 4)
     )
     assert resolution("anyres", pinpoints="(1x2), (3x1)").pinpoints == ((21, 42), (63, 21))
     assert resolution("anyres", pinpoints=[[42, 21]]).pinpoints == ((42, 21),)
@@ -111,3 +114,32 @@ def test_illegal_fields_are_refused(aspect_ratio: str, merge: str, pinpoints: ob
 def test_spatial_merge_without_a_grid_is_refused() -> None:
     with pytest.raises(ValueError, match="needs features on a square grid"):
         read_resolution("anyres", None, "spatial", tile_size=21, tile_features=10, tile_grid=None)
+
+
+def test_tiled_and_newline_policies_are_told_apart() -> None:
+    assert [resolution(name).tiles_images for name in ("pad", "crop", "anyres", "anyres_max_9", "dynamic_1_6")] == [
+        False, False, True, True, True,
+    ]  # fmt: skip
+    assert [resolution("anyres", merge).has_newline for merge in ("flat", "spatial", "spatial_unpad")] == [
+        False, False, True,
+    ]  # fmt: skip
+
+
+def test_limits_that_a_policy_does_not_have_are_its_defaults() -> None:
+    limits = {name: resolution(name) for name in ("pad", "anyres", "anyres_max_9", "dynamic_2_6")}
+    assert [(one.min_tiles, one.max_tiles) for one in limits.values()] == [(1, None), (1, None), (1, 9), (2, 6)]
+    bare = Resolution("dynamic", 21, 9, 3, max_tiles=6)
+    assert (bare.min_tiles, bare.has_newline, bare.pinpoints) == (1, False, ())
+    assert bare.tiling(ImageView(21, 21)).num_tiles == 1
+
+
+def test_dynamic_of_equally_near_grids_takes_the_larger_only_if_the_image_has_half_its_pixels() -> None:
+    policy = resolution("dynamic_1_4")  # a square is as near to 1 x 1 as to 2 x 2; half of its pixels are 882
+    assert policy.tiling(ImageView(29, 29)).num_tiles == 1
+    assert policy.tiling(ImageView(30, 30)).num_tiles == 5
+    even = read_resolution("dynamic_1_8", None, "flat", tile_size=2, tile_features=9, tile_grid=3)
+    assert even.tiling(ImageView(4, 2)).num_tiles == 3  # 8 pixels are no more than half of the 2 x 4 tiles' 32
+
+
+def test_dynamic_range_of_one_number_is_legal() -> None:
+    assert resolution("dynamic_3_3").tiling(ImageView(21, 21)).num_tiles == 4

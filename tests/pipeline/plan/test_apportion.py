@@ -52,3 +52,22 @@ def test_counts_far_into_a_long_run_repeat_the_period() -> None:
     assert [np.subtract(*pair).tolist() for pair in itertools.pairwise(counts)] == [
         np.subtract(*pair).tolist() for pair in itertools.pairwise(near)
     ]
+
+
+@given(WEIGHTS, st.integers(1, 71), st.integers(1, 300))
+def test_apportion_has_no_other_counts_for_a_multiple_of_the_weights(
+    weights: list[int], step_size: int, num_samples: int
+) -> None:
+    found, tripled = (apportion([factor * one for one in weights], step_size, num_samples) for factor in (1, 3))
+    assert found.weights == tripled.weights
+    assert found.ahead.tolist() == tripled.ahead.tolist()
+    assert found.ahead_at_end == tripled.ahead_at_end
+
+
+def test_counts_keep_their_golden_values() -> None:
+    found = apportion([3, 5, 0, 7, 1], 6, 40)
+    assert [found.counts(step) for step in range(8)] == [
+        (0, 0, 0, 0, 0), (1, 2, 0, 3, 0), (2, 4, 0, 6, 0), (3, 6, 0, 8, 1), (4, 8, 0, 11, 1), (6, 10, 0, 13, 1),
+        (7, 11, 0, 16, 2), (7, 13, 0, 18, 2),
+    ]  # fmt: skip
+    assert found.ahead.tolist() == [0, 10, 10, 10, 10, 3, 9]

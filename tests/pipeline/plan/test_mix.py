@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pipeline.config import ConfigError, ExperimentConfig, MixChange, parse_config
-from pipeline.plan.mix import check_past_changes, order_mix
+from pipeline.plan.mix import check_past_changes, order_mix, warn_of_late_changes
 from pipeline.plan.mixed import MixedOrder
 
 SIZES = {"captions": 600, "chat": 150, "text": 30}
@@ -105,3 +105,36 @@ def test_check_past_changes_lets_only_steps_to_come_change() -> None:
     for now in ([], [other], [first, other, later]):
         with pytest.raises(ConfigError, match=r"steps before 8 are trained, with the changes from 3: .*from step 8 on"):
             check_past_changes([first, later], now, 8)
+
+
+def test_check_past_changes_holds_up_to_the_step_before() -> None:
+    change = MixChange(from_step=7, weights={"a": 1.0, "b": 1.0})
+    check_past_changes([], [change], 7)
+    with pytest.raises(ConfigError, match=r"the changes none; .* now says from 7: \{'a': 1.0, 'b': 1.0\} for"):
+        check_past_changes([], [change], 8)
+
+
+def test_warn_of_late_changes_names_those_that_never_take_effect(caplog: pytest.LogCaptureFixture) -> None:
+    changes = [MixChange(from_step=step, weights={"a": 1.0, "b": float(step)}) for step in (3, 8, 9)]
+    warn_of_late_changes(changes, 8)
+    (record,) = caplog.records
+    assert "ends after step 7" in record.getMessage()
+    assert "never take effect: from 8: {'a': 1.0, 'b': 8.0}; from 9: " in record.getMessage()
+    caplog.clear()
+    warn_of_late_changes(changes, 10)
+    assert not caplog.records
+
+
+def test_order_mix_announced_changes_take_effect_at_their_step() -> None:
+    changes = [{"from_step": 4, "weights": {"captions": 0, "chat": 0.5, "text": 1}}]
+    mixed = order(make_config({"mix_changes": changes}))
+    assert [(phase.first_step, phase.weights) for phase in mixed.phases] == [(0, (600, 150, 30)), (4, (0, 1, 2))]
+    assert (mixed.seed, mixed.global_batch_size, mixed.epoch_size) == (0, 13, 780)
+
+
+def test_order_mix_epochs_that_give_part_of_a_sample_round_the_length_up() -> None:
+    epochs = {"captions": {"epochs": 0.001}, "chat": {"epochs": 0.01}, "text": {"epochs": 0.1}}
+    mixed = order(make_config({}, **epochs))
+    assert mixed.phases[0].weights == (6, 15, 30)  # 0.6, 1.5 and 3 samples
+    assert mixed.epoch_size == 6
+    assert sum(mixed.planned(mixed.num_steps)) == 11  # 10.2

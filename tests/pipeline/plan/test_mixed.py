@@ -80,3 +80,49 @@ def test_mix_sources_weight_on_an_empty_source_is_refused() -> None:
             [*SOURCES[:1], MixSource("none", 0)], [MixPhase(0, (1, 0)), MixPhase(3, (1, 1))],
             seed=0, global_batch_size=3, epoch_size=31, num_samples=31,
         )  # fmt: skip
+
+
+def test_numbers_keep_their_golden_order() -> None:
+    # A change here would silently reorder the data of every mix that resumes.
+    order = make_order()
+    assert order.num_steps == 16
+    assert order.numbers(0).tolist() == [19, 22, 8, 25, 27, 5, 17, 32, 38, 36, 31, 43, 44]
+    assert order.numbers(4).tolist() == [1, 29, 35, 34, 37, 39, 36, 37, 39, 38, 35, 32, 40]
+    assert order.numbers(15).tolist() == [41, 44]
+
+
+def test_order_ends_before_a_phase_that_would_begin_with_its_end() -> None:
+    short = make_order(num_samples=4 * 13)
+    assert (short.num_steps, len(short.planned_phases)) == (4, 1)
+    assert short.planned(4) == (26, 18, 8)
+    longer = make_order(num_samples=4 * 13 + 1)
+    assert (longer.num_steps, len(longer.planned_phases)) == (5, 2)
+    assert sum(longer.planned(5)) == 53
+
+
+def test_epochs_done_and_facts_count_from_the_first_step() -> None:
+    order = make_order()
+    assert (order.epochs_done(0), order.epochs_done(2)) == (0, 26 / 47)
+    sources = [["captions", 31], ["chat", 11], ["text", 5]]
+    assert order.facts(0) == order.facts(4) == [sources, [[0, (3, 2, 1)]]]
+    assert order.facts(5) == [sources, [[0, (3, 2, 1)], [4, (1, 5, 0)]]]
+
+
+def test_mix_sources_more_than_one_bit_each_are_refused() -> None:
+    def mix(count: int) -> MixedOrder:
+        sources = [MixSource(f"s{idx}", 3) for idx in range(count)]
+        phases = [MixPhase(0, (1,) * count)]
+        return mix_sources(sources, phases, seed=0, global_batch_size=5, epoch_size=9, num_samples=3 * count)
+
+    assert mix(64).planned(39) == (3,) * 63 + (3,)
+    with pytest.raises(ValueError, match="65 sources; a mix has at most 64"):
+        mix(65)
+
+
+def test_mix_sources_empty_source_without_a_weight_is_left_out() -> None:
+    order = mix_sources(
+        [*SOURCES[:1], MixSource("none", 0), SOURCES[1]], [MixPhase(0, (1, 0, 1))], seed=0, global_batch_size=4,
+        epoch_size=42, num_samples=8,
+    )  # fmt: skip
+    assert order.planned(2) == (4, 0, 4)
+    assert max(order.numbers(0).tolist()) >= 31

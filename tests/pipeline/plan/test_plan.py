@@ -1,7 +1,11 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
-from pipeline.plan.plan import Plan, build_plan
+from pipeline.plan.mixed import MixPhase, MixSource, mix_sources
+from pipeline.plan.plan import Plan, RankPlan, build_plan, check_lengths
+from pipeline.plan.sources import Sources
 
 LENGTHS = np.array([(7 * idx) % 41 + 3 if idx % 11 else 0 for idx in range(103)], dtype=np.int32)
 
@@ -68,3 +72,68 @@ def test_build_plan_without_usable_sample_names_the_command_that_lists_reasons()
             np.zeros(5, np.int32), data_fingerprint="f", seed=0, global_batch_size=1, num_epochs=1, max_steps=None,
             micro_batch_tokens=7,
         )  # fmt: skip
+
+
+def test_split_and_fingerprint_keep_their_golden_values() -> None:
+    # Both are in checkpoints: a change here refuses to resume every run there is.
+    plan = make_plan()
+    assert plan.fingerprint_before(3) == "a0adefba17757932a6c404f29decd74ee8f9bbe260cb11dfe57bd1c387fccf60"
+    assert plan.split(2, 2) == (
+        RankPlan(2, 0, ((83, 29, 53), (63, 2, 12), (78, 52)), 3485073454),
+        RankPlan(2, 1, ((32, 91, 42), (30, 21, 26), (14, 39, 18)), 4034423881),
+    )
+
+
+def test_split_checksum_tells_the_same_samples_in_other_micro_batches_apart() -> None:
+    plan = make_plan()
+    others = [make_plan(micro_batch_tokens=budget) for budget in (45, 61, 83, 997)]
+    assert plan.samples(1).tolist() == others[-1].samples(1).tolist()
+    assert len({other.split(1, 1)[0].checksum for other in others}) == len(others)
+
+
+def test_fingerprint_covers_what_the_order_says_decides_its_steps() -> None:
+    orders = [
+        mix_sources(
+            [MixSource("a", 97), MixSource("b", 103 - 97 - 4)], [MixPhase(0, weights)], seed=5, global_batch_size=17,
+            epoch_size=99, num_samples=99,
+        )
+        for weights in ((1, 1), (2, 1))
+    ]  # fmt: skip
+    prints = {dataclasses.replace(make_plan(), order=order).fingerprint for order in orders}
+    assert len({make_plan().fingerprint, *prints}) == 3
+
+
+def test_planned_by_source_names_the_counts_of_a_mix_only() -> None:
+    order = mix_sources(
+        [MixSource("a", 61), MixSource("b", 32)], [MixPhase(0, (2, 1))], seed=5, global_batch_size=6, epoch_size=93,
+        num_samples=93,
+    )  # fmt: skip
+    mixed = dataclasses.replace(make_plan(), order=order, sources=Sources(("a", "b"), (61, 93)))
+    assert mixed.planned_by_source(3) == {"a": 12, "b": 6}
+    assert make_plan().planned_by_source(3) == {}
+
+
+@pytest.mark.parametrize("step", [-1, 12, 13])
+def test_samples_of_a_step_outside_the_run_are_refused(step: int) -> None:
+    plan = make_plan()
+    assert (len(plan.samples(0)), len(plan.samples(11))) == (17, 8)
+    with pytest.raises(ValueError, match=f"step {step} lies outside the run's 12 steps"):
+        plan.samples(step)
+
+
+def test_max_steps_beyond_the_epochs_changes_nothing() -> None:
+    assert make_plan(max_steps=13).total_steps == make_plan().total_steps == 12
+
+
+def test_build_plan_longest_sample_may_fill_a_micro_batch_and_no_more() -> None:
+    longest = int(LENGTHS.max())
+    assert make_plan(micro_batch_tokens=longest).total_steps == 12
+    message = rf"sample {int(LENGTHS.argmax())} has {longest} tokens, .*micro_batch_tokens \({longest - 1}\)"
+    with pytest.raises(ValueError, match=message):
+        make_plan(micro_batch_tokens=longest - 1)
+
+
+def test_check_lengths_counts_a_sample_of_one_token_as_usable() -> None:
+    usable = check_lengths(np.array([0, 1, 0, 2], np.int32), 2)
+    assert usable.rows(np.arange(len(usable))).tolist() == [1, 3]
+    assert len(check_lengths(np.array([1], np.int32), 2)) == 1
