@@ -22,3 +22,9 @@ def test_superseded_never_takes_the_newest_nor_the_best(scores: list[float | Non
     measured = sorted(score for score in scores if score is not None)[:best]
     assert all(any(named[name] == score for name in kept) for score in measured)
     assert len(kept) <= last + best
+
+
+def test_superseded_of_equal_scores_keeps_the_newest() -> None:
+    scores = {"a": 1.0, "b": 2.0, "c": 1.0, "d": 9.0}
+    assert superseded(scores, keep_last=1, keep_best=1) == ["a", "b"]
+    assert superseded(scores, keep_last=1, keep_best=2) == ["b"]

@@ -1,6 +1,10 @@
+import json
+import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +16,7 @@ from pipeline.run_folder.lease import (
     LeaseLostError,
     RunHeldError,
     check_lease,
+    describe_holder,
     hold_checkpoints,
     hold_run,
     read_holder,
@@ -101,3 +106,49 @@ def test_checkpoint_folder_of_two_runs_is_refused_to_the_second(tmp_path: Path) 
             pass
     with hold_checkpoints(shared):
         assert CheckpointStore(shared, 2).latest() is None
+
+
+def test_hold_run_names_the_holder_in_its_file_and_in_the_refusal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.run_folder.lease.time.time", lambda: 1_700_000_000.0)
+    with hold_run(tmp_path / "new" / "run"):
+        holder = json.loads((tmp_path / "new" / "run" / "lease.json").read_text())
+        assert holder == {"attempt": 1, "host": socket.gethostname(), "pid": os.getpid(), "since": 1_700_000_000.0}
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(1_700_000_000))
+        message = rf"held by process {os.getpid()} on {socket.gethostname()} since {since} \(attempt 1\)"
+        with pytest.raises(RunHeldError, match=message), hold_run(tmp_path / "new" / "run"):
+            pass
+
+
+def test_hold_run_is_let_go_when_the_block_ends_by_an_error(tmp_path: Path) -> None:
+    open_before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(ZeroDivisionError), hold_run(tmp_path):
+        raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError), hold_checkpoints(str(tmp_path / "a" / "b")):
+        raise ZeroDivisionError
+    with hold_run(tmp_path) as attempt, hold_checkpoints(str(tmp_path / "a" / "b")):
+        assert attempt == 2
+    assert len(os.listdir("/proc/self/fd")) == open_before
+
+
+def test_lock_file_may_be_read_by_others_and_is_the_one_that_is_documented(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        with hold_run(tmp_path):
+            assert (tmp_path / "lease.lock").stat().st_mode & 0o777 == 0o644
+        with hold_checkpoints(str(tmp_path / "kept")):
+            assert [path.name for path in (tmp_path / "kept").iterdir()] == ["checkpoints.lock"]
+    finally:
+        os.umask(before)
+
+
+def test_describe_holder_of_an_old_lease_says_what_it_knows(tmp_path: Path) -> None:
+    (tmp_path / "lease.json").write_text(json.dumps({"attempt": 3, "pid": 17}))
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(0))
+    assert f"process 17 on None since {since} (attempt 3)" in describe_holder(tmp_path)
+
+
+def test_check_lease_that_nobody_ever_held_is_lost(tmp_path: Path) -> None:
+    with pytest.raises(LeaseLostError, match="attempt 1 "):
+        check_lease(tmp_path, 1)

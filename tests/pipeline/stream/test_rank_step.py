@@ -1,13 +1,16 @@
 """Rank-steps built from real shards: content, transport, verification, rejected samples."""
 
+import dataclasses
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import psutil
@@ -15,13 +18,21 @@ import pytest
 import torch
 from rich.console import Console
 
+from model.fusion.resolution import ImageView
 from pipeline.config import load_config
+from pipeline.errors import DataError, Reason
+from pipeline.index.index import ShardInfo
 from pipeline.index.read import read_sample
 from pipeline.launch.prepare import prepare_source
+from pipeline.plan.plan import RankPlan
+from pipeline.stream.cached_features import FeatureCache, FeatureCacheError
+from pipeline.stream.feature_files import CachedImage
+from pipeline.stream.marks import WorkMarks
 from pipeline.stream.rank_step import (
     BatchSource,
     PlanMismatchError,
     RankStep,
+    Rejected,
     build_rank_step,
     iterate_locally,
     verify,
@@ -81,6 +92,113 @@ def test_build_rank_step_sample_changed_since_the_index_keeps_its_place_as_rejec
     assert rank_step.text_lengths.tolist()[position] == 0
     assert len(rank_step.sample_ids) == sum(len(batch) for batch in plan.micro_batches)
     assert int(rank_step.text_lengths.sum()) == len(rank_step.input_ids)
+
+
+def test_verify_other_samples_of_the_same_step_and_rank_stop(source: BatchSource) -> None:
+    expected = source.plan.split(1, 2)[0]
+    rank_step = build_rank_step(source, expected)
+    with pytest.raises(PlanMismatchError, match=r"rank 0 expected \(step, rank, checksum\) \(1, 0, "):
+        verify(rank_step, expected._replace(checksum=expected.checksum ^ 1))
+
+
+def test_build_rank_step_without_samples_has_empty_tensors_of_every_type(source: BatchSource) -> None:
+    size = source.encoder.image_spec.size
+    found = build_rank_step(source, RankPlan(2, 1, ((), ()), 7))
+    assert (found.step, found.rank, found.checksum, found.num_tiles, found.features) == (2, 1, 7, 0, None)
+    assert found.batch_sizes.tolist() == [0, 0]
+    assert (found.pixels.shape, found.pixels.dtype) == ((0, size, size, 3), torch.uint8)
+    assert found.views.shape == (0, 3)
+    assert {len(value) for value in (found.sample_ids, found.input_ids, found.labels, found.image_ids)} == {0}
+    types = {name: value.dtype for name, value in found._asdict().items() if isinstance(value, torch.Tensor)}
+    filled = build_rank_step(source, source.plan.split(0, 1)[0])._asdict()
+    assert types == {name: filled[name].dtype for name in types}
+
+
+def test_build_rank_step_refused_sample_keeps_its_place_and_the_others_are_read(source: BatchSource) -> None:
+    plan = source.plan.split(0, 1)[0]
+    ids = [sample_id for batch in plan.micro_batches for sample_id in batch]
+    found = build_rank_step(dataclasses.replace(source, refused={ids[1]: "ended the process"}), plan)
+    assert found.rejected == (Rejected(ids[1], "decoder_crash", "ended the process"),)
+    assert [length == 0 for length in found.text_lengths.tolist()] == [idx == 1 for idx in range(len(ids))]
+    plain = build_rank_step(source, plan).num_images.tolist()
+    assert found.num_images.tolist() == [plain[0], 0, *plain[2:]]
+    assert found.sample_ids.tolist() == ids
+
+
+def with_images(source: BatchSource) -> list[int]:
+    """Return the samples of step 0 that show one image."""
+    found = build_rank_step(source, source.plan.split(0, 1)[0])
+    return [
+        idx for idx, number in zip(found.sample_ids.tolist(), found.num_images.tolist(), strict=True) if number == 1
+    ]
+
+
+def test_build_rank_step_sends_an_image_that_occurs_twice_once(source: BatchSource) -> None:
+    first, second = with_images(source)[:2]
+    found = build_rank_step(source, RankPlan(0, 0, ((first, second), (first,)), 0))
+    assert found.image_ids.tolist() == [0, 1, 0]
+    assert (len(found.views), found.num_tiles) == (2, 2)
+
+
+def test_build_rank_step_marks_what_it_works_on(source: BatchSource, tmp_path: Path) -> None:
+    seen: list[tuple[int, int, list[int]]] = []
+
+    class Marks(WorkMarks):
+        @contextmanager
+        def working_on(self, step: int, rank: int, sample_ids: Sequence[int]) -> Iterator[None]:
+            seen.append((step, rank, list(sample_ids)))
+            yield
+
+    plan = source.plan.split(1, 2)[1]
+    found = build_rank_step(dataclasses.replace(source, marks=Marks(tmp_path)), plan)
+    assert seen == [(1, 1, found.sample_ids.tolist())]
+
+
+class Cache(FeatureCache):
+    """Knows the features of every image but those of some samples."""
+
+    unknown: tuple[str, ...] = ()
+    asked: ClassVar[list[tuple[str, str]]] = []
+
+    def read(self, shard: ShardInfo, sample_key: str, image_key: bytes) -> CachedImage:
+        self.asked.append((shard.url, sample_key))
+        if sample_key in self.unknown:
+            raise FeatureCacheError(f"{sample_key}: no features")
+        return CachedImage(ImageView(3, 5), torch.full((1, 4, 6), float(image_key[0])))
+
+
+def test_build_rank_step_with_a_cache_sends_features_in_the_place_of_pixels(source: BatchSource) -> None:
+    plan = RankPlan(0, 0, (tuple(with_images(source)),), 0)
+    plain = build_rank_step(source, plan)
+    cached = dataclasses.replace(source, features=Cache("folder", "revision"))
+    Cache.asked.clear()
+    found = build_rank_step(cached, plan)
+    assert found.features is not None
+    assert (len(found.pixels), found.num_tiles, len(found.features)) == (0, plain.num_tiles, plain.num_tiles)
+    assert found.pixels.shape[1:] == plain.pixels.shape[1:]
+    assert found.views.tolist() == [[3, 5, 0]] * plain.num_tiles
+    assert found.image_ids.tolist() == plain.image_ids.tolist()
+    shards = [source.index.shards[source.index.samples["shard"][idx].as_py()].url for idx in plain.sample_ids.tolist()]
+    keys = [source.index.samples["key"][idx].as_py() for idx in plain.sample_ids.tolist()]
+    assert Cache.asked == list(zip(shards, keys, strict=True))
+
+
+def test_build_rank_step_image_that_a_cache_lacks_stops_unless_the_image_is_defective(
+    source: BatchSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    victim = with_images(source)[1]
+    cache = Cache("folder", "revision")
+    monkeypatch.setattr(Cache, "unknown", (source.index.samples["key"][victim].as_py(),))
+    cached, plan = dataclasses.replace(source, features=cache), RankPlan(0, 0, ((victim,),), 0)
+    with pytest.raises(FeatureCacheError, match="no features"):
+        build_rank_step(cached, plan)
+
+    def defective(*_: object) -> None:
+        raise DataError(Reason.IMAGE_TRUNCATED, "half of it is missing")
+
+    monkeypatch.setattr(type(source.encoder), "encode_image", defective)
+    (rejected,) = build_rank_step(cached, plan).rejected
+    assert (rejected.sample_id, rejected.reason) == (victim, "image_truncated")
 
 
 def test_iterate_locally_from_a_later_step_yields_the_same_rank_steps(source: BatchSource) -> None:
