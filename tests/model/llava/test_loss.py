@@ -59,3 +59,37 @@ def test_row_count_mismatch_is_refused() -> None:
     hidden, weight, targets = inputs()
     with pytest.raises(ValueError, match="22 hidden rows but 23 targets"):
         cross_entropy_sum(hidden[1:], weight, targets)
+
+
+def test_frozen_rows_get_no_gradient_while_the_head_learns() -> None:
+    hidden, weight, targets = inputs()
+    (wanted,) = torch.autograd.grad(F.cross_entropy(hidden @ weight.T, targets, reduction="sum"), [weight])
+    cross_entropy_sum(hidden.requires_grad_(False), weight, targets, 5).backward()
+    assert hidden.grad is None
+    torch.testing.assert_close(weight.grad, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("chunk_rows", [5, 1000, None])
+@pytest.mark.parametrize("needs_grad", [False, True])
+def test_loss_of_each_target_is_written_in_order(chunk_rows: int | None, needs_grad: bool) -> None:
+    hidden, weight, targets = inputs()
+    each = torch.full((K,), 99.0)
+    with torch.set_grad_enabled(needs_grad):
+        loss = cross_entropy_sum(hidden, weight, targets, chunk_rows, each)
+    wanted = F.cross_entropy(hidden @ weight.T, targets, reduction="none").detach()
+    torch.testing.assert_close(each, wanted)
+    torch.testing.assert_close(loss.detach(), wanted.sum())
+    assert (loss.requires_grad, each.requires_grad) == (needs_grad, False)
+
+
+def test_autocast_computes_in_its_type_and_keeps_the_types_of_the_gradients() -> None:
+    hidden, weight, targets = inputs()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = cross_entropy_sum(hidden, weight, targets, 5)
+    rounded = [one.detach().bfloat16() for one in (hidden, weight)]
+    wanted = F.cross_entropy((rounded[0] @ rounded[1].T).float(), targets, reduction="sum")
+    torch.testing.assert_close(loss.detach(), wanted, rtol=1e-5, atol=1e-4)
+    loss.backward()
+    assert hidden.grad is not None
+    assert weight.grad is not None
+    assert (hidden.grad.dtype, weight.grad.dtype) == (torch.float32, torch.float32)

@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 
-from pipeline.checkpoint.manifest import CheckpointError, FileProof, Manifest, decode_manifest, encode_manifest
+from pipeline.checkpoint.manifest import (
+    MANIFEST_NAME,
+    CheckpointError,
+    FileProof,
+    Manifest,
+    decode_manifest,
+    encode_manifest,
+)
 
 MANIFEST = Manifest(
     step=7,
@@ -15,7 +22,7 @@ MANIFEST = Manifest(
     state={"seed": 3, "name": "d\u00e9j\u00e0"},
     score=0.5,
 )
-BODY = {
+BODY: dict[str, Any] = {
     "format": 2,
     "step": 7,
     "score": 0.5,
@@ -61,3 +68,12 @@ def test_decode_manifest_of_another_format_says_both(monkeypatch: pytest.MonkeyP
 def test_decode_manifest_that_is_none_is_refused_as_unreadable(content: bytes) -> None:
     with pytest.raises(CheckpointError, match="checkpoint here: manifest unreadable"):
         decode_manifest(content, "here")
+
+
+def test_manifest_is_looked_for_under_its_documented_name() -> None:
+    assert MANIFEST_NAME == "MANIFEST.json"
+
+
+def test_decode_manifest_does_not_depend_on_the_order_of_keys() -> None:
+    turned = {key: BODY[key] for key in reversed(BODY)}
+    assert decode_manifest(json.dumps({"body": turned, "sha256": DIGEST}).encode(), "here") == MANIFEST

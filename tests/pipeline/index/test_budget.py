@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +114,59 @@ def test_source_of_a_mix_without_a_usable_sample_is_refused_however_small(
     )
     found = describe_excess(data, mix)
     assert (found is not None and "source 'bad' has no usable sample (missing_image 1)" in found) is is_refused
+
+
+@pytest.mark.parametrize(
+    ("rejected", "values", "expected"),
+    [
+        ((3, 4, 5, 9), {"max_rejected_in_a_row": 3}, None),
+        ((3, 4, 5, 6, 9), {"max_rejected_in_a_row": 3}, ("max_rejected_in_a_row", 4, 3, 3)),
+        ((1, 4, 5, 7, 8, 9, 11), {"max_rejected_in_a_row": 2}, ("max_rejected_in_a_row", 3, 2, 7)),
+        ((3, 4, 5, 9), {"max_rejected_in_a_row": 0}, ("max_rejected_in_a_row", 3, 0, 3)),
+        ((0, 2, 5, 9, 13), {"max_rejected_per_shard": 3}, None),
+        ((0, 2, 5, 9, 11, 13), {"max_rejected_per_shard": 2}, ("max_rejected_per_shard", 3, 2, 0)),
+        ((1, 7, 9, 11), {"max_rejected_per_shard": 2}, ("max_rejected_per_shard", 3, 2, 7)),
+        ((3499,), {"max_rejected_per_shard": 0, "max_rejected_in_a_row": 1}, ("max_rejected_per_shard", 1, 0, 3499)),
+        (range(0, 3500, 175), {}, None),
+        (range(5, 3500, 175), {"max_rejected_fraction": 0.0}, None),
+        (range(5, 3499, 166), {"max_rejected_fraction": 0.006}, ("max_rejected_fraction", 22, 21, 5)),
+    ],
+)
+def test_find_exceeded_at_the_limits(
+    rejected: Sequence[int], values: dict[str, Any], expected: tuple[str, int, int, int] | None
+) -> None:
+    shards = SHARDS if max(rejected) > 13 else np.repeat(np.arange(2, dtype=np.int32), 7)
+    found = find_exceeded(rows(len(shards), *rejected), shards, limits(**values))
+    assert found == (None if expected is None else Exceeded(*expected))
+    assert found is None or all(type(number) is int for number in found[1:])
+
+
+def test_describe_excess_says_what_how_many_and_where(tmp_path: Path) -> None:
+    files = [*caption_files("a"), ("b.txt", b"x"), ("c.txt", b"x"), *caption_files("d"), ("e.npy", b"x")]
+    shards = [write_tar(tmp_path / "good.tar", caption_files("z")), write_tar(tmp_path / "bad.tar", files)]
+    index = build_index(shards, tmp_path / "index")
+    tokens = pa.table({"reason": index.samples["reason"]})
+    data = IndexedData(index, tokens, (SourceRows("", 0, index.num_samples),))
+    assert describe_excess(data, limits()) is None
+    in_a_row = describe_excess(data, limits(max_rejected_in_a_row=1))
+    assert in_a_row is not None
+    assert in_a_row.startswith(
+        "3 of 6 samples are unusable (missing_image 2, unknown_member 1): 2 one after the other, more than the 1 that "
+        f"data.max_rejected_in_a_row allows; begin with sample 'b' of {shards[1]} (missing_image). "
+    )
+    per_shard = describe_excess(data, limits(max_rejected_per_shard=2))
+    assert per_shard is not None
+    assert (
+        "): 3 in one shard, more than the 2 that data.max_rejected_per_shard allows; begin with sample 'b'" in per_shard
+    )
+
+
+def test_describe_excess_of_a_source_without_shards_says_so(tmp_path: Path) -> None:
+    shard = write_tar(tmp_path / "good.tar", caption_files("k"))
+    index = build_index([shard], tmp_path / "index")
+    mix = DataConfig.model_validate({"sources": {name: {"shards": (shard,)} for name in ("good", "none")}})
+    tokens = pa.table({"reason": index.samples["reason"]})
+    data = IndexedData(index, tokens, (SourceRows("good", 0, 1), SourceRows("none", 1, 1)))
+    found = describe_excess(data, mix)
+    assert found is not None
+    assert "source 'none' has no usable sample (its shards are empty)" in found

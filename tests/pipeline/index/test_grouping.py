@@ -83,6 +83,7 @@ def test_group_members_of_cut_shard_marks_the_last_group_then_raises() -> None:
     assert seen[0].error is None
     assert seen[1].error is not None
     assert seen[1].error.reason == Reason.SHARD_TRUNCATED
+    assert seen[1].error.what == "the shard ends within or right after this sample"
 
 
 def test_group_members_with_a_defect_holds_no_data() -> None:

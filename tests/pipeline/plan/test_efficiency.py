@@ -37,6 +37,8 @@ def test_measure_packing_looks_at_the_first_and_last_and_steps_between(
 ) -> None:
     report = measure_packing(make_plan([5] * 9, 4, 10), 1, max_steps)  # steps of 20, 20 and 5 tokens
     assert (report.num_steps, report.tokens_per_step) == (num_steps, tokens)
+    assert report.micro_batches_per_step == (1.5 if num_steps == 2 else pytest.approx(5 / 3))
+    assert report.most_tokens == 10
 
 
 def test_measure_packing_counts_empty_micro_batches_as_waiting() -> None:

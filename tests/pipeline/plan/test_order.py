@@ -16,6 +16,9 @@ def test_permute_all_positions_yields_every_item_once(num_items: int, seed: int,
 def test_permute_pinned_algorithm_keeps_golden_order() -> None:
     # A change here would silently reorder the data of every experiment that resumes.
     assert permute(np.arange(13), 13, 5, 0).tolist() == [3, 7, 8, 4, 6, 1, 12, 5, 9, 11, 0, 10, 2]
+    assert permute(np.arange(16), 16, 7, 3).tolist() == [15, 1, 13, 3, 7, 6, 2, 4, 9, 8, 12, 10, 14, 0, 11, 5]
+    assert permute(np.arange(2), 2, 1, 0).tolist() == [1, 0]
+    assert permute(np.arange(4), 2**33 + 1, 5, 1).tolist() == [6810034056, 3546789915, 2156980283, 6751926904]
     assert permute(np.arange(13), 13, 5, 1).tolist() == [4, 11, 10, 1, 2, 8, 6, 5, 9, 7, 3, 0, 12]
 
 
@@ -39,5 +42,7 @@ def test_permute_first_items_spread_evenly_over_the_domain() -> None:
 
 
 def test_permute_position_outside_domain_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"positions must lie in \[0, 5\)"):
-        permute(np.array([5]), 5, 0, 0)
+    for positions, found in (([5, 4], r"4\.\.5"), ([4, -1], r"-1\.\.4")):
+        with pytest.raises(ValueError, match=rf"positions must lie in \[0, 5\), found {found}"):
+            permute(np.array(positions), 5, 0, 0)
+    assert permute(np.zeros(0, np.int64), 5, 0, 0).tolist() == []
