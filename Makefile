@@ -26,9 +26,15 @@ test: $(VENV)/dev.stamp ## Run the tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadgroup
 
 .PHONY: test-extras
-test-extras: $(VENV)/dev.stamp ## Install the optional libraries that tests do without, and test what needs them
+test-extras: $(VENV)/dev.stamp $(VENV)/transformers4/stamp ## Install what tests do without, and test what needs it
 	@$(PIP_INSTALL) -e '.[dev,lora,eightbit]'
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/extras
+
+# the transformers that many servers bring, beside ours, to open exported folders
+$(VENV)/transformers4/stamp: $(VENV)/dev.stamp
+	@$(BIN)/pip install --quiet --no-deps --target $(VENV)/transformers4 \
+	   transformers==4.57.6 tokenizers==0.22.2 huggingface-hub==0.36.0
+	@touch $@
 
 .PHONY: lint
 lint: $(VENV)/dev.stamp ## Check style, types and layering

@@ -34,7 +34,7 @@ def run(config: ConfigOption, overrides: OverridesArgument = None) -> None:
 def examine(config: ExperimentConfig) -> list[Finding]:
     """Run all checks."""
     from pipeline.tools.doctor.data import check_encoder, check_index
-    from pipeline.tools.doctor.model_files import check_projector, check_weights
+    from pipeline.tools.doctor.model_files import check_projector, check_vision_tower, check_weights
     from pipeline.tools.doctor.run_folder import (
         check_checkpoint_folder,
         check_checkpoints,
@@ -54,6 +54,7 @@ def examine(config: ExperimentConfig) -> list[Finding]:
     findings += _examine("index", lambda: check_index(parts, config.data, run_dir))
     findings += _examine("tokenizer and template", lambda: check_encoder(parts, config.data))
     findings += _examine("language model", lambda: check_weights(parts))
+    findings += _examine("vision tower", lambda: check_vision_tower(parts))
     findings += _examine("projector", lambda: check_projector(parts))
     ray = _examine("Ray", lambda: check_ray(config.cluster))
     if any(finding.check.startswith("Ray node") for finding in ray):

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ from model.files.atomic import replacing
 from model.files.checkpoint_files import read_pickled_tensors
 from model.files.file_mode import follow_umask
 from model.files.tower_layouts import current_names, misfits
+from model.files.weight_files import read_shapes
 
 PROJECTOR_FILE: Final = "mm_projector.safetensors"
 """File name used when a folder is given."""
@@ -66,15 +68,22 @@ def read_adapter(path: str | Path) -> dict[str, Tensor]:
     Raises:
         ValueError: there is no such file, or a pickle holds more than tensors.
     """
-    source = Path(path)
-    if source.is_dir():
-        candidates = [source / PROJECTOR_FILE, source / _LEGACY_FILE]
-        source = next((file for file in candidates if file.is_file()), candidates[0])
-    if not source.is_file():
-        raise ValueError(f"projector file {source} does not exist; expected {PROJECTOR_FILE} or {_LEGACY_FILE}")
+    source = _find_adapter(path)
+    read_shapes(source)
     if source.suffix == ".safetensors":
         return load_file(source)
     return read_pickled_tensors(source)
+
+
+def check_projector(body: nn.Module, path: str | Path) -> None:
+    """Compare an adapter's tensors with a decoder body as `load_projector` does, without reading a value.
+
+    Raises:
+        ValueError: as `load_projector`.
+    """
+    shapes = read_shapes(_find_adapter(path))
+    found = projector_tensors({name: torch.empty(shape, device="meta") for name, shape in shapes.items()})
+    _match_projector(body, found, path)
 
 
 def load_projector(body: nn.Module, path: str | Path) -> None:
@@ -87,16 +96,34 @@ def load_projector(body: nn.Module, path: str | Path) -> None:
     Raises:
         ValueError: the file is missing, or tensors are missing, unexpected or of another shape; all are named.
     """
-    found = projector_tensors(read_adapter(path))
+    found, in_tower = _match_projector(body, projector_tensors(read_adapter(path)), path)
+    if in_tower:
+        _load_into_tower(body, in_tower, path)
+    body.load_state_dict(found, strict=False)
+
+
+def _find_adapter(path: str | Path) -> Path:
+    """Return an adapter file, or the one inside a folder."""
+    source = Path(path)
+    if source.is_dir():
+        candidates = [source / PROJECTOR_FILE, source / _LEGACY_FILE]
+        source = next((file for file in candidates if file.is_file()), candidates[0])
+    if not source.is_file():
+        raise ValueError(f"projector file {source} does not exist; expected {PROJECTOR_FILE} or {_LEGACY_FILE}")
+    return source
+
+
+def _match_projector(
+    body: nn.Module, found: dict[str, Tensor], path: str | Path
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Split an adapter's tensors into those of the projector, which must be all of them, and those of the tower."""
     in_tower = {name: tensor for name, tensor in found.items() if re.match(_TOWER, name)}
     found = {name: tensor for name, tensor in found.items() if name not in in_tower}
     expected = {name: own for name, own in projector_state(body).items() if name in found or name != _NEWLINE}
     if problems := misfits(expected, found):
         kind = type(body.get_submodule(_PROJECTOR)).__name__
         raise ValueError(f"{path} does not fit the projector {kind}: " + "; ".join(problems))
-    if in_tower:
-        _load_into_tower(body, in_tower, path)
-    body.load_state_dict(found, strict=False)
+    return found, in_tower
 
 
 def _load_into_tower(body: Any, tensors: Mapping[str, Tensor], path: str | Path) -> None:

@@ -6,7 +6,7 @@ Whole models are loaded by transformers; this is for parts of them. Pickles are 
 import json
 import pickle
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +16,10 @@ from torch import Tensor
 from transformers import PretrainedConfig
 from transformers.utils.hub import cached_file
 
+from model.files.weight_files import Shapes, check_not_pointer, read_shapes
+
+ADAPTER_FILES: Final = ("adapter_model.safetensors", "adapter_model.bin", "adapter_config.json")
+"""A folder that has one of them holds adapters, not a model."""
 _WHOLE: Final = ("model.safetensors", "pytorch_model.bin")
 _INDEX: Final = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
@@ -29,6 +33,8 @@ def read_checkpoint_config(name: str, what: str) -> dict[str, Any]:
     is_hub_id = re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name) is not None
     if not Path(name).is_dir() and not is_hub_id:
         raise ValueError(f"{what}: folder {name!r} does not exist; expected a Hugging Face checkpoint folder or hub id")
+    refuse_other_folders(name, what)
+    check_json_files(name, ("config.json",))
     try:
         values, _ = PretrainedConfig.get_config_dict(name)
     except OSError as error:
@@ -36,6 +42,66 @@ def read_checkpoint_config(name: str, what: str) -> dict[str, Any]:
     if not values:
         raise ValueError(f"{what}: {name!r} holds no config.json")
     return dict(values)
+
+
+def refuse_other_folders(name: str, what: str) -> None:
+    """Refuse folders that are often given in place of a model: of a run, or of adapters.
+
+    Raises:
+        ValueError: it is one; says what to give instead.
+    """
+    folder = Path(name)
+    if any((folder / file).is_file() for file in ADAPTER_FILES):
+        raise ValueError(
+            f"{what}: {name} holds adapters, which stand on another model; run `ray-llava merge {name} WHOLE` first, "
+            "and give the folder WHOLE"
+        )
+    if not (folder / "config.yaml").is_file() or (folder / "config.json").is_file():
+        return
+    inside = folder / "model"
+    if any((inside / file).is_file() for file in ADAPTER_FILES):
+        raise ValueError(
+            f"{what}: {name} is the folder of a run whose result is adapters, which stand on another model; run "
+            f"`ray-llava merge {name} WHOLE` first, and give the folder WHOLE"
+        )
+    if inside.is_dir():
+        raise ValueError(f"{what}: {name} is the folder of a run; give its model: {inside}")
+    raise ValueError(
+        f"{what}: {name} is the folder of a run that holds no whole model; give the folder of a language model, and "
+        "for the projector of a pretraining run set model.pretrain_mm_mlp_adapter to that run"
+    )
+
+
+def check_json_files(name: str, files: Sequence[str]) -> None:
+    """Refuse a local folder whose JSON files are damaged, before a library stumbles over one without naming it.
+
+    Args:
+        name: folder, or hub id, which is left to the hub's own checks.
+        files: names; those that are not there are left out.
+
+    Raises:
+        ValueError: names the file and what it is instead.
+    """
+    for file in (Path(name) / own for own in files):
+        if not file.is_file():
+            continue
+        check_not_pointer(file)
+        try:
+            json.loads(file.read_bytes())
+        except ValueError as error:
+            raise ValueError(f"{file} is not readable as JSON ({error}); fetch or copy it again") from error
+
+
+def read_checkpoint_shapes(name: str) -> Shapes:
+    """Return name and shape of every tensor of a checkpoint from its files' headers, values unread.
+
+    Raises:
+        ValueError: there are no weights, a part is missing, or a file is damaged; names it.
+    """
+    shapes: Shapes = {}
+    for file in _weight_files(name, lambda _: True):
+        shapes |= read_shapes(file)
+    return shapes
 
 
 def read_tensors(name: str, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
@@ -50,6 +116,7 @@ def read_tensors(name: str, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
     """
     tensors: dict[str, Tensor] = {}
     for file in _weight_files(name, wanted):
+        read_shapes(file)
         tensors |= _read_safetensors(file, wanted) if file.suffix == ".safetensors" else _read_pickle(file, wanted)
     return tensors
 

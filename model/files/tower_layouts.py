@@ -10,6 +10,8 @@ from typing import Any, Final
 
 from torch import Tensor
 
+_OUTSIDE_ENCODER: Final = r"(?:text_model|visual_projection|text_projection|classifier)\..+|logit_scale|logit_bias"
+"""Tensors beside the encoder, in checkpoints that pair it with a text encoder or a classifier."""
 ORIGINAL_INTERNVIT: Final = "intern_vit_6b"
 """`model_type` of InternViT checkpoints in their original layout, whatever their size."""
 _INTERNVIT_FIELDS: Final = {
@@ -31,6 +33,14 @@ _SAME_FIELDS: Final = (
     "patch_size",
     "num_channels",
 )
+_INTERNVIT_DEFAULTS: Final[dict[str, Any]] = {
+    "num_channels": 3, "patch_size": 14, "image_size": 224, "qkv_bias": False, "hidden_size": 3200,
+    "num_attention_heads": 25, "intermediate_size": 12800, "qk_normalization": True, "num_hidden_layers": 48,
+    "hidden_act": "gelu", "norm_type": "rms_norm", "layer_norm_eps": 1e-6, "dropout": 0.0, "attention_dropout": 0.0,
+    "initializer_range": 0.02,
+}  # fmt: skip
+"""What the published class (`configuration_intern_vit.py`) takes where a config.json says nothing; transformers' class
+has other normalisations and sizes."""
 _INTERNVIT_NAMES: Final = (
     (r"embeddings\.class_embedding", "embeddings.cls_token"),
     (r"embeddings\.position_embedding", "embeddings.position_embeddings"),
@@ -46,7 +56,11 @@ _JOINED_QKV: Final = r"encoder\.layers\.(\d+)\.attn\.qkv\.(weight|bias)"
 
 
 def internvit_fields(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Translate the config.json of an original InternViT to the fields of `InternVLVisionConfig`."""
+    """Translate the config.json of an original InternViT to the fields of `InternVLVisionConfig`.
+
+    Fields that it leaves out have the defaults of the published class.
+    """
+    values = _INTERNVIT_DEFAULTS | dict(values)
     fields = {name: values[name] for name in _SAME_FIELDS if name in values}
     return fields | {new: values[old] for old, new in _INTERNVIT_FIELDS.items() if old in values}
 
@@ -62,7 +76,7 @@ def current_names(state: Mapping[str, Tensor], model_type: str) -> dict[str, Ten
     """
     renamed: dict[str, Tensor] = {}
     for old_name, tensor in state.items():
-        name = old_name.removeprefix("vision_model.")
+        name = old_name.removeprefix("vision_model.").removeprefix("dinov2.")
         if name.endswith("position_ids"):
             continue
         if model_type != "internvl_vision":
@@ -79,6 +93,11 @@ def current_names(state: Mapping[str, Tensor], model_type: str) -> dict[str, Ten
                 break
         renamed[name] = tensor
     return renamed
+
+
+def is_in_encoder(name: str) -> bool:
+    """Whether a tensor of a tower's folder belongs to the image encoder, not to a text encoder or a classifier."""
+    return re.fullmatch(_OUTSIDE_ENCODER, name) is None
 
 
 def misfits(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:

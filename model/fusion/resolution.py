@@ -9,6 +9,7 @@ Sizes are (height, width) in pixels; pin points are (width, height), as publishe
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -128,8 +129,8 @@ def read_resolution(
 
     Args:
         aspect_ratio: `pad`, `crop`, `anyres`, `anyres_max_N` or `dynamic_MIN_MAX`.
-        pinpoints: pairs (width, height) in pixels; or, in tiles, `(1x2),(2x1)` or the range `(1x1),...,(6x6)`. None
-            takes those of LLaVA-NeXT, for `anyres_max_N` those of LLaVA-OneVision.
+        pinpoints: pairs (width, height) in pixels, as a list or as its text; or, in tiles, `(1x2),(2x1)` or the range
+            `(1x1),...,(6x6)`. None takes those of LLaVA-NeXT, for `anyres_max_N` those of LLaVA-OneVision.
         merge: see `PatchMerge`.
         tile_size: side of the vision tower's input, pixels.
         tile_features: features that the tower gives per tile.
@@ -175,9 +176,10 @@ def _read_pinpoints(given: Pinpoints, tile_size: int, has_limit: bool) -> tuple[
         grids: tuple[tuple[int, int], ...] = _NEXT_GRIDS
     elif given is None:
         grids = _grids_between((1, 1), (_ONEVISION_SIDE, _ONEVISION_SIDE))
-    elif isinstance(given, str):
+    elif isinstance(given, str) and not given.strip().startswith("["):
         grids = _parse_grids(given)
     else:
+        given = _parse_pairs(given) if isinstance(given, str) else given
         bad = [pair for pair in given if len(pair) != 2 or any(side < 1 or side % tile_size for side in pair)]
         if bad or not given:
             raise ValueError(
@@ -186,6 +188,17 @@ def _read_pinpoints(given: Pinpoints, tile_size: int, has_limit: bool) -> tuple[
             )
         grids = tuple((pair[0] // tile_size, pair[1] // tile_size) for pair in given)
     return tuple((columns * tile_size, rows * tile_size) for columns, rows in grids)
+
+
+def _parse_pairs(text: str) -> list[list[int]]:
+    """Read `[(336, 672), (672, 336)]`, as some published configs have it."""
+    try:
+        pairs: list[list[int]] = json.loads(text.replace("(", "[").replace(")", "]"))
+        if not all(isinstance(side, int) for pair in pairs for side in pair):
+            raise TypeError
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"image_grid_pinpoints {text!r}: expected pairs, such as [(336, 672), (672, 336)]") from error
+    return pairs
 
 
 def _parse_grids(text: str) -> tuple[tuple[int, int], ...]:

@@ -27,6 +27,7 @@ from model.hub.hf_classes import (
 from model.hub.hf_names import exported_name
 from model.hub.model_card import model_card
 from model.hub.processor_files import select_strategy, write_json, write_processor
+from model.hub.rope_fields import with_rope_of_4
 from model.hub.tokenizer_files import portable, write_tokenizer
 from model.hub.weights import LlavaModel
 from model.llava.llava_config import LlavaFields
@@ -86,7 +87,7 @@ def _exported_state(model: LlavaModel, num_tokens: int) -> dict[str, Tensor]:
     tower: Any = model.get_vision_tower()
     state = {name: tensor for name, tensor in model.state_dict().items() if ".vision_tower." not in name}
     state |= {f"model.vision_tower.vision_tower.{name}": t for name, t in tower.vision_tower.state_dict().items()}
-    if model.config.tie_word_embeddings:
+    if is_tied(model):
         del state["lm_head.weight"]
     num_rows = state["model.embed_tokens.weight"].shape[0]
     if num_tokens > num_rows:
@@ -95,6 +96,11 @@ def _exported_state(model: LlavaModel, num_tokens: int) -> dict[str, Tensor]:
         if name in state:
             state[name] = _with_rows(state[name], num_rows)
     return {exported_name(name): tensor.detach().to(model.dtype).contiguous() for name, tensor in state.items()}
+
+
+def is_tied(model: LlavaModel) -> bool:
+    """Whether the output head is the input embeddings, by the tensors: a config's flag may say otherwise."""
+    return model.lm_head.weight is model.get_input_embeddings().weight
 
 
 def _with_rows(table: Tensor, num_rows: int) -> Tensor:
@@ -118,8 +124,9 @@ def _exported_config(
         "multimodal_projector_bias": True,
         "vision_feature_layer": tower.spec.select_layer,
         "vision_feature_select_strategy": select_strategy(tower),
-        "tie_word_embeddings": model.config.tie_word_embeddings,
+        "tie_word_embeddings": is_tied(model),
         "dtype": dtype,
+        "torch_dtype": dtype,  # the name before 4.56
         **_image_config(model, kind, tokenizer),
     }
 
@@ -143,8 +150,9 @@ def _language_config(model: LlavaModel, num_rows: int) -> dict[str, Any]:
     ours = set(LlavaFields.__annotations__) | {"model_type", "architectures", "transformers_version"}
     values = {key: value for key, value in model.config.to_dict().items() if key not in ours}
     kind = language_model_type(model)
-    config: PretrainedConfig = CONFIG_MAPPING[kind].from_dict({**values, "vocab_size": num_rows})
-    return {**_public(config.to_dict()), "architectures": [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind]]}
+    values |= {"vocab_size": num_rows, "tie_word_embeddings": is_tied(model)}
+    config: PretrainedConfig = CONFIG_MAPPING[kind].from_dict(values)
+    return {**with_rope_of_4(_public(config.to_dict())), "architectures": [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind]]}
 
 
 def _public(values: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from model.files.adapter import load_projector, read_adapter, write_projector
 from model.files.checkpoint_files import read_pickled_tensors
 from model.files.file_mode import follow_umask
 from model.files.tower_layouts import misfits
+from model.files.weight_files import read_shapes
 from model.hub.weights import LlavaModel, pretrained_state, projector_parameters
 from model.llava.vision_tokens import load_wrapping_rows
 
@@ -168,6 +169,9 @@ def _inject(model: LlavaModel, config: "LoraConfig") -> None:
 
 
 def _read_adapters(source: Path) -> dict[str, Tensor]:
+    for file in (source / _WEIGHTS, source / _LEGACY_WEIGHTS):
+        if file.is_file():
+            read_shapes(file)
     if (source / _WEIGHTS).is_file():
         state = load_file(source / _WEIGHTS)
     elif (source / _LEGACY_WEIGHTS).is_file():

@@ -7,6 +7,12 @@ from typing import Any
 from model.hub.hf_classes import HfClass
 from model.llava_arch import LlavaForCausalLM
 
+_VERSIONS = "Read by transformers 5 and 4.57: the config has the fields of both."
+_GEMMA = (
+    "Read by transformers 5 only: 4.x multiplies image features by the root of the width, as it does embeddings of\n"
+    "Gemma's tokens, and answers differently."
+)
+
 
 def model_card(model: LlavaForCausalLM, kind: HfClass, language_model: str) -> str:
     """Return the README.
@@ -17,6 +23,7 @@ def model_card(model: LlavaForCausalLM, kind: HfClass, language_model: str) -> s
         language_model: its `model_type`.
     """
     tower: Any = model.get_vision_tower()
+    versions = _GEMMA if language_model == "gemma" else _VERSIONS
     tiles = f", tiles chosen as `{model.config.image_aspect_ratio}`" if kind.has_tiles else ""
     what = "tile" if kind.has_tiles else "image"
     return f"""---
@@ -42,4 +49,8 @@ inputs = processor.apply_chat_template(
 )
 answer = processor.batch_decode(model.generate(**inputs, max_new_tokens=128), skip_special_tokens=True)[0]
 ```
+
+{versions}
+Give pictures as RGB. transformers drops transparency and clips 16-bit grey; training lays transparency over white and
+keeps the upper 8 bits of 16.
 """

@@ -1,5 +1,6 @@
 """Whole models on disk: put together from a language model and a tower, saved, loaded again, set up for a stage."""
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,19 +12,22 @@ from transformers import PretrainedConfig
 
 from model.backbones.registry import Backbone, backbone_of_language_model, backbone_of_llava
 from model.files.adapter import load_projector, projector_state, write_projector
-from model.files.checkpoint_files import read_checkpoint_config, read_tensors
+from model.files.checkpoint_files import read_checkpoint_config, read_checkpoint_shapes, read_tensors
 from model.files.file_mode import follow_umask
+from model.files.loading import check_shapes, fill_neutrally, load_strictly
 from model.fusion.resolution import PatchMerge
 from model.hub.quantization import Quantization, quantization_config
 from model.llava.attention import AttentionKernel, enable_packed_attention
+from model.llava.published_fields import check_published_fields
 from model.llava.vision_tokens import refuse_tied_tables
 from model.llava_arch import LlavaForCausalLM
-from model.vision.tower_builder import VisionArgs
-from model.vision.vision_tower import SelectFeature
+from model.vision.tower_builder import VisionArgs, build_vision_tower
+from model.vision.vision_tower import SelectFeature, VisionTower
 
 __all__ = [
     "LlavaModel",
     "build_llava",
+    "check_weights",
     "load_llava",
     "load_projector",
     "load_weights",
@@ -34,11 +38,15 @@ __all__ = [
     "set_trainable",
 ]
 
+logger = logging.getLogger(__name__)
+
 LlavaModel = LlavaForCausalLM
 """Any backbone's class: the mixin over a language model of transformers."""
 
 Stage = Literal["pretrain", "finetune"]
 _TOWER_PREFIX: Final = r"^(?:model|transformer)\.vision_tower\.vision_tower\."
+_UNREAD: Final = r"(?:rotary_emb\.inv_freq|position_ids|attn\.(?:masked_)?bias)$|^(?:model|transformer)\.image_newline$"
+"""Buffers that old checkpoints carry and models compute, and the newline of a model that merges tiles without it."""
 
 
 def build_llava(
@@ -139,24 +147,71 @@ def load_weights(
     Raises:
         ValueError: tensors are missing or misshaped; all are named.
     """
-    loaded: Any = backbone.model_class.from_pretrained(
-        cast(str, name),
-        config=config,
+    if name is not None:
+        read_checkpoint_shapes(name)  # names a damaged file, which the library does not
+    loaded, lacking = load_strictly(
+        backbone.model_class,
+        config,
+        name,
+        state,
+        may_lack=_unneeded_in_tower(backbone, config),
+        may_add=_may_stay_unread,
+        where=str(name or cast(Any, config).mm_vision_tower),
         dtype=dtype,
-        state_dict=state,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # refused below, all at once and by name
         quantization_config=None if quantize is None else quantization_config(quantize, dtype),
     )
-    model, info = cast(tuple[LlavaModel, dict[str, Any]], loaded)
-    missing = sorted(info["missing_keys"])
-    misshaped = sorted(str(entry) for entry in info["mismatched_keys"])
-    if missing or misshaped:
-        where = name or config.mm_vision_tower
-        raise ValueError(
-            f"{where} does not fit {backbone.model_class.__name__}: missing {missing}, misshaped {misshaped}"
-        )
+    fill_neutrally(loaded, lacking)
+    model = cast(LlavaModel, loaded)
+    _describe_head(model)
     return model
+
+
+def check_weights(name: str) -> None:
+    """Compare the tensors of a language model, or of a complete LLaVA model, with its config; no value is read.
+
+    Raises:
+        ValueError: a file is damaged, or tensors are missing, unexpected or of another shape.
+    """
+    values = read_checkpoint_config(name, "language model")
+    backbone = backbone_of_llava(values) or backbone_of_language_model(values, name)
+    config = backbone.config_class.from_dict({**values, "model_type": backbone.config_class.model_type})
+    shapes = read_checkpoint_shapes(name)
+    may_lack = _unneeded_in_tower(backbone, config)
+    check_shapes(backbone.model_class, config, shapes, may_lack=may_lack, may_add=_may_stay_unread, where=name)
+    fields = cast(Any, config)
+    if not fields.mm_vision_tower or fields.mm_vision_weights == "checkpoint":
+        return
+    tower = build_vision_tower(config, delay_load=True)
+    inside = {re.sub(_TOWER_PREFIX, "", own): shape for own, shape in shapes.items() if _is_in_tower(own)}
+    if inside and isinstance(tower, VisionTower):
+        tower.check_shapes(inside, name)
+    else:
+        tower.check()
+
+
+def _unneeded_in_tower(backbone: Backbone, config: PretrainedConfig) -> set[str]:
+    """Return the tensors of a tower inside the checkpoint that no selected feature needs, as the model names them."""
+    fields = cast(Any, config)
+    if not fields.mm_vision_tower or fields.mm_vision_weights != "checkpoint":
+        return set()
+    prefix = f"{backbone.model_class.base_model_prefix}.vision_tower."
+    return {prefix + own for own in build_vision_tower(config, delay_load=True).unneeded_tensors()}
+
+
+def _may_stay_unread(name: str) -> bool:
+    """Whether a tensor may have no place in the model: buffers of old files, a tower that is loaded on its own."""
+    return _is_in_tower(name) or re.search(_UNREAD, name) is not None
+
+
+def _describe_head(model: LlavaModel) -> None:
+    """Let the config say whether the output head is the input embeddings: a checkpoint with its own head has it apart,
+
+    whatever its flag says, and readers that go by the flag would drop it.
+    """
+    tied = model.lm_head.weight is model.get_input_embeddings().weight
+    if model.config.tie_word_embeddings and not tied:
+        logger.info("%s holds an lm_head of its own; its tie_word_embeddings is taken as false", model.name_or_path)
+    model.config.tie_word_embeddings = tied
 
 
 def read_llava_config(path: str | Path) -> PretrainedConfig:
@@ -247,4 +302,5 @@ def _read_llava(path: str) -> tuple[Backbone, PretrainedConfig]:
             f"{path} has model_type {values.get('model_type')!r}, which is no LLaVA model of a known backbone; "
             "a language model alone is joined with a tower by build_llava"
         )
+    check_published_fields(values, path)
     return backbone, backbone.config_class.from_dict({**values, "model_type": backbone.config_class.model_type})

@@ -34,6 +34,11 @@ class LlavaMetaModel:
             tower = build_vision_tower(config, delay_load=True)
             if hasattr(config, "mm_vision_weights") and config.mm_vision_weights == "checkpoint":
                 tower.build()
+            if config.mm_hidden_size not in (None, tower.hidden_size):
+                raise ValueError(
+                    f"mm_hidden_size is {config.mm_hidden_size}, but the selected features of {config.mm_vision_tower} "
+                    f"are {tower.hidden_size} wide; correct mm_hidden_size, mm_vision_select_layer or the tower"
+                )
             self.vision_tower: AnyTower | list[AnyTower] = tower
             self.mm_projector = build_vision_projector(cast(Any, config))
 

@@ -125,6 +125,17 @@ class JoinedTowers(nn.Module):
         for tower in self.members:
             tower.load_model(dtype)
 
+    def check(self) -> None:
+        """Compare every tower's files with its encoder, see `VisionTower.check`."""
+        for tower in self.members:
+            tower.check()
+
+    def unneeded_tensors(self) -> set[str]:
+        """Return the tensors that no selected feature needs, as a model names them after `vision_tower.`."""
+        return {
+            f"towers.{number}.{name}" for number, tower in enumerate(self.members) for name in tower.unneeded_tensors()
+        }
+
     def set_frozen(self, frozen: bool) -> None:
         """Freeze all towers or make them trainable."""
         for tower in self.members:

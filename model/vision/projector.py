@@ -56,7 +56,7 @@ def _build_ln_linear(config: ProjectorConfig, match: re.Match[str]) -> nn.Module
 
 
 def _build_mlp_gelu(config: ProjectorConfig, match: re.Match[str]) -> nn.Module:
-    layers: list[nn.Module] = [nn.LayerNorm(config.mm_hidden_size)] if match["norm"] else []
+    layers: list[nn.Module] = [nn.LayerNorm(config.mm_hidden_size)] if match["norm"] or match["norm_behind"] else []
     layers.append(nn.Linear(config.mm_hidden_size, config.hidden_size))
     for _ in range(1, int(match["depth"])):
         layers += [nn.GELU(), nn.Linear(config.hidden_size, config.hidden_size)]
@@ -83,7 +83,7 @@ def _build_resampler(config: ProjectorConfig, match: re.Match[str]) -> nn.Module
 
 
 _RESAMPLER: Final = r"resampler(?P<queries>[1-9]\d*)_(?P<layers>[1-9]\d*)"
-_MLP_GELU: Final = r"(?P<norm>ln_)?mlp(?P<depth>[1-9]\d*)x_gelu"
+_MLP_GELU: Final = r"(?P<norm>ln_)?mlp(?P<depth>[1-9]\d*)x_gelu(?P<norm_behind>_ln)?"
 _BUILDERS: Final[dict[str, Callable[[ProjectorConfig, re.Match[str]], nn.Module]]] = {
     r"linear": _build_linear,
     r"ln_linear": _build_ln_linear,
@@ -95,7 +95,8 @@ _BUILDERS: Final[dict[str, Callable[[ProjectorConfig, re.Match[str]], nn.Module]
 """Full-match pattern of `mm_projector_type` -> builder. A new projector is one function and one line here."""
 
 _KNOWN: Final = (
-    "linear, ln_linear, mlpNx_gelu (N >= 1, e.g. mlp2x_gelu), ln_mlpNx_gelu, mlpNx_resMx_gelu (M >= 1), identity, "
+    "linear, ln_linear, mlpNx_gelu (N >= 1, e.g. mlp2x_gelu), ln_mlpNx_gelu (InternVL: mlpNx_gelu_ln), "
+    "mlpNx_resMx_gelu (M >= 1), identity, "
     "resamplerQ_N (Q features per image, N layers, e.g. resampler64_2); "
     "each also after poolR_ or shuffleR_, which merge R x R patches (e.g. shuffle2_ln_mlp2x_gelu)"
 )

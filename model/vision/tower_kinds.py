@@ -102,6 +102,13 @@ def read_tower_config(values: dict[str, Any], name: str) -> PretrainedConfig:
         )
     if kind == ORIGINAL_INTERNVIT:
         kind, values = "internvl_vision", internvit_fields(values)
+    elif "auto_map" in values:
+        named = ", ".join(values.get("architectures") or ["a class of its own"])
+        raise ValueError(
+            f"vision tower {name} has model_type {kind!r} but is published with code of its own ({named}): it only "
+            "resembles that kind (EVA-CLIP does so), and code from a checkpoint is never run. Choose a tower that "
+            "transformers has classes for"
+        )
     if kind in IMAGE_HALVES:
         kind, values = IMAGE_HALVES[kind], values["vision_config"]
     if kind not in TOWER_KINDS:

@@ -6,6 +6,7 @@ built from configuration alone and receive weights later, from a surrounding che
 Shapes: N images, H x W pixels, P features per image after selection, V vision width.
 """
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -14,11 +15,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from model.files.checkpoint_files import read_checkpoint_config, read_tensors
-from model.files.tower_layouts import ORIGINAL_INTERNVIT, current_names, misfits
+from model.files.checkpoint_files import read_checkpoint_shapes, read_tensors
+from model.files.loading import check_shapes, fill_neutrally, load_strictly
+from model.files.tower_layouts import current_names, is_in_encoder
+from model.files.weight_files import Shapes
 from model.vision.feature_merge import FeatureMerge
 from model.vision.multi_scale import encode_scales
 from model.vision.tower_kinds import TOWER_KINDS
+
+logger = logging.getLogger(__name__)
 
 SelectFeature = Literal["patch", "cls_patch"]
 
@@ -160,17 +165,13 @@ class VisionTower(nn.Module):
             dtype: type to load as; None keeps the checkpoint's own.
         """
         if not self.is_loaded:
-            values = read_checkpoint_config(self.spec.name, "vision tower")
-            if values.get("model_type") == ORIGINAL_INTERNVIT:
-                self.load_state(read_tensors(self.spec.name, lambda _: True), self.spec.name, dtype)
-                return
-            model = self.kind.model_class.from_pretrained(
-                self.spec.name, config=self.config, dtype="auto" if dtype is None else dtype
-            )
-            self._adopt(model)
+            self.load_state(read_tensors(self.spec.name, is_in_encoder), self.spec.name, dtype)
 
     def load_state(self, state: Mapping[str, Tensor], where: str, dtype: torch.dtype | None = None) -> None:
         """Create the modules with given weights, under the encoder's present or older names.
+
+        Tensors that the selected features do not need may be missing: LLaVA-NeXT saves towers without their last layer
+        and head. They are filled so that a layer of them changes nothing.
 
         Args:
             state: of the encoder, without a prefix.
@@ -181,13 +182,55 @@ class VisionTower(nn.Module):
             ValueError: tensors are missing, unexpected or of another shape; all are named.
         """
         named = current_names(state, self.config.model_type)
+        own_dtype = next((tensor.dtype for tensor in named.values() if tensor.is_floating_point()), torch.float32)
+        model, lacking = load_strictly(
+            self.kind.model_class,
+            self.config,
+            None,
+            named,
+            may_lack=self._unneeded(),
+            where=where,
+            dtype=dtype or own_dtype,
+        )
+        if lacking:
+            logger.info("%s has no %s; no selected feature needs them", where, ", ".join(lacking))
+            fill_neutrally(model, lacking)
+        self._adopt(model)
+
+    def check(self) -> None:
+        """Compare the tensors of `spec.name` with the encoder's, without reading a value.
+
+        Raises:
+            ValueError: a file is damaged, or tensors are missing, unexpected or of another shape.
+        """
+        shapes = read_checkpoint_shapes(self.spec.name)
+        self.check_shapes({name: shape for name, shape in shapes.items() if is_in_encoder(name)}, self.spec.name)
+
+    def check_shapes(self, shapes: Shapes, where: str) -> None:
+        """Compare the tensors of a file, without a prefix, as `check` does."""
+        named = current_names(
+            {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, self.config.model_type
+        )
+        check_shapes(
+            self.kind.model_class,
+            self.config,
+            {name: tuple(tensor.shape) for name, tensor in named.items()},
+            may_lack=self._unneeded(),
+            where=where,
+        )
+
+    def _unneeded(self) -> set[str]:
+        """Return the names of the encoder's tensors that no selected feature needs."""
         with torch.device("meta"):
-            expected = self.kind.model_class(self.config).state_dict()
-        if problems := misfits(expected, named):
-            raise ValueError(f"{where} does not fit {self.kind.model_class.__name__}: " + "; ".join(problems))
-        own_dtype = next(tensor.dtype for tensor in named.values() if tensor.is_floating_point())
-        loader: Any = self.kind.model_class
-        self._adopt(loader.from_pretrained(None, config=self.config, state_dict=named, dtype=dtype or own_dtype))
+            model = self.kind.model_class(self.config)
+        used = [*self.kind.before_layers(model), *self.kind.layers(model)[: self.num_used_layers]]
+        needed = {id(tensor) for part in used for tensor in (*part.parameters(), *part.buffers())}
+        named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        return {name for name, tensor in named.items() if id(tensor) not in needed or name.endswith("mask_token")}
+
+    def unneeded_tensors(self) -> set[str]:
+        """Return the same as a model that has this tower names them after `vision_tower.`."""
+        return {f"vision_tower.{name}" for name in self._unneeded()}
 
     def set_frozen(self, frozen: bool) -> None:
         """Freeze the tower (no gradients, no graph, evaluation mode) or make what features are computed with learn."""

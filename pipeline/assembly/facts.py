@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from transformers import BaseImageProcessor, PreTrainedTokenizerFast
 
-from model.files.checkpoint_files import read_checkpoint_config
+from model.files.checkpoint_files import check_json_files, read_checkpoint_config, refuse_other_folders
 from model.fusion.resolution import Pinpoints, Resolution, read_resolution
 from model.hub.tokenizer_files import read_tokenizer
 from model.hub.weights import read_llava_config
@@ -22,6 +22,13 @@ from pipeline.config import ModelConfig
 from pipeline.samples.prompt.jinja_template import JinjaTemplate
 from pipeline.samples.prompt.templates import Template
 from pipeline.samples.prompt.text_tokenizer import IMAGE_TOKENS
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 
 
 class TowerFacts(NamedTuple):
@@ -105,6 +112,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     Raises:
         ValueError: there is none, or none that can be written to another folder without loss.
     """
+    check_json_files(name, _TOKENIZER_FILES)
     return read_tokenizer(name)
 
 
@@ -114,6 +122,7 @@ def read_model_tokenizer(parts: ModelConfig) -> PreTrainedTokenizerFast:
     Raises:
         ValueError: there is none.
     """
+    refuse_other_folders(parts.language_model, "model.language_model")
     tokenizer = load_tokenizer(parts.language_model)
     extend_tokenizer(tokenizer, with_patch=parts.mm_use_im_patch_token, with_start_end=has_wrapped_images(parts))
     return tokenizer
@@ -176,6 +185,7 @@ def read_image_spec(name: str) -> ImageSpec:
     Raises:
         ValueError: there is none, or its steps are not supported.
     """
+    check_json_files(name, ("preprocessor_config.json", "processor_config.json"))
     try:
         values, _ = BaseImageProcessor.get_image_processor_dict(name)
     except OSError as error:

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from model.hub.lora import holds_adapters, load_lora, save_lora
 from model.hub.tokenizer_files import portable, write_tokenizer
 from model.hub.weights import LlavaModel, load_llava, save_llava
+from pipeline.assembly.adapter_base import check_base, fingerprint_base
 from pipeline.assembly.encoder import build_encoder
 from pipeline.assembly.facts import (
     TowerFacts,
@@ -89,7 +90,8 @@ def save_adapter_folder(
         folder: target.
     """
     save_lora(model, folder, adapters, projector, base=parts.language_model)
-    _save_encoding(parts, data, folder, {"base": parts.model_dump(mode="json")})
+    facts = {"base": parts.model_dump(mode="json"), "base_fingerprints": fingerprint_base(parts)}
+    _save_encoding(parts, data, folder, facts)
 
 
 def open_model(path: str | Path, device: str | torch.device = "cpu") -> OpenedModel:
@@ -138,7 +140,9 @@ def load_model_folder(folder: Path, dtype: torch.dtype = torch.float32) -> Llava
     """
     recipe = read_recipe(folder)
     if holds_adapters(folder):
-        model = join_parts(_base_of(folder), None, dtype)
+        base = _base_of(folder)
+        check_base(folder, base, read_recipe(folder).get("base_fingerprints", {}))
+        model = join_parts(base, None, dtype)
         load_lora(model, folder)
     else:
         model = load_llava(folder, dtype)
@@ -167,7 +171,8 @@ def copy_encoding(source: Path, target: Path) -> None:
     """Copy a model folder's tokenizer, image processor and recipe, without the base that adapters need."""
     write_tokenizer(load_tokenizer(str(source)), target)
     shutil.copyfile(source / _PROCESSOR, target / _PROCESSOR)
-    recipe = {name: value for name, value in read_recipe(source).items() if name != "base"}
+    of_adapters = ("base", "base_fingerprints")
+    recipe = {name: value for name, value in read_recipe(source).items() if name not in of_adapters}
     (target / _RECIPE).write_text(json.dumps(recipe, indent=2), encoding="utf-8")
 
 

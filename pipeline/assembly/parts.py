@@ -14,6 +14,7 @@ from model.hub.lora import add_lora
 from model.hub.quantization import Quantization
 from model.hub.weights import LlavaModel, build_llava, load_llava, set_trainable
 from pipeline.assembly.acceleration import accelerate
+from pipeline.assembly.adapter_base import fingerprint_base
 from pipeline.assembly.facts import has_wrapped_images, load_tokenizer
 from pipeline.assembly.precision import DTYPES, load_dtype
 from pipeline.config import ConfigError, ModelConfig, Recipe
@@ -27,6 +28,8 @@ MODEL_FOLDER = "model"
 def build_model(recipe: Recipe, device: torch.device) -> LlavaModel:
     """Put the model of a stage together on `device`, with what the stage trains requiring gradients."""
     projector = find_projector(recipe.model.pretrain_mm_mlp_adapter)
+    if recipe.lora.rank is not None:
+        fingerprint_base(recipe.model)  # of what is loaded now: the base may change while the run goes on
     model = join_parts(recipe.model, projector, load_dtype(recipe), quantize=recipe.lora.quantize_base)
     describe_images(model, recipe.data.image_aspect_ratio, recipe.data.image_grid_pinpoints)
     return set_up_stage(model, recipe, device)

@@ -20,10 +20,18 @@ def build_skeleton(recipe: Recipe) -> LlavaModel:
         ValueError: a part is missing or of an unknown kind.
     """
     with torch.device("meta"):
-        parts = recipe.model
-        model = _join(parts) if parts.vision_tower is not None else _open(parts)
+        model = join_skeleton(recipe.model)
         choose_trained(model, recipe)
     return model
+
+
+def join_skeleton(parts: ModelConfig) -> LlavaModel:
+    """Join the parts of a model without values; call it with the `meta` device as torch's default.
+
+    Raises:
+        ValueError: a part is missing or of an unknown kind.
+    """
+    return _join(parts) if parts.vision_tower is not None else _open(parts)
 
 
 def _open(parts: ModelConfig) -> LlavaModel:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Console
 
+from pipeline.assembly.part_files import check_part_files
 from pipeline.assembly.parts import find_projector
 from pipeline.checkpoint.resume import find_position, run_storage
 from pipeline.config import CheckpointConfig, ExperimentConfig, ModelConfig, check_resumable, load_config
@@ -75,6 +76,7 @@ def run_training(config: ExperimentConfig, console: Console | None = None) -> Tr
     config = config.with_absolute_paths()
     if config.cluster.launcher == "local":
         return _run_locally(config, join_torchrun(config.cluster.use_gpu), console)
+    check_part_files(config.model)
     from pipeline.launch import ray_cluster, ray_train
     from pipeline.parallel.ray_map import map_on_cluster  # the local launcher must work where Ray is not installed
 
@@ -118,6 +120,7 @@ def _run_locally(config: ExperimentConfig, workers: Workers, console: Console) -
         workers.wait_patiently()  # rank 0 builds the index meanwhile
         source = with_cached_features(config.recipe, prepare_source(config, console=Console(quiet=True)))
         return _describe(Path(config.run_dir), _train_rank(config, source, workers, attempt=0), None)
+    check_part_files(config.model)
     with hold_run(Path(config.run_dir)) as attempt, hold_checkpoints(config.checkpoint.folder):
         adopt_run_dir(config)
         source, rejected = _prepare(config, console, run_on_cores)

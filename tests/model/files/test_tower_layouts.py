@@ -120,6 +120,17 @@ def test_original_layout_computes_the_published_features_at_any_size(
     assert torch.allclose(tower(images), original_states(state, images)[-2][:, 1:], atol=1e-5)
 
 
+def test_config_that_leaves_the_normalisations_out_means_those_of_the_published_class(tmp_path: Path) -> None:
+    state = original_weights()
+    path = write(tmp_path, state)
+    named = ("norm_type", "qk_normalization", "qkv_bias", "hidden_act", "layer_norm_eps", "dropout", "drop_path_rate")
+    (tmp_path / "config.json").write_text(json.dumps({name: v for name, v in CONFIG.items() if name not in named}))
+    images = torch.randn(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(8))
+    tower = build_vision_tower(arguments(path))
+    tower.check()
+    assert torch.allclose(tower(images), original_states(state, images)[-2][:, 1:], atol=1e-5)
+
+
 def test_small_original_layout_with_layer_norms_and_biases(tmp_path: Path) -> None:
     state = original_weights(qkv_bias=True, qk_norm=False, rms=False)
     path = write(tmp_path, state, qkv_bias=True, qk_normalization=False, norm_type="layer_norm")

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
@@ -13,7 +13,7 @@ from model.fusion.constants import IMAGE_TOKEN_INDEX
 from model.hub.export import export_transformers
 from model.hub.hf_import import import_transformers
 from model.hub.hf_names import exported_name, imported_name
-from model.hub.weights import LlavaModel, build_llava
+from model.hub.weights import LlavaModel, build_llava, load_llava, save_llava
 from model.vision.vision_tower import SelectFeature
 from tests.model.conftest import NUM_PATCHES, random_images
 from tests.model.tiny import KINDS, VOCAB, save_tiny_backbone, save_tiny_tower, tiny_backbone_config
@@ -201,7 +201,7 @@ def test_import_names_missing_tensors_and_foreign_ones(
     state = read(folder)
     del state["multi_modal_projector.linear_2.bias"]
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"missing \['model.mm_projector.2.bias'\]"):
+    with pytest.raises(ValueError, match=r"missing model\.mm_projector\.2\.bias"):
         import_transformers(folder)
     save_file({**state, "image_oldline": torch.zeros(3)}, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match="tensor image_oldline has no place"):
@@ -228,3 +228,35 @@ def test_every_spelling_of_transformers_is_read(prefix: str, level: str) -> None
 def test_names_round_trip(llava: LlavaLlamaForCausalLM) -> None:
     for name in llava.state_dict():
         assert imported_name(exported_name(name)) == name
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma"])
+def test_head_of_its_own_is_exported_whatever_the_flag_says(
+    kind: str, tower_path: str, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    folder = save_tiny_backbone(kind, tmp_path / "lm")
+    file = Path(folder) / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"tie_word_embeddings": True}))
+    model = build_llava(folder, tower_path).train(False)
+    assert model.config.tie_word_embeddings is False
+    rows = [[1, 5, 7, 2]]
+    with torch.no_grad():
+        ours = model(torch.tensor(rows)).logits
+    out = export(model, tokenizer, tmp_path / "out")
+    assert json.loads((out / "config.json").read_text())["text_config"]["tie_word_embeddings"] is False
+    loaded: Any = LlavaForConditionalGeneration.from_pretrained(out)
+    with torch.no_grad():
+        theirs = loaded.eval()(torch.tensor(rows)).logits
+    assert torch.allclose(theirs[..., :VOCAB], ours, atol=1e-5)
+    save_llava(model, tmp_path / "again")
+    with torch.no_grad():
+        assert torch.equal(load_llava(tmp_path / "again").train(False)(torch.tensor(rows)).logits, ours)
+
+
+def test_tensors_that_the_model_does_not_know_are_refused(llama_path: str, tower_path: str, tmp_path: Path) -> None:
+    save_tiny_backbone("llama", tmp_path)
+    file = tmp_path / "model.safetensors"
+    extra = {"model.layers.2.mlp.up_proj.weight": torch.zeros(58, 32)}  # a layer that the config does not count
+    save_file(load_file(file) | extra, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"unexpected model\.layers\.2\.mlp\.up_proj\.weight"):
+        build_llava(str(tmp_path), tower_path)

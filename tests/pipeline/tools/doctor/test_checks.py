@@ -215,14 +215,15 @@ def test_language_model_without_weights_or_with_damaged_ones_is_an_error_naming_
     assert check("owner/name").status == "ok"
     folder = tmp_path / "lm"
     folder.mkdir()
-    assert "no weights, expected one of model.safetensors" in check(folder).detail
+    assert "has no weights; expected one of model.safetensors" in check(folder).detail
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "p1.safetensors", "b": "p2.bin"}}')
     assert "model.safetensors.index.json names p1.safetensors, p2.bin, which do not exist" in check(folder).detail
     for garbage in (b"", b"\xff" * 64, b"\x02" + b"\0" * 7 + b"[]", b"\x08" + b"\0" * 7 + b'{"a":{}}'):
         (folder / "model.safetensors").write_bytes(garbage)
         finding = check(folder)
         assert finding.status == "error"
-        assert f"{folder}/model.safetensors: no safetensors header" in finding.detail
+        assert f"{folder}/model.safetensors " in finding.detail
+        assert "fetch or copy it again" in finding.detail
 
 
 def test_projector_that_is_not_there_is_an_error(config: ExperimentConfig) -> None:
