@@ -27,7 +27,9 @@ SourceArgument = Annotated[
 ]
 # a string: a path would make `s3:/bucket` of a URL, and that a folder
 OutOption = Annotated[str, typer.Option(help="Local folder for the shards; the same command continues in it.")]
-FormatOption = Annotated[str, typer.Option("--format", help="llava, messages, parquet, img2dataset, coco, or auto.")]
+FormatOption = Annotated[
+    str, typer.Option("--format", help="llava, messages, parquet, img2dataset, coco, files, or auto.")
+]
 ImagesOption = Annotated[Path | None, typer.Option(help="Folder that relative image paths begin at.")]
 ColumnOption = Annotated[str | None, typer.Option(help="Column of a table; found by its usual names when not given.")]
 SeedOption = Annotated[int | None, typer.Option(help="Shuffle with this seed; the order of the source when not given.")]
@@ -68,17 +70,20 @@ def run(
         raise ConfigError(f"--out {out}: expected a local folder; write the shards there, then copy them to the URL")
     from pipeline.index.scan import Checks
     from pipeline.samples.schema import SchemaPolicy
-    from pipeline.tools.convert.formats import SourceOptions, open_source, searched_folder
+    from pipeline.tools.convert.formats import SourceOptions, look_for_source, searched_folder
     from pipeline.tools.convert.run import convert
     from pipeline.tools.convert.shard_plan import ShardLimits
+    from pipeline.tools.inspect.prompt import visible
 
     policy = SchemaPolicy(prepend_missing_placeholder=add_placeholder, drop_leading_answer=drop_leading_answer)
     folder = None if images is None else str(images)
     options = SourceOptions(folder, image_column, text_column, first_caption, policy, frozenset(ignore_field or ()))
-    opened = open_source(
+    console = output_console()
+    opened, notes = look_for_source(
         [os.path.abspath(path) if "://" not in path else path for path in source], source_format, options
     )
-    console = output_console()
+    for note in notes:
+        console.print(Text(visible(note)), soft_wrap=True)
     columns = (
         TextColumn("writing shards"),
         BarColumn(),
@@ -107,6 +112,9 @@ def run(
         console.print(listed, markup=False, soft_wrap=True)
     if not result.num_samples:
         raise ConfigError(f"nothing was written: every entry was skipped; {_advice(result, searched_folder(opened))}")
+    missing = [note for note in notes if note.startswith("missing:")]
+    if strict and missing:
+        raise DataError(Reason.MISSING_FILES, f"--strict: {'; '.join(missing)}")
     if strict and result.skipped:
         first = result.skipped[0]
         raise DataError(

@@ -27,6 +27,7 @@ class Reason(StrEnum):
     DUPLICATE_KEY = "duplicate_key"
     MEMBERS_NOT_CONTIGUOUS = "members_not_contiguous"
     MISSING_IMAGE = "missing_image"
+    MISSING_FILES = "missing_files"
     MISSING_ANNOTATION = "missing_annotation"
     AMBIGUOUS_ANNOTATION = "ambiguous_annotation"
     UNREFERENCED_IMAGE = "unreferenced_image"
@@ -74,6 +75,7 @@ ADVICE: dict[Reason, str] = {
     Reason.SAMPLE_TOO_LARGE: "split the sample, or leave out or shrink some of its images",
     Reason.DUPLICATE_KEY: "give every sample its own key, or set data.allow_duplicate_keys",
     Reason.MEMBERS_NOT_CONTIGUOUS: "keep the files of a sample together (tar --sort=name)",
+    Reason.MISSING_FILES: "fetch the missing files, or convert without --strict",
     Reason.MISSING_IMAGE: "add the image to the shard or remove the reference",
     Reason.MISSING_ANNOTATION: "add KEY.txt (caption) or KEY.json (conversation)",
     Reason.AMBIGUOUS_ANNOTATION: "keep either KEY.txt or the conversation in KEY.json",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import gzip
 import io
+import json
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -161,6 +162,35 @@ def holds_lines(path: str) -> bool:
     with open_annotations(path) as file:
         head = file.read(_HEAD_BYTES).removeprefix(codecs.BOM_UTF8).lstrip()
     return not head.startswith(b"[") and any(_is_annotation(line) for line in head.split(b"\n")[:_NUM_TRIED])
+
+
+def looks_at(path: str) -> list[dict[str, JsonValue]]:
+    """Return the first object of an annotation file, or the one that the whole file is; none where there is neither."""
+    try:
+        with open_annotations(path) as file:
+            head = file.read(_HEAD_BYTES).removeprefix(codecs.BOM_UTF8).lstrip()
+            if not head.startswith(b"["):
+                found = [_object(line) for line in head.split(b"\n")[:_NUM_TRIED]]
+                whole = [row for row in found if row]
+                return whole[:1] or [row for row in [_fields_at_the_top(path)] if row]
+        with open_annotations(path) as file:
+            return [row for row in [_object(next(iterate_array(file), (0, b""))[1])] if row]
+    except (ValueError, OSError):
+        return []
+
+
+def _object(text: bytes) -> dict[str, JsonValue]:
+    try:
+        return _parse(text)
+    except DataError:
+        return {}
+
+
+def _fields_at_the_top(path: str) -> dict[str, JsonValue]:
+    """Return the fields of the object that a file is."""
+    with open_annotations(path) as file:
+        tree = json.loads(file.read())
+    return tree if isinstance(tree, dict) else {}
 
 
 def has_content(row: Mapping[str, JsonValue]) -> bool:

@@ -117,9 +117,11 @@ def _load(unit: str) -> tuple[list[Any], list[Any]]:
         raise DataError(Reason.JSON_INVALID, f"JSON that cannot be read ({type(error).__name__})", shard=unit) from None
     images, notes = (tree.get("images"), tree.get("annotations")) if isinstance(tree, dict) else (None, None)
     if not isinstance(images, list) or not isinstance(notes, list):
+        found = ", ".join(f"`{name}`" for name in list(tree)[:8]) if isinstance(tree, dict) else type(tree).__name__
         raise DataError(
             Reason.JSON_INVALID,
-            "no COCO captions; expected `images` with id and file_name and `annotations` with image_id and caption",
+            f"one object with {found} at the top; expected an array of annotations, one per line, or COCO captions: "
+            "`images` with id and file_name and `annotations` with image_id and caption",
             shard=unit,
         )
     return images, notes

@@ -67,7 +67,7 @@ class DownloadSource:
                 defects.append(error)
         groups = join_scattered(groups, ended=not defects)
         entries = [_entry(row, group) for row, group in enumerate(groups)]
-        for failure in [*defects, *_not_stored(unit, len(groups))]:
+        for failure in [*defects, *not_stored(unit, len(groups))]:
             entries.append(refused(len(entries), failure))
         missing = len(entries) - len(groups)
         keys = [*(group.key for group in groups), *([""] * missing)]
@@ -88,25 +88,26 @@ class DownloadSource:
             except DataError as error:
                 yield Outcome(error, Tally(media=_num_images(member["ext"] for member in members)))
             else:
-                yield self._outcome(key, content)
+                yield members_outcome(key, content, self.rules)
 
-    def _outcome(self, key: str, members: Members) -> Outcome:
-        num_images = _num_images(members)
-        if "json" not in members or "txt" in members:
-            return Outcome(members, Tally(media=num_images, implied=num_images))
-        try:
-            row, originals = _row_of(key, members)
-            if has_frames(row):
-                reading = read_frames(row, self.rules)
-                contents = [members[str(one.value)] for one in reading.media]
-                return Outcome(write_frames(row, reading, contents, self.rules, originals), reading.tally)
-            reading = read_row(row, self.rules)
+
+def members_outcome(key: str, members: Members, rules: RowRules) -> Outcome:
+    """Return what the files of one key become: a caption as it is, an annotation with its images renamed."""
+    num_images = _num_images(members)
+    if "json" not in members or "txt" in members:
+        return Outcome(members, Tally(media=num_images, implied=num_images))
+    try:
+        row, originals = _row_of(key, members)
+        if has_frames(row):
+            reading = read_frames(row, rules)
             contents = [members[str(one.value)] for one in reading.media]
-            kept = {**kept_fields(row, reading), **({ORIGINAL_NAMES: originals} if originals else {})}
-            written = write_members(reading, contents, kept, self.rules.policy)
-            return Outcome(written, reading.tally)
-        except DataError as error:
-            return Outcome(error, Tally(media=num_images))
+            return Outcome(write_frames(row, reading, contents, rules, originals), reading.tally)
+        reading = read_row(row, rules)
+        contents = [members[str(one.value)] for one in reading.media]
+        kept = {**kept_fields(row, reading), **({ORIGINAL_NAMES: originals} if originals else {})}
+        return Outcome(write_members(reading, contents, kept, rules.policy), reading.tally)
+    except DataError as error:
+        return Outcome(error, Tally(media=num_images))
 
 
 def join_scattered(groups: Sequence[MemberGroup], *, ended: bool) -> list[MemberGroup]:
@@ -195,7 +196,7 @@ def _with_bare_parts(turn: JsonValue) -> JsonValue:
     return {**turn, "content" if "content" in turn else "value": parts}
 
 
-def _not_stored(unit: str, num_stored: int) -> list[DataError]:
+def not_stored(unit: str, num_stored: int) -> list[DataError]:
     """Return an error for each row of the table beside a tar file without sample in it: failed ones first, by status.
 
     Raises:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import glob
 import json
 import os
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from pipeline.samples.schema import SchemaPolicy
-from pipeline.shards.listing import expand_braces, expand_shards
+from pipeline.shards.listing import describe_passed_over, expand_braces, expand_shards
+from pipeline.shards.pieces import missing_pieces
 from pipeline.tools.convert.annotations import (
     LINE_ENDINGS,
     AnnotationSource,
@@ -23,18 +23,16 @@ from pipeline.tools.convert.annotations import (
 )
 from pipeline.tools.convert.coco import CocoSource
 from pipeline.tools.convert.downloads import DownloadSource
+from pipeline.tools.convert.mixed import MixedSource
+from pipeline.tools.convert.picture_folder import PictureFolderSource
 from pipeline.tools.convert.row import RowRules
+from pipeline.tools.convert.sniff import is_table_name, look_through
 from pipeline.tools.convert.source import Source
 from pipeline.tools.convert.tables import TableSource
 
-FORMATS = ("auto", "llava", "messages", "parquet", "img2dataset", "coco")
+FORMATS = ("auto", "llava", "messages", "parquet", "img2dataset", "coco", "files")
 _TABLE_ENDINGS = (".parquet", ".arrow")
 _JSON_ENDINGS = (".json", *LINE_ENDINGS)
-_SPLIT_WORDS = frozenset(
-    ("train", "training", "test", "testing", "eval", "evaluation", "validation", "valid", "val", "dev")
-)
-"""What Hugging Face takes for the name of a split where it is a word of a file's name."""
-_PIECE = re.compile(r"-\d+-of-\d+$")
 
 
 class SourceOptions(NamedTuple):
@@ -55,12 +53,29 @@ class SourceOptions(NamedTuple):
         return RowRules(self.image_column, self.text_column, self.ignored, self.policy)
 
 
+class Opened(NamedTuple):
+    """A source, and how it was found."""
+
+    source: Source
+    notes: tuple[str, ...]
+    """What of the folders was taken for what, and what was passed over."""
+
+
 def open_source(
     paths: Sequence[str],
     kind: str = "auto",
     options: SourceOptions = SourceOptions(),  # noqa: B008
 ) -> Source:
-    """Return the source that reads these paths.
+    """Return the source that reads these paths; see `look_for_source`."""
+    return look_for_source(paths, kind, options).source
+
+
+def look_for_source(
+    paths: Sequence[str],
+    kind: str = "auto",
+    options: SourceOptions = SourceOptions(),  # noqa: B008
+) -> Opened:
+    """Return the source that reads these paths, and what was decided about their folders.
 
     Args:
         paths: files, folders, globs or `{00000..00007}` ranges.
@@ -68,36 +83,61 @@ def open_source(
         options: see `SourceOptions`.
 
     Raises:
-        ValueError: nothing there, an unknown format, several formats at once, or a file that is named twice.
+        ValueError: nothing there, an unknown format, or a file that is named twice.
     """
     if kind not in FORMATS:
         raise ValueError(f"format {kind!r}: expected one of {', '.join(FORMATS)}")
     if any("://" in path for path in paths):
         _check_tars(paths, kind)
         kind = "img2dataset"
-    groups = [group for path in paths for group in (_shards if kind == "img2dataset" else _expand)(path)]
-    _check_repeated(groups)
-    files = [file for group in groups for file in group]
-    if kind == "img2dataset":
-        return DownloadSource(tuple(files), options.rules)
-    found = {_detect(file) for file in files} if kind == "auto" else {kind}
-    if len(found) > 1:
-        raise ValueError(f"{', '.join(paths)} hold several formats ({', '.join(sorted(found))}): convert one at a time")
-    kind = found.pop()
-    folder = os.path.abspath(options.image_folder or os.path.dirname(files[0]))
-    if not os.path.isdir(folder):
+    looks = [_shards(path) if kind == "img2dataset" else _look_at(path) for path in paths]
+    _check_repeated([group for look in looks for group in look.groups])
+    by_kind: dict[str, list[str]] = {}
+    for look in looks:
+        for found, files in look.files:
+            by_kind.setdefault(found if kind == "auto" else kind, []).extend(files)
+    folder = _image_folder(paths, by_kind, options)
+    parts = tuple(_open(found, tuple(files), folder, options) for found, files in by_kind.items())
+    notes = tuple(note for look in looks for note in look.notes)
+    return Opened(parts[0] if len(parts) == 1 else MixedSource(parts), notes)
+
+
+class _Found(NamedTuple):
+    """What a path of the command line leads to."""
+
+    files: list[tuple[str, list[str]]]
+    """(format, paths) in order."""
+    groups: list[list[str]]
+    """Files in which no file of another group may be."""
+    notes: list[str]
+
+
+def _image_folder(paths: Sequence[str], by_kind: dict[str, list[str]], options: SourceOptions) -> str:
+    """Return where image paths begin: as given, else the folder that was passed, else that of the first file."""
+    first = next((files[0] for files in by_kind.values()), "")
+    folder = paths[0] if len(paths) == 1 and os.path.isdir(paths[0]) else os.path.dirname(first)
+    folder = os.path.abspath(options.image_folder or folder)
+    if not os.path.isdir(folder) and by_kind.keys() != {"img2dataset"}:
         raise ValueError(f"image folder {folder}: no such folder; pass the one that the image paths begin at")
+    return folder
+
+
+def _open(kind: str, files: tuple[str, ...], folder: str, options: SourceOptions) -> Source:
     if kind == "parquet":
-        return TableSource(tuple(files), options.rules, options.image_folder and folder)
+        return TableSource(files, options.rules, options.image_folder and folder)
     if kind == "coco":
-        return CocoSource(tuple(files), folder, options.first_caption_only)
+        return CocoSource(files, folder, options.first_caption_only)
     if kind == "img2dataset":
-        return DownloadSource(tuple(files), options.rules)
-    return AnnotationSource(tuple(files), folder, options.rules)
+        return DownloadSource(files, options.rules)
+    if kind == "files":
+        return PictureFolderSource(files, options.rules)
+    return AnnotationSource(files, folder, options.rules)
 
 
 def searched_folder(source: Source) -> str | None:
     """Return the folder in which a source looks for the images that it names; None if it holds them itself."""
+    if isinstance(source, MixedSource):
+        return next((folder for part in source.parts if (folder := searched_folder(part)) is not None), None)
     return source.image_folder if isinstance(source, AnnotationSource | CocoSource) else None
 
 
@@ -118,26 +158,54 @@ def _is_no_tar(path: str) -> bool:
     return plain_name(path).endswith((*_TABLE_ENDINGS, *_JSON_ENDINGS))
 
 
-def _shards(path: str) -> list[list[str]]:
+def _shards(path: str) -> _Found:
     """Return the shards of a pattern: those of a folder as one group, any other as one of its own."""
     shards = expand_shards([path])
-    return [shards] if os.path.isdir(path) else [[shard] for shard in shards]
+    is_folder = os.path.isdir(path)
+    notes = describe_passed_over([path]) if is_folder else []
+    return _Found([("img2dataset", shards)], [shards] if is_folder else [[shard] for shard in shards], notes)
 
 
-def _expand(path: str) -> list[list[str]]:
+def _look_at(path: str) -> _Found:
     """Return the files of a path or pattern: those of a folder as one group, any other as one of its own."""
     is_literal = os.path.exists(path) or any(glob.iglob(path, recursive=True))
     names = [path] if is_literal else expand_braces(path)
-    return [group for name in names for group in _expand_name(name)]
+    found = [_look_at_name(name) for name in names]
+    notes = [note for one in found for note in one.notes]
+    files = [kind for one in found for kind in one.files]
+    if len(names) > 1:
+        notes += [f"missing: {one}" for one in missing_pieces([name for _, group in files for name in group])]
+    return _Found(files, [group for one in found for group in one.groups], notes)
 
 
-def _expand_name(path: str) -> list[list[str]]:
+def _look_at_name(path: str) -> _Found:
     if os.path.isdir(path):
-        return [_files_of_folder(Path(path))]
+        return _look_at_folder(Path(path))
     files = [path] if os.path.isfile(path) else sorted(glob.glob(path, recursive=True))
     if not files:
         raise ValueError(f"{path}: no such file or folder; pass the file or folder to convert")
-    return [[file] for file in files]
+    notes = [f"missing: {one}" for one in missing_pieces(files)] if len(files) > 1 else []
+    return _Found([(detect(file), [file]) for file in files], [[file] for file in files], notes)
+
+
+def _look_at_folder(folder: Path) -> _Found:
+    """Return what to read of a folder; of a Hugging Face dataset on disk the files that it names, in its order."""
+    if (folder / "state.json").is_file():  # written by datasets' save_to_disk, which names its files in order
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        names = [str(folder / entry["filename"]) for entry in state["_data_files"]]
+        missing = [name for name in names if not os.path.isfile(name)]
+        notes = [f"missing: {name}, which state.json names" for name in missing]
+        there = [name for name in names if name not in missing]
+        return _Found(
+            [("parquet", there)], [there], [f"taken for data: a data set on disk, {len(there)} files", *notes]
+        )
+    look = look_through(folder)
+    files = [
+        (detect(file) if kind == "annotations" else kind, [file])
+        for kind, found in look.files.items()
+        for file in found
+    ]
+    return _Found(files, [[file for _, group in files for file in group]], look.notes)
 
 
 def _check_repeated(groups: Sequence[Sequence[str]]) -> None:
@@ -157,65 +225,13 @@ def _check_repeated(groups: Sequence[Sequence[str]]) -> None:
         seen |= real
 
 
-def _files_of_folder(folder: Path) -> list[str]:
-    """Return the tar or table files of a folder; of a Hugging Face dataset those of its only split.
-
-    Raises:
-        ValueError: none, or several splits.
-    """
-    if tars := sorted(folder.glob("*.tar")):
-        return _only_part(folder, tars, _split_of)
-    if (folder / "state.json").is_file():  # written by datasets' save_to_disk, which names its files in order
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        return [str(folder / entry["filename"]) for entry in state["_data_files"]]
-    found = sorted(path for path in folder.rglob("*") if _is_table(path.name))
-    tables = [path for path in found if not path.match("cache-*.arrow")]  # what datasets' map() computed from the rest
-    if not tables:
-        raise ValueError(f"folder {folder}: neither tar nor Parquet nor Arrow files in it; pass the annotation file")
-    return _only_part(folder, tables, _part_of)
-
-
-def _only_part(folder: Path, files: Sequence[Path], part_of: Callable[[Path], str]) -> list[str]:
-    """Return the files if all belong to the same part of a data set.
-
-    Raises:
-        ValueError: there are several parts.
-    """
-    parts = {path.parent / part_of(path): path for path in files}
-    if len(parts) > 1:
-        names = ", ".join(sorted(str(part.relative_to(folder)) for part in parts))
-        example = parts[min(parts)]
-        raise ValueError(
-            f"folder {folder} holds several parts ({names}): pass one, as the paths or a glob of its files, such as "
-            f"{example}"
-        )
-    return [str(path) for path in files]
-
-
-def _part_of(table: Path) -> str:
-    """Return which part of a data set a table belongs to: `train` of `train-00000-of-00002`, else its split."""
-    name, num_pieces = _PIECE.subn("", table.stem)
-    return name if num_pieces else _split_of(table)
-
-
-def _split_of(file: Path) -> str:
-    """Return the words in a file's name that name a split, `no split` without any."""
-    words = re.split(r"[^a-z]+", file.stem.casefold())
-    return " ".join(word for word in words if word in _SPLIT_WORDS) or "no split"
-
-
-def _is_table(name: str) -> bool:
-    # `TableSource` knows Arrow by small letters
-    return name.endswith(_TABLE_ENDINGS) or name.casefold().endswith(".parquet")
-
-
-def _detect(file: str) -> str:
+def detect(file: str) -> str:
     """Return the format of a file by its ending; of JSON by its first line and character.
 
     Raises:
         ValueError: neither says.
     """
-    if _is_table(file):
+    if is_table_name(file):
         return "parquet"
     if file.casefold().endswith(".tar"):
         return "img2dataset"

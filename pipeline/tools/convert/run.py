@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Container, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ import pyarrow as pa
 
 from pipeline.index.scan import Checks
 from pipeline.parallel.run_map import Progress, RunMap, run_serially
-from pipeline.shards.storage import stat_shard
+from pipeline.shards.storage import ShardStat, stat_shard
 from pipeline.tools.convert.shard_job import (
     Account,
     ShardJob,
@@ -137,7 +138,7 @@ def list_entries(source: Source, units: Sequence[str], run_map: RunMap = run_ser
     tables = []
     for number, table in enumerate(run_map(functools.partial(_list_unit, source=source), units)):
         tables.append(table.append_column("unit", pa.array(np.full(table.num_rows, number, np.int32))))
-    listing = pa.concat_tables(tables)
+    listing = pa.concat_tables(tables, promote_options="default")  # a source may list columns of its own
     if listing.num_rows == 0:
         raise ValueError(f"nothing to convert: {', '.join(units[:3])} has no entry")
     return listing
@@ -169,11 +170,16 @@ def _settings(
 
 def _fingerprint(listing: pa.Table, units: Sequence[str], settings: dict[str, Any]) -> str:
     """Hash what decides the content of every shard: source files in their state, their listing, the settings."""
-    digest = hashlib.sha256(json.dumps([settings, [[unit, *stat_shard(unit)] for unit in units]]).encode())
+    digest = hashlib.sha256(json.dumps([settings, [[unit, *_state(unit)] for unit in units]]).encode())
     for name in ("row", "block", "size_bytes"):
         digest.update(listing[name].to_numpy().tobytes())
     digest.update(json.dumps(listing["reason"].to_pylist()).encode())
     return digest.hexdigest()
+
+
+def _state(unit: str) -> ShardStat:
+    """Return what tells whether a unit changed; the files of a folder are in its listing."""
+    return ShardStat(0, "") if os.path.isdir(unit) else stat_shard(unit)
 
 
 def _claim(folder: Path, plan: str, description: dict[str, Any]) -> None:

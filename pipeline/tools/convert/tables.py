@@ -1,7 +1,8 @@
-"""Tables with image bytes: Parquet files and the Arrow files of Hugging Face datasets, read in blocks."""
+"""Tables: Parquet files, the Arrow files of Hugging Face datasets, and CSV or TSV with base64, read in blocks."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow import csv
 
 from pipeline.errors import DataError, Reason
 from pipeline.tools.convert.media_bytes import media_bytes
@@ -23,6 +25,8 @@ from pipeline.tools.convert.written import write_members
 _ReadBatches = Callable[[int, list[str]], Iterator[pa.RecordBatch]]
 _BATCH_ROWS = 64
 """A row group may hold gigabytes of images."""
+_TEXT_BLOCK_BYTES = 32 * 1024 * 1024
+"""Of a CSV file that is read at a time; no row may be longer."""
 _ADVICE = "fetch or write the file again"
 
 
@@ -157,6 +161,8 @@ def _rows(batches: Iterator[pa.RecordBatch], places: npt.NDArray[np.int64]) -> I
 
 def _open(path: str) -> _OpenTable:
     with name_unreadable(path, _ADVICE):
+        if path.casefold().endswith((".csv", ".tsv")):
+            return _open_text(path)
         return _open_arrow(path) if path.endswith(".arrow") else _open_parquet(path)
 
 
@@ -170,6 +176,26 @@ def _open_parquet(path: str) -> _OpenTable:
         lambda block, names: file.iter_batches(_BATCH_ROWS, row_groups=[block], columns=names, use_threads=False),
         file.close,
     )
+
+
+def _open_text(path: str) -> _OpenTable:
+    """Open a CSV or TSV file, every column as text; base64 images make rows of megabytes."""
+    parse = csv.ParseOptions(delimiter="\t" if path.casefold().endswith(".tsv") else ",", newlines_in_values=True)
+    read = csv.ReadOptions(use_threads=False, block_size=_TEXT_BLOCK_BYTES)
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        names = csv.open_csv(path, read, parse).schema.names
+        convert = csv.ConvertOptions(
+            column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True, null_values=[""]
+        )
+        yield from csv.open_csv(path, read, parse, convert)
+
+    def block(number: int, names: list[str]) -> Iterator[pa.RecordBatch]:
+        yield next(itertools.islice(batches(), number, None)).select(names)
+
+    sizes = [(batch.num_rows, batch.nbytes, batch.schema) for batch in batches()]
+    schema = sizes[0][2] if sizes else pa.schema([])
+    return _OpenTable(schema, [rows for rows, _, _ in sizes], [size for _, size, _ in sizes], block, lambda: None)
 
 
 def _open_arrow(path: str) -> _OpenTable:

@@ -100,7 +100,10 @@ def test_coco_entries_of_wrong_types_are_skipped_one_by_one(tmp_path: Path) -> N
     [
         (b'{"images": [', r"coco\.json: not JSON: .* at character 12"),
         (b'{"images": "\xff"}', r"coco\.json: byte 12 is not UTF-8"),
-        (b'{"images": [], "annotations": {}}', r"coco\.json: no COCO captions"),
+        (
+            b'{"images": [], "annotations": {}}',
+            r"coco\.json: one object with `images`, `annotations` at the top; expected an array",
+        ),
         (b'{"images": ' + b"9" * 5000 + b"}", r"coco\.json: JSON that cannot be read"),
     ],
 )
@@ -112,5 +115,5 @@ def test_broken_coco_file_is_named(tmp_path: Path, content: bytes, message: str)
 
 def test_other_json_object_is_refused_as_coco(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"images": []}')
-    with pytest.raises(DataError, match="no COCO captions"):
+    with pytest.raises(DataError, match="one object with `images` at the top; expected an array of annotations"):
         converted(tmp_path, tmp_path / "a.json")

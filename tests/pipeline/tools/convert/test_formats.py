@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import gzip
+import json
 import re
 from pathlib import Path
 
 import pytest
 
-from pipeline.tools.convert.formats import open_source
+from pipeline.errors import DataError
+from pipeline.tools.convert.formats import SourceOptions, look_for_source, open_source
 from tests.pipeline.samples.pictures import picture
 from tests.pipeline.tools.convert.datasets import (
+    llava_records,
+    turns,
     write_downloads,
+    write_llava,
     write_parquet,
 )
+from tests.pipeline.tools.convert.reading import answers, converted, skipped
 
 
 def test_other_compressed_file_is_to_be_unpacked_first(tmp_path: Path) -> None:
@@ -31,10 +37,10 @@ def test_folder_with_several_splits_or_formats_is_refused(tmp_path: Path) -> Non
         open_source([str(tmp_path / "d")])
     assert len(open_source([str(tmp_path / "d" / "test-*.parquet")]).units()) == 1
     (tmp_path / "a.jsonl").write_text("{}")
-    with pytest.raises(ValueError, match="several formats"):
-        open_source([str(tmp_path / "a.jsonl"), str(tmp_path / "d" / "test-00000-of-00001.parquet")])
-    (tmp_path / "a.csv").write_text("x")
-    for path, message in ((tmp_path / "a.csv", "cannot tell"), (tmp_path / "none", "no such file")):
+    both = open_source([str(tmp_path / "a.jsonl"), str(tmp_path / "d" / "test-00000-of-00001.parquet")])
+    assert (both.kind, len(both.units())) == ("mixed", 2)
+    (tmp_path / "a.doc").write_text("x")
+    for path, message in ((tmp_path / "a.doc", "cannot tell"), (tmp_path / "none", "no such file")):
         with pytest.raises(ValueError, match=message):
             open_source([str(path)])
 
@@ -119,3 +125,82 @@ def test_url_of_another_format_is_refused() -> None:
             open_source([url])
     with pytest.raises(ValueError, match="--format parquet: with URLs only tar shards"):
         open_source(["s3://bucket/x"], "parquet")
+
+
+def test_folder_is_looked_through_and_every_file_accounted_for(tmp_path: Path) -> None:
+    folder = tmp_path / "all"
+    write_downloads(folder / "laion" / "part0", 2, 3)
+    write_downloads(folder / "laion" / "part1", 1, 3)
+    records = llava_records(folder, 2)
+    write_llava(folder, records)
+    (folder / "more.jsonl").write_text(json.dumps({"conversations": turns("Why?")}) + "\n")
+    row = {"image": {"bytes": picture(5, 7), "path": None}, "text": "a"}
+    write_parquet(folder / "hub" / "a-00000-of-00003.parquet", [row])
+    (folder / "hub" / "a-00002-of-00003.PARQUET").write_bytes(
+        (folder / "hub" / "a-00000-of-00003.parquet").read_bytes()
+    )
+    (folder / "latest.tar").symlink_to("laion/part0/00000.tar")
+    for name in ("old.tar.gz", "README.md", ".hidden.tar", "dataset_info.json"):
+        (folder / name).write_text("{}")
+    opened = look_for_source([str(folder)])
+    assert [str(Path(unit).relative_to(folder)) for unit in opened.source.units()] == [
+        "laion/part0/00000.tar",
+        "laion/part0/00001.tar",
+        "laion/part1/00000.tar",
+        "hub/a-00000-of-00003.parquet",
+        "hub/a-00002-of-00003.PARQUET",
+        "annotations.json",
+        "more.jsonl",
+    ]
+    notes = "\n".join(opened.notes)
+    assert "counted once: latest.tar is another name of laion/part0/00000.tar" in notes
+    assert "lists of downloads: 3 tables (laion/part0/00000.parquet" in notes
+    assert "passed over: old.tar.gz, a compressed archive" in notes
+    assert "passed over: 1 files with .md (README.md)" in notes
+    assert "pictures as files: 2, for annotations to name" in notes
+    assert notes.count("piece 1 of 3 not there") == 1 or notes.count("pieces 1, 2 of 3") == 1
+
+
+def test_folder_of_pictures_with_texts_is_read(tmp_path: Path) -> None:
+    for number, folder in enumerate(("00000", "00001")):
+        (tmp_path / folder).mkdir()
+        for idx in range(2):
+            (tmp_path / folder / f"{idx}.jpg").write_bytes(picture(5 + idx, 7, "JPEG"))
+            (tmp_path / folder / f"{idx}.txt").write_text(f"text {number} {idx}")
+            (tmp_path / folder / f"{idx}.json").write_text(
+                json.dumps({"url": f"http://host/{idx}.jpg", "caption": "x"})
+            )
+        write_parquet(
+            tmp_path / f"{folder}.parquet", [{"status": "success"}, {"status": "success"}, {"status": "failed"}]
+        )
+        (tmp_path / f"{folder}_stats.json").write_text("{}")
+    (tmp_path / "00001" / "2.jpg").write_bytes(picture(5, 7, "JPEG"))
+    result, samples = converted(tmp_path, tmp_path)
+    assert answers(samples) == ["text 0 0", "text 0 1", "text 1 0", "text 1 1"]
+    assert skipped(result) == [(2, "missing_image"), (2, "missing_annotation"), (3, "missing_image")]
+
+
+def test_formats_are_converted_in_one_run(tmp_path: Path) -> None:
+    folder = tmp_path / "all"
+    write_downloads(folder / "tars", 1, 3)
+    write_llava(folder, llava_records(folder, 2))
+    write_parquet(folder / "a.parquet", [{"image": {"bytes": picture(5, 7), "path": None}, "text": "a"}])
+    result, samples = converted(tmp_path, folder, options=SourceOptions(str(folder / "images")))
+    assert answers(samples) == ["caption of 000000000", "caption of 000000001", "a", "Answer 0.", "Answer 1."]
+    assert (result.account.media_found, result.account.media_written) == (5, 5)
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ({"data": [{"image": "1.jpg", "conversations": []}]}, "`data`"),
+        ({"image": "1.jpg", "conversations": []}, "`image`, `conversations`"),
+    ],
+)
+def test_one_object_is_refused_with_its_fields_and_what_was_expected(
+    tmp_path: Path, content: dict[str, object], found: str
+) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(content, indent=1))
+    message = f"one object with {found} at the top; expected an array of annotations, one per line, or COCO captions"
+    with pytest.raises(DataError, match=message):
+        open_source([str(tmp_path / "a.json")]).list_unit(str(tmp_path / "a.json"))

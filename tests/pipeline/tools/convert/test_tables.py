@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import csv
 import io
 import json
 from pathlib import Path
@@ -199,3 +201,18 @@ def test_shards_of_small_samples_stay_within_the_limit(tmp_path: Path) -> None:
         assert len(sizes) > 2
         assert max(sizes) <= limit + 10_240  # an archive is filled up to whole records
         assert min(sizes[:-1]) > limit // 2
+
+
+@pytest.mark.parametrize(("name", "delimiter"), [("a.tsv", "\t"), ("a.csv", ","), ("A.TSV", "\t")])
+def test_text_table_with_base64_pictures_and_options_is_read(tmp_path: Path, name: str, delimiter: str) -> None:
+    pictures = [base64.b64encode(picture(5 + idx, 7)).decode() for idx in range(3)]
+    with open(tmp_path / name, "w", newline="") as file:
+        writer = csv.writer(file, delimiter=delimiter)
+        writer.writerow(["index", "question", "hint", "A", "B", "C", "answer", "category", "image"])
+        for idx, data in enumerate(pictures):
+            writer.writerow([idx, f"Which, {idx}?", "Two\nlines" if idx else "", "one", "two", "", "A", "logic", data])
+    result, samples = converted(tmp_path, tmp_path / name)
+    assert [sample.images for sample in samples] == [(picture(5 + idx, 7),) for idx in range(3)]
+    assert samples[1].conversation.turns[0].text == "Two\nlines\nWhich, 1?\nA. one\nB. two"
+    assert answers(samples) == ["A", "A", "A"]
+    assert result.skipped == ()

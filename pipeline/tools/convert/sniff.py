@@ -1,0 +1,227 @@
+"""Looking through a folder before anything is read: what is data, what belongs to it, and what is passed over.
+
+Decides by content where names do not say: a Parquet file may be a data set or img2dataset's list of downloads, a JSON
+file an annotation, the metadata of one picture, or a description of the folder.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.shards.pieces import missing_pieces
+from pipeline.tools.convert.annotations import LINE_ENDINGS, has_content, looks_at, plain_name
+
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".gif")
+TABLE_ENDINGS = (".parquet", ".arrow")
+TEXT_TABLE_ENDINGS = (".csv", ".tsv")
+_PACKED = re.compile(r"\.(?:tar\.(?:gz|zst|bz2|xz|lz4)|tgz|tbz2|txz|tzst|zip|7z|rar)$", re.IGNORECASE)
+_DESCRIPTIONS = frozenset(
+    ("dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json", "index.json", "config.json")
+)
+_SPLIT_WORDS = frozenset(
+    ("train", "training", "test", "testing", "eval", "evaluation", "validation", "valid", "val", "dev")
+)
+"""What Hugging Face takes for the name of a split where it is a word of a file's name."""
+_PIECE = re.compile(r"-\d+-of-\d+$")
+_MAX_NAMED = 3
+
+
+class Look(NamedTuple):
+    """What a folder holds."""
+
+    files: dict[str, list[str]]
+    """Paths to read by format: `img2dataset`, `parquet`, `annotations`, `files` (folders of pictures with texts)."""
+    notes: list[str]
+    """What was decided: taken for data, for lists, counted once, passed over, missing."""
+
+
+def look_through(folder: Path) -> Look:
+    """Look through a folder and all below it.
+
+    Raises:
+        ValueError: it holds several parts of a data set, such as splits, or nothing that is read.
+    """
+    notes: list[str] = []
+    paths = list(_each_once(folder, notes))
+    tars = [path for path in paths if path.suffix.casefold() == ".tar"]
+    tables = [path for path in paths if _is_table(path)]
+    lists = [path for path in tables if _lists_downloads(path)]
+    tables = [path for path in tables if path not in lists]
+    pictures = [path for path in paths if path.suffix.casefold() in IMAGE_ENDINGS]
+    beside = _sidecars(paths, pictures)
+    annotations = [path for path in paths if path not in beside and _holds_annotations(path)]
+    if not annotations and not tables and not tars and beside:
+        folders = sorted({str(path.parent) for path in beside})
+    else:
+        folders = []
+    _check_one_part(folder, tars, _split_of_path(folder))
+    _check_one_part(folder, tables, lambda path: path.parent / _part_of(path))
+    _check_one_part(folder, annotations, lambda path: path.parent / _split_of(path))
+    files = {
+        "img2dataset": [*map(str, tars)],
+        "parquet": [*map(str, tables)],
+        "annotations": [*map(str, annotations)],
+        "files": folders,
+    }
+    files = {kind: found for kind, found in files.items() if found}
+    taken = {*tars, *tables, *annotations, *lists, *(beside if folders else ()), *pictures}
+    _describe(folder, files, lists, len(pictures), notes)
+    _describe_rest(folder, [path for path in paths if path not in taken], notes)
+    notes += [f"missing: {one}" for one in missing_pieces([*map(str, [*tars, *tables, *annotations])])]
+    if not files:
+        found = "; ".join(notes) or "it is empty"
+        raise ValueError(
+            f"folder {folder}: neither tar nor Parquet nor Arrow files in it, nor annotations; {found}; pass the "
+            "annotation file"
+        )
+    return Look(files, notes)
+
+
+def _each_once(folder: Path, notes: list[str]) -> Iterator[Path]:
+    """Yield the files below a folder in order; hidden ones and second names of a file are left out."""
+    seen: dict[str, Path] = {}
+    found = []
+    for root, names, files in os.walk(folder):
+        names[:] = sorted(name for name in names if not name.startswith("."))
+        found += [Path(root) / name for name in files if not name.startswith(".")]
+    for path in sorted(found, key=lambda one: (one.is_symlink(), one)):
+        real = os.path.realpath(path)
+        if real in seen:
+            notes.append(
+                f"counted once: {path.relative_to(folder)} is another name of {seen[real].relative_to(folder)}"
+            )
+        elif path.exists():
+            seen[real] = path
+    yield from sorted(seen.values())
+
+
+def is_table_name(name: str) -> bool:
+    """Whether a file is a table by its name; `TableSource` knows Arrow by small letters."""
+    folded = name.casefold()
+    return name.endswith(TABLE_ENDINGS) or folded.endswith((".parquet", *TEXT_TABLE_ENDINGS))
+
+
+def _is_table(path: Path) -> bool:
+    return is_table_name(path.name) and not path.match("cache-*.arrow")  # what datasets' map() computed from the rest
+
+
+def _lists_downloads(path: Path) -> bool:
+    """Whether a table is img2dataset's list of what it downloaded, beside tar files or folders of pictures."""
+    stem = path.with_suffix("")
+    if path.suffix.casefold() != ".parquet" or not (
+        stem.is_dir() or Path(f"{stem}.tar").is_file() or Path(f"{stem}_stats.json").is_file()
+    ):
+        return False
+    try:
+        schema = pq.read_schema(path)
+    except (pa.ArrowException, OSError):
+        return Path(f"{stem}.tar").is_file()
+    return "status" in schema.names and not any(pa.types.is_binary(field.type) for field in schema)
+
+
+def _sidecars(paths: Iterable[Path], pictures: Sequence[Path]) -> set[Path]:
+    """Return the texts and JSON files that belong to one picture: same folder, same name up to the first dot."""
+    names = {(path.parent, path.name.partition(".")[0]) for path in pictures}
+    texts = (path for path in paths if path.suffix.casefold() in (".txt", ".json"))
+    return {path for path in texts if (path.parent, path.name.partition(".")[0]) in names}
+
+
+def _holds_annotations(path: Path) -> bool:
+    name = plain_name(path.name)
+    if not name.endswith((*LINE_ENDINGS, ".json")) or name in _DESCRIPTIONS or name.endswith("_stats.json"):
+        return False
+    return any(has_content(row) or {"images", "annotations"} <= row.keys() for row in looks_at(str(path)))
+
+
+def _check_one_part(folder: Path, files: Sequence[Path], part_of: object) -> None:
+    """Check that files belong to the same part of a data set.
+
+    Raises:
+        ValueError: there are several parts.
+    """
+    assert callable(part_of)
+    parts = {part_of(path): path for path in files}
+    if len(parts) > 1:
+        names = ", ".join(sorted(str(part.relative_to(folder)) for part in parts))
+        example = parts[min(parts)]
+        raise ValueError(
+            f"folder {folder} holds several parts ({names}): pass one, as the paths or a glob of its files, such as "
+            f"{example}"
+        )
+
+
+def _part_of(table: Path) -> str:
+    """Return which part of a data set a table belongs to: `train` of `train-00000-of-00002`, else its split."""
+    name, num_pieces = _PIECE.subn("", table.stem)
+    return name if num_pieces else _split_of(table)
+
+
+def _split_of(file: Path) -> str:
+    """Return the words in a file's name that name a split, `no split` without any."""
+    return _split_words(file.stem) or "no split"
+
+
+def _split_of_path(folder: Path) -> object:
+    """Return a function that tells the split of a tar file from its name and the folders it lies in."""
+
+    def split_of(path: Path) -> Path:
+        inside = [_split_words(part) for part in path.relative_to(folder).parent.parts]
+        return folder / (_split_words(path.stem) or next((one for one in inside if one), "") or "no split")
+
+    return split_of
+
+
+def _split_words(name: str) -> str:
+    return " ".join(word for word in re.split(r"[^a-z]+", name.casefold()) if word in _SPLIT_WORDS)
+
+
+_WHAT = {
+    "img2dataset": "tar files",
+    "parquet": "tables",
+    "annotations": "annotation files",
+    "files": "folders of pictures with their texts",
+}
+
+
+def _describe(
+    folder: Path, files: dict[str, list[str]], lists: Sequence[Path], num_pictures: int, notes: list[str]
+) -> None:
+    decided = [
+        f"taken for data: {len(found)} {_WHAT[kind]} ({_named(folder, map(Path, found))})"
+        for kind, found in files.items()
+    ]
+    if lists:
+        decided.append(
+            f"taken for img2dataset's lists of downloads: {len(lists)} tables ({_named(folder, lists)}); they hold no "
+            "pictures and only say what failed"
+        )
+    if num_pictures:
+        where = "with the texts beside them" if "files" in files else "for annotations to name"
+        decided.append(f"pictures as files: {num_pictures}, {where}")
+    notes[:0] = decided
+
+
+def _describe_rest(folder: Path, rest: Sequence[Path], notes: list[str]) -> None:
+    """Say what is passed over: each archive that would have to be unpacked, and all else by its ending."""
+    others: dict[str, list[Path]] = defaultdict(list)
+    for path in rest:
+        if _PACKED.search(path.name):
+            notes.append(f"passed over: {path.relative_to(folder)}, a compressed archive; unpack it first")
+        else:
+            others[path.suffix.casefold() or "no ending"].append(path)
+    for ending, found in sorted(others.items()):
+        notes.append(f"passed over: {len(found)} files with {ending} ({_named(folder, found)})")
+
+
+def _named(folder: Path, paths: Iterable[Path]) -> str:
+    names = [str(path.relative_to(folder)) for path in paths]
+    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+    return ", ".join(names[:_MAX_NAMED]) + more
