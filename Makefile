@@ -84,6 +84,10 @@ mutants: $(VENV)/dev.stamp ## Change the deciding code place by place and count 
 fuzz: $(VENV)/dev.stamp ## Nightly: 400,000 mutated archives, images and annotations, and storage that fails at 200 places
 	@$(BIN)/python -m tests.fuzz
 
+.PHONY: fuzz-meaning
+fuzz-meaning: $(VENV)/dev.stamp ## Nightly: 50,000 annotations of a known meaning in every dialect, converted and read back
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.meaning $(if $(CASES),--cases $(CASES)) $(if $(SEED),--seed $(SEED))
+
 .PHONY: ci
 ci: ## Everything that must pass before a merge, as one command
 	@.ci/run

@@ -21,7 +21,7 @@ _STARTS = re.compile(
     re.DOTALL,
 )
 _ON_ITS_LINE = re.compile(rf"(?:^|\n)[ \t]*(?:{_FOREIGN.pattern})[ \t]*(?=\n|$)", re.DOTALL)
-_ENDS = re.compile(rf"[.!?\u3002\uff1f][ \t]*(?:{_FOREIGN.pattern})\s*$", re.DOTALL)
+_ENDS = re.compile(rf"(?:[.!?\u3002\uff1f]|<image>)[ \t]*(?:{_FOREIGN.pattern})\s*$", re.DOTALL)
 
 
 class Mark(NamedTuple):

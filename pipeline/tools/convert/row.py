@@ -245,11 +245,11 @@ class _Reader:
 
     def _listed(self, bound: Sequence[Found]) -> list[Found]:
         """Return the pictures at the top that need a place, in order: those of one field or one numbered family."""
-        pictures = [one for one in self._at_top if one.kind == "picture"]
+        pictures = [one for one in self._at_top if one.kind == "picture" and one.is_direct]
         if self._rules.image_field is not None:
             named = [one for one in pictures if one.path[0] == self._rules.image_field]
         else:
-            named = [one for one in pictures if not one.is_origin] or pictures
+            named = [one for one in pictures if not one.is_origin] or ([] if bound else pictures)
         if bound and {repr(one.identity()) for one in named} <= {repr(one.identity()) for one in bound}:
             named = []  # a list of what the turns show already
         chosen = self._one_family(named)

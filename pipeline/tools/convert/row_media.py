@@ -248,6 +248,11 @@ class Found(NamedTuple):
             _ORIGIN & _words(step) for step in self.path if isinstance(step, str)
         )
 
+    @property
+    def is_direct(self) -> bool:
+        """Whether it stands in its field itself, not in an object somewhere inside, which may be about anything."""
+        return all(isinstance(step, int) or step in _HOLDERS for step in self.path[1:])
+
     def identity(self) -> object:
         """Return what two places of one picture have in common: the name of its file, or its bytes."""
         if isinstance(self.value, str):

@@ -18,6 +18,8 @@ from pipeline.tools.convert.row_media import is_file_name
 from pipeline.tools.convert.source import Members
 
 _MAX_DEPTH = 32
+_ROLES = {"human": "user", "gpt": "assistant"}
+"""Roles of LLaVA as messages name them."""
 
 
 def write_members(
@@ -86,7 +88,9 @@ def _stored(reading: Reading, contents: Sequence[bytes]) -> tuple[Members, list[
 
 def _turns(reading: Reading) -> tuple[str, JsonValue]:
     if reading.plain_turns is None:
-        return "messages", [{"role": role, "content": [*map(_typed, parts)]} for role, parts in reading.turns]
+        return TURNS[1], [
+            {"role": _ROLES.get(role, role), "content": [*map(_typed, parts)]} for role, parts in reading.turns
+        ]
     turns = [checked(turn) for turn in reading.plain_turns]
     is_llava = any("from" in turn or "value" in turn for turn in turns)
     return TURNS[0] if is_llava else TURNS[1], turns

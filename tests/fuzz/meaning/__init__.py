@@ -1,0 +1,1 @@
+"""Fuzz of meaning: annotations in every dialect from a known truth, converted, read back, and compared with it."""
