@@ -14,6 +14,7 @@ from rich.text import Text
 from jobs.config_source import ConfigOption, OverridesArgument, read_config
 from jobs.console import output_console
 from pipeline.config import ConfigError
+from pipeline.run_folder.links import check_links
 
 if TYPE_CHECKING:  # torch takes seconds to load; config errors need not wait for it
     import pyarrow as pa
@@ -45,6 +46,7 @@ def run(config: ConfigOption, overrides: OverridesArgument = None, report: Repor
     if report is not None:
         _check_report(report)
 
+    check_links(Path(experiment.run_dir))
     run_map = choose_run_map(experiment.cluster)
     data = index_run(experiment, build_encoder(experiment.model, experiment.data), console, run_map)
     index, tokens = data.index, data.tokens

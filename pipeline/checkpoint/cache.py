@@ -19,6 +19,7 @@ from typing import BinaryIO
 from pipeline.checkpoint.manifest import MANIFEST_NAME, CheckpointError, FileProof, Manifest, encode_manifest
 from pipeline.checkpoint.storage import CheckpointStorage, FolderStorage, Generation
 from pipeline.checkpoint.verification import Position, check_proof, measure, read_manifest, verify
+from pipeline.run_folder.locks import lock_file
 
 logger = logging.getLogger(__name__)
 
@@ -93,5 +94,5 @@ def _locked(folder: Path, how: int) -> Iterator[BinaryIO]:
     """Let one process of this machine at a time into the block (LOCK_EX), or all those that only read (LOCK_SH)."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with (folder / "lock").open("a+b") as lock:
-        fcntl.flock(lock, how)
+        lock_file(lock.fileno(), how, folder / "lock", f"set {CACHE_FOLDER} to a folder on a local disk")
         yield lock

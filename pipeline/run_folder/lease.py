@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.run_folder.files import read_object, replace_file
+from pipeline.run_folder.links import check_links
+from pipeline.run_folder.locks import lock_file
 from pipeline.run_folder.restarts import last_attempt
 
 LOCK_NAME = "lease.lock"
@@ -40,13 +42,15 @@ def hold_run(run_dir: Path) -> Iterator[int]:
 
     Raises:
         FileExistsError: there is a file in its place.
+        ValueError: a link in it leads out of it.
         RunHeldError: another process holds it; names host, process id and since when.
     """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
         raise FileExistsError(f"run_dir {run_dir}: expected a folder, found a file; choose another run_dir") from error
-    with _locked(run_dir / LOCK_NAME, partial(describe_holder, run_dir)):
+    check_links(run_dir)
+    with _locked(run_dir / LOCK_NAME, partial(describe_holder, run_dir), "choose another run_dir"):
         yield next_attempt(run_dir)
 
 
@@ -58,6 +62,7 @@ def hold_checkpoints(folder: str | None) -> Iterator[None]:
         folder: local path, held; None or a URL, where nothing can be held.
 
     Raises:
+        ValueError: a link in it leads out of it.
         RunHeldError: another run holds it.
     """
     if folder is None or "://" in folder:
@@ -66,16 +71,17 @@ def hold_checkpoints(folder: str | None) -> Iterator[None]:
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     refusal = f"checkpoint.folder {folder} is in use by another run; give each run its own"
-    with _locked(path / _CHECKPOINTS_LOCK, lambda: refusal):
+    check_links(path, "checkpoint.folder")
+    with _locked(path / _CHECKPOINTS_LOCK, lambda: refusal, "choose another checkpoint.folder"):
         yield
 
 
 @contextmanager
-def _locked(path: Path, describe: Callable[[], str]) -> Iterator[None]:
+def _locked(path: Path, describe: Callable[[], str], remedy: str) -> Iterator[None]:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, path, remedy)
         except BlockingIOError as error:
             raise RunHeldError(describe()) from error
         yield

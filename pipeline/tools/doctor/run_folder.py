@@ -17,6 +17,8 @@ from pipeline.checkpoint.storage import FolderStorage
 from pipeline.checkpoint.verification import readable_manifests, verify
 from pipeline.config import CheckpointConfig, ConfigError, Recipe, check_record_resumable
 from pipeline.run_folder.lease import LOCK_NAME, describe_holder
+from pipeline.run_folder.links import check_links
+from pipeline.run_folder.locks import lock_file
 from pipeline.tools.doctor.finding import Finding
 
 _SLOW_FSYNC_S = 0.5
@@ -28,9 +30,16 @@ def check_file_system(run_dir: Path) -> list[Finding]:
     """Try what a checkpoint relies on: durable writes, atomic renames, and locks that exclude."""
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
+        check_links(run_dir)
         return [_try_rename(run_dir), _try_lock(run_dir)]
+    except ValueError as error:
+        return [Finding("run folder", "error", str(error))]
     except OSError as error:
-        return [Finding("run folder", "error", f"{run_dir} cannot be written: {error}; choose another run_dir")]
+        return [
+            Finding(
+                "run folder", "error", f"{run_dir} cannot be used: {error.strerror or error}; choose another run_dir"
+            )
+        ]
 
 
 def check_checkpoint_folder(run_dir: Path, checkpoint: CheckpointConfig) -> list[Finding]:
@@ -88,7 +97,7 @@ def _try_lock(run_dir: Path) -> Finding:
     probe = run_dir / f".doctor-lock-{os.getpid()}"
     try:
         with probe.open("wb") as first, probe.open("wb") as second:
-            fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(first.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB, probe, "choose another run_dir")
             if _can_lock(second.fileno()):
                 return Finding("lock", "error", f"{run_dir}: locks exclude nobody here; two runs could mix their files")
     finally:
