@@ -5,13 +5,23 @@ from __future__ import annotations
 import logging
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import ray
+from ray import cloudpickle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.config import ClusterConfig, ConfigError
 from pipeline.launch.ray_address import check_listens
+from pipeline.parallel import own_code as own_code_module
+from pipeline.parallel.own_code import check_same_code, own_code
 from pipeline.parallel.stop_signals import keep_signal_handlers
 
+logger = logging.getLogger(__name__)
+
+_LOOK_TIMEOUT_S = 60.0
 _LOCAL_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the end of a run is noticed by polling: 2 s by default
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody preempts the machine in front of you
@@ -48,10 +58,47 @@ def join_cluster(cluster: ClusterConfig) -> None:
         return
     if address := os.environ.get("RAY_ADDRESS"):
         check_listens(address)
-        with keep_signal_handlers():
+        with keep_signal_handlers(), _in_own_root():
             ray.init()
     else:
         start_local_cluster(cluster)
+    check_nodes_run_own_code()
+
+
+@contextmanager
+def _in_own_root() -> Iterator[None]:
+    """Stand in the folder of this project's packages: Ray puts the current one first on its workers' import path."""
+    before = Path.cwd()
+    os.chdir(own_code().root)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def check_nodes_run_own_code() -> None:
+    """Refuse a cluster with a node whose workers would run other code than this process.
+
+    Raises:
+        MixedCodeError: names the node, and both installations.
+    """
+    cloudpickle.register_pickle_by_value(own_code_module)  # a node may have another version, or none
+    look = ray.remote(num_cpus=0, max_retries=0)(own_code_module.find_code)
+    asked = {}
+    for node in ray.nodes():
+        if node["Alive"]:
+            place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            asked[look.options(scheduling_strategy=place).remote()] = str(node["NodeManagerHostname"])
+    ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=_LOOK_TIMEOUT_S)
+    for answer in ready:
+        try:
+            found = ray.get(answer)
+        except ray.exceptions.RayError as error:  # the node left meanwhile
+            logger.warning("cannot tell which code node %s runs: %s", asked[answer], error)
+            continue
+        check_same_code(found, own_code(), f"node {asked[answer]}")
+    for answer in late:
+        logger.warning("node %s did not say within %.0f s which code it runs", asked[answer], _LOOK_TIMEOUT_S)
 
 
 def describe_nodes(cluster: ClusterConfig) -> list[tuple[str, float, float, float]]:
@@ -86,7 +133,7 @@ def start_local_cluster(cluster: ClusterConfig) -> None:
         os.environ.setdefault(name, value)
     # Preprocessing and training share the cores of one machine; the operating system divides them.
     slots = math.ceil(cluster.max_workers * cluster.cpus_per_worker + cluster.data_workers)
-    with keep_signal_handlers():
+    with keep_signal_handlers(), _in_own_root():
         ray.init(
             address="local",
             num_cpus=max(slots + 1, os.cpu_count() or 1),

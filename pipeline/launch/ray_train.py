@@ -28,6 +28,7 @@ from pipeline.launch.final_failure import EndOnFinalFailure, FinalFailure, hand_
 from pipeline.launch.ray_cluster import live_nodes
 from pipeline.launch.ray_notices import RayNotices, forward_stop_signals
 from pipeline.launch.ray_start import RunStart, StreamBuilder, run_data
+from pipeline.parallel.own_code import OwnCode, check_same_code, own_code
 from pipeline.parallel.stop_signals import StopRequestedError
 from pipeline.run_folder.lease import next_attempt
 from pipeline.run_folder.restarts import has_come_back
@@ -127,7 +128,7 @@ def _fit(config: ExperimentConfig, source: BatchSource, attempt: int, stop: Any)
     data = run_data(Path(config.run_dir), source.plan.data_fingerprint, source_ref)
     start = RunStart(config, data, attempt, source.plan.total_steps)
     trainer = TorchTrainer(
-        _TrainFunction(config, source_ref, attempt, stop),
+        _TrainFunction(config, source_ref, attempt, stop, own_code()),
         torch_config=TorchConfig(backend=backends(config.cluster.use_gpu), timeout_s=_GROUP_TIMEOUT_S),
         datasets={"train": start},
         dataset_config=PlanIngest(StreamBuilder(config, source_ref, source.plan.total_steps), start.record),
@@ -180,6 +181,8 @@ class _TrainFunction:
     attempt: int
     stop: Any
     """Handle of the driver's `StopRequest`."""
+    code: OwnCode
+    """What the driver runs."""
 
     def __call__(self) -> WorkerResult | Exception:
         """Train; returns an error that all ranks have agreed on, raises what a single one meets."""
@@ -220,6 +223,7 @@ class _TrainFunction:
             )
 
         try:
+            check_same_code(own_code(), self.code, f"worker {workers.rank}")
             return run_worker(
                 rank_job(self.config, self.attempt),
                 source,

@@ -30,6 +30,7 @@ from pipeline.launch.prepare import prepare_run, prepare_source
 from pipeline.launch.progress import ProgressReporter
 from pipeline.launch.rank_job import rank_job
 from pipeline.parallel.children import run_on_cores, survive_in_tasks
+from pipeline.parallel.own_code import check_same_code, own_code
 from pipeline.parallel.ranks import Workers, join_torchrun
 from pipeline.parallel.run_map import RunMap
 from pipeline.parallel.stop_signals import StopRequestedError, stop_requests
@@ -116,6 +117,9 @@ def _prepare(config: ExperimentConfig, console: Console, run_map: RunMap) -> tup
 
 
 def _run_locally(config: ExperimentConfig, workers: Workers, console: Console) -> TrainingResult:
+    own = own_code()
+    for rank, found in enumerate(workers.gather(own)):
+        check_same_code(found, own, f"rank {rank}")
     if not workers.is_first:
         workers.wait_patiently()  # rank 0 builds the index meanwhile
         source = with_cached_features(config.recipe, prepare_source(config, console=Console(quiet=True)))
