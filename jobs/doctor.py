@@ -12,6 +12,7 @@ from rich.text import Text
 
 from jobs.config_source import ConfigOption, OverridesArgument, read_config
 from jobs.console import output_console
+from jobs.failures import classify
 from jobs.ray_job import check_requires_token
 from pipeline.config import ExperimentConfig
 from pipeline.tools.doctor.finding import Finding
@@ -23,18 +24,20 @@ _DASHBOARD_PORT = 8265
 
 
 def run(config: ConfigOption, overrides: OverridesArgument = None) -> None:
-    """Check what a run needs: disk, file system, checkpoints, data, model, Ray, MLflow. Ends with 2 on an error."""
+    """Check what a run needs: disk, file system, checkpoints, data, model, Ray, MLflow. Ends as the run would."""
     experiment = read_config(config, overrides).with_absolute_paths()
     findings = examine(experiment)
     output_console().print(findings_table(experiment.name, findings))
-    if any(finding.status == "error" for finding in findings):
-        raise typer.Exit(2)
+    codes = [finding.exit_code for finding in findings if finding.status == "error"]
+    if codes:
+        raise typer.Exit(next((code for code in codes if code != 2), 2))
 
 
 def examine(config: ExperimentConfig) -> list[Finding]:
     """Run all checks."""
     from pipeline.tools.doctor.data import check_encoder, check_index
     from pipeline.tools.doctor.model_files import check_projector, check_vision_tower, check_weights
+    from pipeline.tools.doctor.preflight import check_model_fits, check_run_data
     from pipeline.tools.doctor.run_folder import (
         check_checkpoint_folder,
         check_checkpoints,
@@ -56,6 +59,8 @@ def examine(config: ExperimentConfig) -> list[Finding]:
     findings += _examine("language model", lambda: check_weights(parts))
     findings += _examine("vision tower", lambda: check_vision_tower(parts))
     findings += _examine("projector", lambda: check_projector(parts))
+    findings += _examine("model and options", lambda: check_model_fits(config))
+    findings += _examine("data", lambda: check_run_data(config))
     ray = _examine("Ray", lambda: check_ray(config.cluster))
     if any(finding.check.startswith("Ray node") for finding in ray):
         ray += _examine("Ray token", partial(check_token, os.environ))
@@ -68,6 +73,9 @@ def _examine(name: str, check: Callable[[], Finding | list[Finding]]) -> list[Fi
         found = check()
     except Exception as error:  # whatever a damaged file or a strange machine makes a library raise
         logger.debug("the check %r failed", name, exc_info=error)
+        failure = classify(error)
+        if failure.is_explained:
+            return [Finding(name, "error", str(error), failure.exit_code)]
         return [Finding(name, "error", f"cannot be checked, {type(error).__name__}: {error}")]
     return [found] if isinstance(found, Finding) else found
 

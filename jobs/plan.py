@@ -48,10 +48,8 @@ def run(
     experiment = read_config(config, overrides).with_absolute_paths()
     console = output_console()
 
-    from pipeline.assembly.encoder import build_encoder
-    from pipeline.assembly.skeleton import build_skeleton
-    from pipeline.features.opening import with_cached_features
     from pipeline.index.budget import describe_excess
+    from pipeline.launch.preflight import check_config, check_data
     from pipeline.launch.prepare import index_run
     from pipeline.launch.run_maps import choose_run_map
     from pipeline.stream.prepare import plan_run
@@ -63,13 +61,16 @@ def run(
     from pipeline.tools.inspect.sample_view import Inspected
 
     recipe = experiment.recipe
-    encoder, model = build_encoder(recipe.model, recipe.data), build_skeleton(recipe)
+    use_gpu = experiment.cluster.use_gpu or device is not None
+    on_device = experiment.cluster.model_copy(update={"use_gpu": use_gpu})
+    encoder, model = check_config(experiment.model_copy(update={"cluster": on_device}))
     data = index_run(experiment, encoder, console, choose_run_map(experiment.cluster))
     plan = plan_run(recipe.data, recipe.training, experiment.seed, data, encoder)
+    refused = read_refused(Path(experiment.run_dir), plan.data_fingerprint)
+    source = check_data(experiment, data, BatchSource(plan, data.index, encoder, refused))
     work = measure_work(Inspected(data.index, data.tokens, encoder), plan, model, recipe)
     console.print(work_table(experiment.name, plan, work))
     numbers = list(dict.fromkeys([experiment.cluster.max_workers, *(workers or [])]))
-    use_gpu = experiment.cluster.use_gpu or device is not None
     devices = [device_named(device) if device else device_here(use_gpu=use_gpu, num_ranks=ranks) for ranks in numbers]
     found = [
         forecast(recipe, model, plan, work, on, ranks, use_gpu=use_gpu)
@@ -82,8 +83,6 @@ def run(
     if measure:
         from pipeline.tools.estimate.probe import measure_steps
 
-        refused = read_refused(Path(experiment.run_dir), plan.data_fingerprint)
-        source = with_cached_features(recipe, BatchSource(plan, data.index, encoder, refused))
         probe = measure_steps(
             recipe, source, numbers[0], _PROBE_STEPS, use_gpu=experiment.cluster.use_gpu, seed=experiment.seed
         )

@@ -22,12 +22,11 @@ def run_stage(
     console = output_console()
     if dry_run:
         console.print(Syntax(config.to_yaml().rstrip(), "yaml", background_color="default"))
-        from pipeline.features.opening import with_cached_features
-        from pipeline.launch.prepare import prepare_source
+        from pipeline.launch.preflight import prepare_checked
         from pipeline.launch.run_maps import choose_run_map
 
-        source = prepare_source(config, console=console, run_map=choose_run_map(config.cluster))
-        with_cached_features(config.recipe, source)
+        config = config.with_absolute_paths()
+        prepare_checked(config, console=console, run_map=choose_run_map(config.cluster))
         return
     from pipeline.launch.run import run_training  # loads torch, which a wrong config need not wait for
     from pipeline.training.measures.speed import verdict

@@ -165,7 +165,10 @@ def _frame_layout(resolution: Resolution, view: ImageView) -> FeatureLayout:
     """Lay out a frame: its grid shrunk to half the sides, a newline after the last one of a video."""
     side = resolution.tile_grid
     if side is None:
-        raise ValueError("frames of a video need features on a square grid; use mm_vision_select_feature 'patch'")
+        raise ValueError(
+            "frames of a video need features on a square grid, which neither class tokens nor the queries of a "
+            "resampler have; use mm_vision_select_feature 'patch' and an mm_projector_type other than resamplerQ_N"
+        )
     half = math.ceil(side / 2)
     taps, weights = _bilinear_taps(torch.arange(side * side).view(side, side), half, half)
     frame = _plain_layout(1, torch.zeros(0, dtype=torch.int64))._replace(

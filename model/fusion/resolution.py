@@ -156,8 +156,9 @@ def read_resolution(
         raise ValueError(f"{aspect_ratio} shrinks the grid of all tiles: mm_patch_merge_type must be spatial_unpad")
     if merge != "flat" and tile_grid is None:
         raise ValueError(
-            f"mm_patch_merge_type {merge!r} needs features on a square grid; use mm_vision_select_feature 'patch', or "
-            "merge 'flat'"
+            f"mm_patch_merge_type {merge!r} needs features on a square grid, which neither class tokens nor the "
+            "queries of a resampler have; use mm_vision_select_feature 'patch' and an mm_projector_type other than "
+            "resamplerQ_N, or merge 'flat'"
         )
     return Resolution(
         kind=cast(Kind, name),  # the pattern knows no other

@@ -82,6 +82,45 @@ def enable_packed_attention(model: PreTrainedModel, kernel: AttentionKernel = "a
     model.set_attn_implementation(_REGISTERED[kernel])
 
 
+def check_training_kernel(
+    model: PreTrainedModel, kernel: AttentionKernel, *, on_cuda: bool, dtype: torch.dtype
+) -> None:
+    """Refuse what would fail in the first step.
+
+    Args:
+        model: to be trained on packed rows.
+        kernel: asked for.
+        on_cuda: whether the workers have CUDA devices.
+        dtype: what attention computes in.
+
+    Raises:
+        ValueError: the kernel does not train on such a device or in this type, or the model drops attention weights.
+    """
+    is_half = dtype in (torch.float16, torch.bfloat16)
+    if kernel == "flex" and not on_cuda:
+        raise ValueError(
+            "attention kernel 'flex' trains on CUDA devices only, flex_attention has no backward on the CPU; use "
+            "'auto', or set cluster.use_gpu=true"
+        )
+    if kernel in ("varlen", "flash_attention_2", "flash_attention_4") and not (on_cuda and is_half):
+        found = f"{'CUDA' if on_cuda else 'the CPU'} and {str(dtype).removeprefix('torch.')}"
+        raise ValueError(
+            f"attention kernel {kernel!r} needs CUDA devices and half precision, the run has {found}; use 'auto', or "
+            "set cluster.use_gpu=true and training.precision=bfloat16"
+        )
+    config: Any = model.config
+    dropout = config.attention_dropout if hasattr(config, "attention_dropout") else 0.0
+    if dropout:
+        raise ValueError(_no_dropout(dropout))
+
+
+def _no_dropout(dropout: float) -> str:
+    return (
+        f"packed attention has no dropout, but attention_dropout is {dropout}; set it to 0 in config.json of the "
+        "language model"
+    )
+
+
 def packed_kernel(config: Any) -> AttentionKernel | None:
     """Return the kernel that `enable_packed_attention` noted in a model's config, or None."""
     name = config._attn_implementation
@@ -268,7 +307,7 @@ def attention_forward(
         )
         return out, None
     if dropout:
-        raise ValueError(f"packed attention has no dropout, but attention_dropout is {dropout}; set it to 0")
+        raise ValueError(_no_dropout(dropout))
     if torch.is_autocast_enabled(query.device.type):
         # Rotary embedding leaves q and k in float32 under autocast; v is already in the low precision.
         dtype = torch.get_autocast_dtype(query.device.type)

@@ -14,7 +14,7 @@ from transformers import initialization as init
 from model.files.adapter import load_projector
 from model.fusion.resolution import PatchMerge, Resolution, read_resolution
 from model.vision.pixels import read_pixel_stats
-from model.vision.projector import build_vision_projector
+from model.vision.projector import build_vision_projector, keeps_grid
 from model.vision.tower_builder import AnyTower, build_vision_tower
 from model.vision.vision_tower import VisionTower
 
@@ -75,7 +75,7 @@ class LlavaMetaModel:
             config.mm_patch_merge_type,
             tile_size=tile_size,
             tile_features=tile_features,
-            tile_grid=grid if grid is not None and grid**2 == tile_features else None,  # a resampler leaves none
+            tile_grid=grid if keeps_grid(config.mm_projector_type) else None,
         )
 
     def get_vision_tower(self) -> AnyTower | None:

@@ -109,6 +109,12 @@ def num_projected_features(projector_type: str, num_features: int) -> int:
     return num_features if match is None else int(match["queries"])
 
 
+def keeps_grid(projector_type: str) -> bool:
+    """Whether features after the projector still lie where their patches do; queries of a resampler lie nowhere."""
+    _, rest = split_projector_type(projector_type)
+    return re.fullmatch(_RESAMPLER, rest) is None
+
+
 def build_vision_projector(config: ProjectorConfig) -> nn.Module:
     """Build the projector that `config.mm_projector_type` names, with fresh random weights.
 

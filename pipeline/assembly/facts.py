@@ -16,7 +16,7 @@ from model.hub.tokenizer_files import read_tokenizer
 from model.hub.weights import read_llava_config
 from model.llava.vision_tokens import extend_tokenizer
 from model.vision.image_spec import ImageSpec
-from model.vision.projector import num_projected_features
+from model.vision.projector import keeps_grid, num_projected_features
 from model.vision.tower_builder import AnyTower, VisionArgs, build_vision_tower
 from pipeline.config import ModelConfig
 from pipeline.samples.prompt.jinja_template import JinjaTemplate
@@ -39,7 +39,7 @@ class TowerFacts(NamedTuple):
     num_features: int
     """Features per tile after selection."""
     feature_grid: int | None
-    """Features per side of a tile, None when class tokens are among them."""
+    """Features per side of a tile; None where class tokens are among them, or a resampler leaves queries."""
     patch_merge: str
     """`mm_patch_merge_type` of the model that the tower belongs to, or is to belong to."""
 
@@ -171,7 +171,9 @@ def folder_wraps_images(folder: str) -> bool:
 def _facts(tower: AnyTower, spec: ImageSpec, projector_type: str, patch_merge: str) -> TowerFacts:
     from_tower = tower.num_features_at(spec.size)
     count = num_projected_features(projector_type, from_tower)
-    return TowerFacts(spec, count, tower.feature_grid_at(spec.size) if count == from_tower else None, patch_merge)
+    return TowerFacts(
+        spec, count, tower.feature_grid_at(spec.size) if keeps_grid(projector_type) else None, patch_merge
+    )
 
 
 def _first(names: str | tuple[str, ...] | list[str]) -> str:

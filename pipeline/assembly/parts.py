@@ -87,7 +87,7 @@ def join_parts(
             model.get_model().set_patch_merge(parts.mm_patch_merge_type)
         if projector is not None:
             load_projector(model.get_model(), projector)
-    _add_tokens(model, parts, projector)
+    add_tokens(model, parts, projector)
     return model
 
 
@@ -99,8 +99,12 @@ class _TokenArgs:
     tune_mm_mlp_adapter: bool = False
 
 
-def _add_tokens(model: LlavaModel, parts: ModelConfig, projector: str | Path | None) -> None:
-    """Give the model the special tokens around images that it is to have, with rows from the projector's file."""
+def add_tokens(model: LlavaModel, parts: ModelConfig, projector: str | Path | None) -> None:
+    """Give the model the special tokens around images that it is to have, with rows from the projector's file.
+
+    Raises:
+        ValueError: there is no tokenizer, or the file lacks the rows.
+    """
     args = _TokenArgs(parts.mm_use_im_patch_token, has_wrapped_images(parts), projector)
     if args.mm_use_im_patch_token or args.mm_use_im_start_end:
         model.initialize_vision_tokenizer(args, load_tokenizer(parts.language_model))

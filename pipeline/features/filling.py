@@ -40,12 +40,14 @@ class FillReport(NamedTuple):
     folder: str
     shards_written: int
     shards_present: int
-    """Finished by an earlier run."""
+    """Finished by an earlier run, every byte of them verified."""
     images: int
     """Distinct within their shard."""
     tiles: int
     num_bytes: int
     """Features written."""
+    shards_repaired: int
+    """Of those written: damaged before."""
 
 
 def fill_cache(
@@ -74,14 +76,15 @@ def fill_cache(
     encode = _tower_call(lone, pick_device(use_gpu, local_rank=0), training)
     wanted = shards_with_images(index)
     numbers = {shard.sha256: number for number, shard in reversed(list(enumerate(index.shards)))}
-    todo = [shard for shard in wanted if not cache.has(shard)]
+    todo = [shard for shard in wanted if not cache.is_sound(shard)]
+    repaired = sum(cache.has(shard) for shard in todo)
     images = tiles = num_bytes = 0
     for done, shard in enumerate(todo):
         if progress is not None:
             progress(len(wanted) - len(todo) + done, len(wanted))
         found = _fill_shard(cache, index, numbers[shard.sha256], encoder, encode, training.vision_batch_size)
         images, tiles, num_bytes = images + found[0], tiles + found[1], num_bytes + found[2]
-    return FillReport(cache.folder, len(todo), len(wanted) - len(todo), images, tiles, num_bytes)
+    return FillReport(cache.folder, len(todo), len(wanted) - len(todo), images, tiles, num_bytes, repaired)
 
 
 def _fill_shard(

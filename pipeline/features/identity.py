@@ -20,7 +20,7 @@ from model.vision.vision_tower import VisionTower
 from pipeline.index.scan import Checks
 from pipeline.samples.fit import ImageSpec
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Raised whenever files of the cache change their meaning."""
 _LOCAL_FACTS: Final = frozenset({"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"})
 """Fields of a tower's config that say where it came from, not what it computes."""
@@ -57,10 +57,19 @@ def cache_key(
         "weights": revision,
         "towers": [_describe(member) for member in members],
         "normalisation": [lone.stats, other_stats],
-        "pixels": [dataclasses.asdict(part) for part in (image_spec, resolution, checks)],
+        "pixels": [dataclasses.asdict(image_spec), _tiling_of(resolution), dataclasses.asdict(checks)],
         "precision": precision,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def _tiling_of(resolution: Resolution) -> dict[str, Any]:
+    """Return what decides which tiles an image becomes; how their features are laid out afterwards does not matter.
+
+    `max_tiles` decides it for several images too: with `anyres_max_N` each of them becomes one tile.
+    """
+    facts = dataclasses.asdict(resolution)
+    return {name: value for name, value in facts.items() if name not in ("merge", "tile_features", "tile_grid")}
 
 
 def _describe(tower: VisionTower) -> list[Any]:

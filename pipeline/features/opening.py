@@ -34,9 +34,32 @@ def open_cache(recipe: Recipe, index: ShardIndex, encoder: SampleEncoder) -> Fea
     Raises:
         ConfigError: shards are missing in it.
     """
+    cache = find_cache(recipe, encoder)
+    if cache is not None:
+        check_complete(cache, index)
+    return cache
+
+
+def find_cache(recipe: Recipe, encoder: SampleEncoder) -> FeatureCache | None:
+    """Return the cache that a config names with every file of it checked, None when it names none.
+
+    Raises:
+        ConfigError: the tower is missing or does not fit.
+        FeatureCacheError: a file is damaged or lost.
+    """
     if recipe.data.feature_cache is None:
         return None
     cache = locate_cache(recipe.data, recipe.training.precision, encoder, load_tower(recipe))
+    cache.check_files()
+    return cache
+
+
+def check_complete(cache: FeatureCache, index: ShardIndex) -> None:
+    """Refuse a cache that lacks shards of a run.
+
+    Raises:
+        ConfigError: names the first.
+    """
     wanted = shards_with_images(index)
     missing = [shard for shard in wanted if not cache.has(shard)]
     if missing:
@@ -47,7 +70,6 @@ def open_cache(recipe: Recipe, index: ShardIndex, encoder: SampleEncoder) -> Fea
             f"data.feature_cache: {cache.folder} lacks {len(missing)} of {len(wanted)} shards, the first is "
             f"{missing[0].url}{hint}; {HOW_TO_FILL}, or leave data.feature_cache out"
         )
-    return cache
 
 
 def locate_cache(data: DataConfig, precision: str, encoder: SampleEncoder, lone: LoneTower) -> FeatureCache:

@@ -19,12 +19,13 @@ from pipeline.stream.rank_step import BatchSource
 
 
 def prepare_source(config: ExperimentConfig, *, console: Console, run_map: RunMap = run_serially) -> BatchSource:
-    """Index the shards if needed and plan the run; raises as `prepare_run` does."""
-    return prepare_run(config, console=console, run_map=run_map)[0]
+    """Index the shards if needed and plan the run, whose config is known to be sound; raises as `prepare_run` does."""
+    encoder = build_encoder(config.model, config.data)
+    return prepare_run(config, encoder, console=console, run_map=run_map)[0]
 
 
 def prepare_run(
-    config: ExperimentConfig, *, console: Console, run_map: RunMap = run_serially
+    config: ExperimentConfig, encoder: SampleEncoder, *, console: Console, run_map: RunMap = run_serially
 ) -> tuple[BatchSource, IndexedData]:
     """Index the shards if needed and plan the run; returns the data too, rejected samples included.
 
@@ -32,7 +33,6 @@ def prepare_run(
         ConfigError: model parts or shards do not exist, or too many samples are unusable.
         ShardError: a shard is defective and data.on_bad_shard is `fail`.
     """
-    encoder = build_encoder(config.model, config.data)
     data = index_run(config, encoder, console, run_map)
     check_rejected(data, config.data)
     plan = plan_run(config.data, config.training, config.seed, data, encoder)

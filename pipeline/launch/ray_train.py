@@ -192,6 +192,7 @@ class _TrainFunction:
         from pipeline.parallel.ranks import Workers
         from pipeline.training.bookkeeping import RejectedBudgetError
         from pipeline.training.loop import NonFiniteError
+        from pipeline.training.measures.idle import NothingLearnedError
         from pipeline.training.measures.metrics import LedgerError
         from pipeline.training.snapshot import CheckpointWriteError
         from pipeline.training.worker import run_worker
@@ -232,7 +233,10 @@ class _TrainFunction:
                 position=shard.origin,
                 notices=RayNotices(self.stop),
             )
-        except (NonFiniteError, RejectedBudgetError, LedgerError, CheckpointWriteError, StopRequestedError) as error:
+        except (
+            NonFiniteError, NothingLearnedError, RejectedBudgetError, LedgerError, CheckpointWriteError,
+            StopRequestedError,
+        ) as error:  # fmt: skip
             return error  # of all ranks alike: each may end its own work, such as its part of a checkpoint
         except Exception as error:
             came_back = has_come_back(Path(self.config.run_dir), self.attempt, workers.rank)

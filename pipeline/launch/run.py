@@ -16,23 +16,22 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Console
 
-from pipeline.assembly.part_files import check_part_files
 from pipeline.assembly.parts import find_projector
-from pipeline.checkpoint.resume import find_position, run_storage
-from pipeline.config import CheckpointConfig, ExperimentConfig, ModelConfig, check_resumable, load_config
+from pipeline.checkpoint.resume import find_position
+from pipeline.config import ExperimentConfig, ModelConfig
 from pipeline.features.opening import with_cached_features
 from pipeline.index.rejected import record_rejected
 from pipeline.launch.crash_search import RunData
 from pipeline.launch.description import describe_run
 from pipeline.launch.failure_watch import FailureWatch
 from pipeline.launch.local_stream import iterate_despite_deaths
+from pipeline.launch.preflight import check_config, check_continues, check_data, check_outputs
 from pipeline.launch.prepare import prepare_run, prepare_source
 from pipeline.launch.progress import ProgressReporter
 from pipeline.launch.rank_job import rank_job
 from pipeline.parallel.children import run_on_cores, survive_in_tasks
 from pipeline.parallel.own_code import check_same_code, own_code
 from pipeline.parallel.ranks import Workers, join_torchrun
-from pipeline.parallel.run_map import RunMap
 from pipeline.parallel.stop_signals import StopRequestedError, stop_requests
 from pipeline.run_folder.files import replace_file
 from pipeline.run_folder.lease import hold_checkpoints, hold_run
@@ -75,16 +74,20 @@ def run_training(config: ExperimentConfig, console: Console | None = None) -> Tr
     """
     console = console or Console()
     config = config.with_absolute_paths()
+    check_outputs(config)
     if config.cluster.launcher == "local":
         return _run_locally(config, join_torchrun(config.cluster.use_gpu), console)
-    check_part_files(config.model)
     from pipeline.launch import ray_cluster, ray_train
     from pipeline.parallel.ray_map import map_on_cluster  # the local launcher must work where Ray is not installed
 
     with hold_run(Path(config.run_dir)) as attempt, hold_checkpoints(config.checkpoint.folder):
         adopt_run_dir(config)
+        encoder = check_config(config).encoder  # before Ray, which takes seconds to start
         ray_cluster.connect(config.cluster)
-        source, rejected = _prepare(config, console, survive_in_tasks(map_on_cluster))
+        run_map = survive_in_tasks(map_on_cluster)
+        source, data = prepare_run(config, encoder, console=console, run_map=run_map)
+        rejected = record_rejected(Path(config.run_dir), data.index, data.tokens)
+        source = check_data(config, data, source)
         return _supervise(config, source, rejected, console, lambda: ray_train.run_on_ray(config, source, attempt))
 
 
@@ -96,24 +99,10 @@ def adopt_run_dir(config: ExperimentConfig) -> None:
     Raises:
         ConfigError: a field that must not change on resume differs.
     """
+    check_continues(config)
     saved = Path(config.run_dir) / "config.yaml"
-    if saved.is_file() and has_begun(Path(config.run_dir), config.checkpoint):
-        check_resumable(load_config(saved), config)
     saved.parent.mkdir(parents=True, exist_ok=True)
     replace_file(saved, config.to_yaml())
-
-
-def has_begun(run_dir: Path, checkpoint: CheckpointConfig) -> bool:
-    """Whether a run has left more in its folder than its config."""
-    traces = (run_dir / name for name in ("metrics.jsonl", "mlflow.json"))
-    return any(path.exists() for path in traces) or bool(run_storage(run_dir, checkpoint).generations())
-
-
-def _prepare(config: ExperimentConfig, console: Console, run_map: RunMap) -> tuple[BatchSource, dict[str, int]]:
-    """Return what to train on, and how many samples the index rejects for each reason; these are written down."""
-    source, data = prepare_run(config, console=console, run_map=run_map)
-    rejected = record_rejected(Path(config.run_dir), data.index, data.tokens)
-    return with_cached_features(config.recipe, source), rejected
 
 
 def _run_locally(config: ExperimentConfig, workers: Workers, console: Console) -> TrainingResult:
@@ -124,10 +113,11 @@ def _run_locally(config: ExperimentConfig, workers: Workers, console: Console) -
         workers.wait_patiently()  # rank 0 builds the index meanwhile
         source = with_cached_features(config.recipe, prepare_source(config, console=Console(quiet=True)))
         return _describe(Path(config.run_dir), _train_rank(config, source, workers, attempt=0), None)
-    check_part_files(config.model)
     with hold_run(Path(config.run_dir)) as attempt, hold_checkpoints(config.checkpoint.folder):
         adopt_run_dir(config)
-        source, rejected = _prepare(config, console, run_on_cores)
+        source, data = prepare_run(config, check_config(config).encoder, console=console, run_map=run_on_cores)
+        rejected = record_rejected(Path(config.run_dir), data.index, data.tokens)
+        source = check_data(config, data, source)
         workers.wait_patiently()
         return _supervise(config, source, rejected, console, lambda: _train_rank(config, source, workers, attempt))
 

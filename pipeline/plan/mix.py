@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 from pipeline.config import ConfigError, DataConfig, MixChange
 from pipeline.plan.mixed import MixedOrder, MixPhase, MixSource, mix_sources
-
-logger = logging.getLogger(__name__)
 
 _FLATTENED_UNITS = 10**6
 """Resolution of shares that come from a temperature; roots of sizes are no ratios of whole numbers."""
@@ -69,16 +66,15 @@ def check_past_changes(trained: Sequence[MixChange], now: Sequence[MixChange], s
         )
 
 
-def warn_of_late_changes(changes: Sequence[MixChange], total_steps: int) -> None:
+def describe_late_changes(changes: Sequence[MixChange], total_steps: int) -> str | None:
     """Say which announced changes lie beyond the last step; they only count when the run is made longer."""
     late = [change for change in changes if change.from_step >= total_steps]
-    if late:
-        logger.warning(
-            "data.mix_changes: the run ends after step %d, so these changes never take effect: %s; lower from_step, or "
-            "train longer (training.num_epochs, training.max_steps)",
-            total_steps - 1,
-            _describe(late),
-        )
+    if not late:
+        return None
+    return (
+        f"data.mix_changes: the run ends after step {total_steps - 1}, so these changes never take effect: "
+        f"{_describe(late)}; lower from_step, or train longer (training.num_epochs, training.max_steps)"
+    )
 
 
 def _describe(changes: Sequence[MixChange]) -> str:

@@ -5,18 +5,25 @@ Only images are replaced: samples are read, verified and rejected as without it.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from pipeline.index.index import ShardInfo
-from pipeline.stream.feature_files import CachedImage, open_shard, table_file
+from pipeline.stream.feature_files import (
+    HOW_TO_FILL,
+    CachedImage,
+    FeatureCacheError,
+    ShardReader,
+    cached_shards,
+    open_shard,
+    table_file,
+)
 
-HOW_TO_FILL: Final = "run `ray-llava cache-features` with this config"
+__all__ = ["HOW_TO_FILL", "FeatureCache", "FeatureCacheError"]
 
 
-class FeatureCacheError(RuntimeError):
-    """The cache does not hold what it should; nothing is computed in its place."""
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,11 +39,40 @@ class FeatureCache:
         """Whether a shard was finished."""
         return table_file(Path(self.folder), shard.sha256).is_file()
 
+    def check_files(self) -> None:
+        """Check every table by its digest, and every file of features by its size.
+
+        Raises:
+            FeatureCacheError: names the first file that is damaged or lost.
+        """
+        for shard in cached_shards(Path(self.folder)):
+            ShardReader(Path(self.folder), shard).check_files()
+
+    def verify(self) -> None:
+        """Read everything and compare every digest.
+
+        Raises:
+            FeatureCacheError: names the first file that is damaged or lost.
+        """
+        for shard in cached_shards(Path(self.folder)):
+            ShardReader(Path(self.folder), shard).verify()
+
+    def is_sound(self, shard: ShardInfo) -> bool:
+        """Whether a shard was finished and every byte of its features is what was written; says what is not."""
+        if not self.has(shard):
+            return False
+        try:
+            ShardReader(Path(self.folder), shard.sha256).verify()
+        except FeatureCacheError as error:
+            logger.warning("%s", error)
+            return False
+        return True
+
     def read(self, shard: ShardInfo, sample_key: str, image_key: bytes) -> CachedImage:
         """Return an image of a sample of a shard.
 
         Raises:
-            FeatureCacheError: it is not there; names the sample.
+            FeatureCacheError: it is not there, or damaged; names the sample or the file.
         """
         try:
             found = open_shard(self.folder, shard.sha256).find(image_key)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pipeline.config import DataConfig, TrainingConfig
 from pipeline.index.dataset import IndexedData
 from pipeline.plan.epochs import EpochOrder
-from pipeline.plan.mix import order_mix, warn_of_late_changes
+from pipeline.plan.mix import order_mix
 from pipeline.plan.plan import Order, Plan, check_lengths
 from pipeline.plan.sources import Sources
 from pipeline.samples.encode import SampleEncoder
@@ -27,7 +27,7 @@ def plan_run(
         order = order_mix(data_config, sizes, seed, training.global_batch_size, training.num_epochs)
     else:
         order = EpochOrder(len(usable), seed, training.global_batch_size, training.num_epochs)
-    plan = Plan(
+    return Plan(
         num_tokens=num_tokens,
         usable=usable,
         order=order,
@@ -37,5 +37,3 @@ def plan_run(
         max_steps=training.max_steps,
         micro_batch_tokens=training.micro_batch_tokens,
     )
-    warn_of_late_changes(data_config.mix_changes, plan.total_steps)
-    return plan

@@ -21,6 +21,7 @@ from pipeline.training.batches import PreparedStep
 from pipeline.training.bookkeeping import book, step_metrics, step_speed
 from pipeline.training.gradients import accumulate_gradients
 from pipeline.training.measures.flops import FlopModel, peak_flops
+from pipeline.training.measures.idle import IdleSteps
 from pipeline.training.measures.metrics import StepCounts
 from pipeline.training.measures.profiling import StepProfiler
 from pipeline.training.measures.sources import describe_sources
@@ -41,6 +42,7 @@ def train(session: TrainingSession, snapshots: Snapshots, steps: Iterator[Prepar
     Raises:
         NonFiniteError: loss or gradient is not finite; names the step and its samples.
         RejectedBudgetError: too many samples could not be used.
+        NothingLearnedError: gradients stay exactly zero.
         StopRequestedError: the process was asked to stop, after a checkpoint.
     """
     metrics: dict[str, float] = {}
@@ -50,6 +52,7 @@ def train(session: TrainingSession, snapshots: Snapshots, steps: Iterator[Prepar
         flops = flops.without_tower()
     meter = SpeedMeter(flops, peak_flops(workers.device), workers.world_size)
     profiler = StepProfiler(session.training.profile_steps, session.run_dir, is_first=workers.is_first)
+    idle = IdleSteps(session.current_step)
     leaving = False
     started = time.perf_counter()
     for prepared in steps:
@@ -72,6 +75,7 @@ def train(session: TrainingSession, snapshots: Snapshots, steps: Iterator[Prepar
         session.current_step = next_step = prepared.step + 1
         stop, leaves_now = read_notices(session)
         is_last = next_step == session.plan.total_steps
+        idle.add(prepared.step, outcome.grad_norm if outcome.counts.targets else None, is_last=is_last)
         if is_last or stop or (leaves_now and not leaving) or snapshots.is_due(next_step):
             snapshots.save(session, next_step)
         if is_last or stop or leaves_now:

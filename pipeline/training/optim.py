@@ -31,13 +31,12 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opt
         ValueError: nothing requires gradients.
         ConfigError: `optimizer: adamw_8bit` without its library.
     """
+    check_optimizer(model, config)
     exempt = _exempt_from_decay(model)
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             groups.setdefault((_peak_lr(name, config), name in exempt), []).append(parameter)
-    if not groups:
-        raise ValueError("no parameter requires gradients; the stage selected nothing to train")
     described = [
         {"params": parameters, "peak_lr": peak_lr, "weight_decay": 0.0 if is_exempt else config.weight_decay}
         for (peak_lr, is_exempt), parameters in sorted(groups.items(), key=lambda entry: entry[0])
@@ -49,16 +48,30 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opt
     return torch.optim.AdamW(described, lr=config.learning_rate, betas=_BETAS, eps=_EPS, fused=True)
 
 
+def check_optimizer(model: nn.Module, config: TrainingConfig) -> None:
+    """Refuse what `build_optimizer` could not build; reads no values.
+
+    Raises:
+        ValueError: nothing requires gradients.
+        ConfigError: `optimizer: adamw_8bit` without its library.
+    """
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            "nothing learns: no parameter requires gradients, such as in projector pretraining with "
+            "mm_projector_type 'identity'; choose another projector, or finetune"
+        )
+    if config.optimizer == "adamw_8bit" and importlib.util.find_spec(_EIGHT_BIT_PACKAGE) is None:
+        raise ConfigError(
+            f"training.optimizer=adamw_8bit needs {_EIGHT_BIT_PACKAGE}, which is not installed; install "
+            "ray-llava[eightbit], or set training.optimizer=adamw"
+        )
+
+
 def _eight_bit_adamw(groups: list[dict[str, Any]], config: TrainingConfig) -> torch.optim.Optimizer:
     """Build bitsandbytes' AdamW: moments in 8 bits with a scale for every 256, those of small tensors in float32.
 
     Source: Dettmers et al., "8-bit Optimizers via Block-wise Quantization", ICLR 2022.
     """
-    if importlib.util.find_spec(_EIGHT_BIT_PACKAGE) is None:
-        raise ConfigError(
-            f"training.optimizer=adamw_8bit needs {_EIGHT_BIT_PACKAGE}, which is not installed; install "
-            "ray-llava[eightbit], or set training.optimizer=adamw"
-        )
     from bitsandbytes.optim import AdamW8bit
 
     optimizer: torch.optim.Optimizer = AdamW8bit(groups, lr=config.learning_rate, betas=_BETAS, eps=_EPS)

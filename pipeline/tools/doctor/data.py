@@ -55,8 +55,8 @@ def _describe_excess(parts: ModelConfig, data: DataConfig, run_dir: Path) -> str
 
     try:
         encoder, folder = build_encoder(parts, data), index_folder(data, str(run_dir))
-        indexed = index_data(data, folder, encoder, Console(quiet=True), _read_nothing)
-    except _IncompleteError:
+        indexed = index_data(data, folder, encoder, Console(quiet=True), read_nothing)
+    except IncompleteError:
         return None  # the run counts the rest
     except (DataError, OSError) as error:  # a defective shard, or storage failed
         return str(error)
@@ -65,13 +65,18 @@ def _describe_excess(parts: ModelConfig, data: DataConfig, run_dir: Path) -> str
     return describe_excess(indexed, data)
 
 
-class _IncompleteError(Exception):
+class IncompleteError(Exception):
     """Shards would have to be read."""
 
 
-def _read_nothing(function: Callable[[Any], Any], items: Sequence[Any], /) -> Iterable[Any]:
+def read_nothing(function: Callable[[Any], Any], items: Sequence[Any], /) -> Iterable[Any]:
+    """Stand for what reads shards, where an index that is not complete is to be left as it is.
+
+    Raises:
+        IncompleteError: there is something to read.
+    """
     if items:
-        raise _IncompleteError
+        raise IncompleteError
     return ()
 
 

@@ -13,3 +13,5 @@ class Finding(NamedTuple):
     """An error means that the run would fail, or could lose work."""
     detail: str
     """What was found, and for anything but ok what to do."""
+    exit_code: int = 2
+    """For an error: the code that a run would end with."""

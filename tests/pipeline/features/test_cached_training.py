@@ -93,6 +93,36 @@ def test_fill_again_keeps_finished_shards_and_writes_a_missing_one(config: Exper
     assert tables[0].read_bytes() == before
 
 
+def test_fill_repairs_exactly_what_is_damaged(config: ExperimentConfig) -> None:
+    first = fill(config)
+    folder = Path(first.folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    features = next(path for path in sorted(folder.iterdir()) if ".table." not in path.name)
+    features.write_bytes(features.read_bytes()[:-5] + bytes(5))
+    with pytest.raises(FeatureCacheError, match=features.name):
+        train(config, folder.parent / "run", config.data.feature_cache)
+    again = fill(config)
+    assert (again.shards_written, again.shards_repaired) == (1, 1)
+    assert again.shards_present == first.shards_written - 1
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_cache_that_lost_a_file_is_refused_before_training(config: ExperimentConfig, tmp_path: Path) -> None:
+    folder = Path(fill(config).folder)
+    next(path for path in sorted(folder.iterdir()) if ".table." not in path.name).unlink()
+    with pytest.raises(FeatureCacheError, match="is gone"):
+        train(config, tmp_path / "run2", config.data.feature_cache)
+    assert not (tmp_path / "run2" / "metrics.jsonl").exists()
+
+
+def test_cache_serves_every_layout_of_the_same_tiles(config: ExperimentConfig) -> None:
+    tiles = {"image_aspect_ratio": "anyres"}
+    flat = config.model_copy(update={"data": config.data.model_copy(update=tiles)})
+    first = fill(flat)
+    unpad = flat.model_copy(update={"model": flat.model.model_copy(update={"mm_patch_merge_type": "spatial_unpad"})})
+    assert fill(unpad)[:3] == (first.folder, 0, first.shards_written)
+
+
 def test_start_without_the_shards_names_the_command(config: ExperimentConfig) -> None:
     with pytest.raises(ConfigError, match=r"lacks \d+ of \d+ shards.*ray-llava cache-features"):
         with_cached_features(config.recipe, prepared(config))

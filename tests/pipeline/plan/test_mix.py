@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pipeline.config import ConfigError, ExperimentConfig, MixChange, parse_config
-from pipeline.plan.mix import check_past_changes, order_mix, warn_of_late_changes
+from pipeline.plan.mix import check_past_changes, describe_late_changes, order_mix
 from pipeline.plan.mixed import MixedOrder
 
 SIZES = {"captions": 600, "chat": 150, "text": 30}
@@ -114,15 +114,13 @@ def test_check_past_changes_holds_up_to_the_step_before() -> None:
         check_past_changes([], [change], 8)
 
 
-def test_warn_of_late_changes_names_those_that_never_take_effect(caplog: pytest.LogCaptureFixture) -> None:
+def test_describe_late_changes_names_those_that_never_take_effect() -> None:
     changes = [MixChange(from_step=step, weights={"a": 1.0, "b": float(step)}) for step in (3, 8, 9)]
-    warn_of_late_changes(changes, 8)
-    (record,) = caplog.records
-    assert "ends after step 7" in record.getMessage()
-    assert "never take effect: from 8: {'a': 1.0, 'b': 8.0}; from 9: " in record.getMessage()
-    caplog.clear()
-    warn_of_late_changes(changes, 10)
-    assert not caplog.records
+    told = describe_late_changes(changes, 8)
+    assert told is not None
+    assert "ends after step 7" in told
+    assert "never take effect: from 8: {'a': 1.0, 'b': 8.0}; from 9: " in told
+    assert describe_late_changes(changes, 10) is None
 
 
 def test_order_mix_announced_changes_take_effect_at_their_step() -> None:

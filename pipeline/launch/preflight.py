@@ -1,0 +1,214 @@
+"""What can be known before a run's first worker: one place for every check, whoever asks.
+
+Training, `--dry-run`, `plan`, `doctor` and `cache-features` all call `check_config` before the shards are read and
+`check_data` afterwards, so that what training refuses they refuse, in the same words. Weights stay unread.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.console import Console
+
+from model.files.checkpoint_files import read_checkpoint_config
+from model.hub.quantization import quantization_config
+from model.hub.weights import LlavaModel
+from model.llava.attention import check_training_kernel, enable_packed_attention
+from pipeline.assembly.encoder import build_encoder
+from pipeline.assembly.part_files import check_part_files
+from pipeline.assembly.precision import DTYPES
+from pipeline.assembly.skeleton import build_skeleton
+from pipeline.checkpoint.resume import run_storage
+from pipeline.config import CheckpointConfig, ConfigError, ExperimentConfig, check_resumable, load_config
+from pipeline.features.opening import find_cache, with_cached_features
+from pipeline.index.dataset import IndexedData
+from pipeline.launch.prepare import prepare_run
+from pipeline.parallel.run_map import RunMap
+from pipeline.plan.mix import describe_late_changes
+from pipeline.plan.plan import Plan
+from pipeline.samples.encode import SampleEncoder
+from pipeline.stream.rank_step import BatchSource
+from pipeline.training.optim import check_optimizer
+
+logger = logging.getLogger(__name__)
+
+
+class Checked(NamedTuple):
+    """What a sound config describes."""
+
+    encoder: SampleEncoder
+    model: LlavaModel
+    """Without values."""
+
+
+def check_config(config: ExperimentConfig, *, fills_cache: bool = False) -> Checked:
+    """Refuse a config that no worker could start with, from configs and headers.
+
+    Args:
+        config: with absolute paths.
+        fills_cache: it is for filling the feature cache, which may then be damaged or incomplete.
+
+    Raises:
+        ConfigError: a path, a part of the model or a package is missing.
+        ValueError: parts do not fit together, or to the devices.
+        FeatureCacheError: a file of the feature cache is damaged or lost.
+    """
+    check_outputs(config)
+    check_continues(config)
+    encoder = build_encoder(config.model, config.data)
+    model = check_model(config)
+    if not fills_cache:
+        find_cache(config.recipe, encoder)
+    for caution in cautions(config):
+        logger.warning(caution)
+    return Checked(encoder, model)
+
+
+def check_data(config: ExperimentConfig, data: IndexedData, source: BatchSource) -> BatchSource:
+    """Refuse data from which nothing can be learned, and a feature cache that lacks some of it.
+
+    Returns:
+        The source with the cache opened, where the config names one.
+
+    Raises:
+        ConfigError: the reason.
+        FeatureCacheError: a file of the cache is damaged.
+    """
+    check_something_to_learn(config, data)
+    for caution in plan_cautions(config, source.plan):
+        logger.warning(caution)
+    return with_cached_features(config.recipe, source)
+
+
+def prepare_checked(config: ExperimentConfig, *, console: Console, run_map: RunMap) -> tuple[BatchSource, IndexedData]:
+    """Check the config, index the shards if needed, plan the run and check the data.
+
+    Raises:
+        ConfigError: the run cannot start; the first reason.
+        ShardError: a shard is defective and data.on_bad_shard is `fail`.
+    """
+    source, data = prepare_run(config, check_config(config).encoder, console=console, run_map=run_map)
+    return check_data(config, data, source), data
+
+
+def check_continues(config: ExperimentConfig) -> None:
+    """Compare the config with that of the run that its folder holds, if that has begun.
+
+    Raises:
+        ConfigError: a field that must not change on resume differs.
+    """
+    saved = Path(config.run_dir) / "config.yaml"
+    if saved.is_file() and has_begun(Path(config.run_dir), config.checkpoint):
+        check_resumable(load_config(saved), config)
+
+
+def has_begun(run_dir: Path, checkpoint: CheckpointConfig) -> bool:
+    """Whether a run has left more in its folder than its config."""
+    traces = (run_dir / name for name in ("metrics.jsonl", "mlflow.json"))
+    return any(path.exists() for path in traces) or bool(run_storage(run_dir, checkpoint).generations())
+
+
+def check_model(config: ExperimentConfig) -> LlavaModel:
+    """Put the model together without values; returns it.
+
+    Raises:
+        ConfigError: a package is missing, or a file of a part is damaged or lacks tensors.
+        ValueError: parts are missing or do not fit, or the attention kernel does not fit the workers' devices.
+    """
+    dtype = DTYPES[config.training.precision]
+    if config.lora.quantize_base is not None:
+        quantization_config(config.lora.quantize_base, dtype)
+    check_part_files(config.model)
+    model = build_skeleton(config.recipe)
+    if model.packs_rows:
+        kernel = config.model.attention
+        enable_packed_attention(model, kernel)
+        check_training_kernel(model, kernel, on_cuda=config.cluster.use_gpu, dtype=dtype)
+    check_optimizer(model, config.training)
+    return model
+
+
+def check_outputs(config: ExperimentConfig) -> None:
+    """Refuse folders that cannot be written, without creating them."""
+    folders = {
+        "run_dir": config.run_dir,
+        "checkpoint.folder": config.checkpoint.folder,
+        "data.index_dir": config.data.index_dir,
+    }
+    for field, folder in folders.items():
+        if folder is None or "://" in folder:
+            continue
+        found = next(path for path in (Path(folder), *Path(folder).absolute().parents) if path.exists())
+        if not found.is_dir():
+            raise ConfigError(f"{field} {folder}: {found} is a file, expected a folder; choose another path")
+        if not os.access(found, os.W_OK | os.X_OK):
+            raise ConfigError(f"{field} {folder}: {found} cannot be written by this user; choose another path")
+
+
+def check_something_to_learn(config: ExperimentConfig, data: IndexedData) -> None:
+    """Refuse projector pretraining without any image: no gradient would reach the projector."""
+    if config.stage != "pretrain":
+        return
+    usable = data.tokens["num_tokens"].to_numpy() > 0
+    shown = int(np.count_nonzero(data.index.samples["num_images"].to_numpy()[usable]))
+    if np.count_nonzero(usable) and not shown:
+        raise ConfigError(
+            f"stage pretrain trains the projector, but none of the {np.count_nonzero(usable)} usable samples has an "
+            "image, so nothing would be learned; add samples with images, or use stage finetune"
+        )
+
+
+def cautions(config: ExperimentConfig) -> Iterator[str]:
+    """Yield what will not have the effect that the config suggests, though the run works."""
+    cluster, training = config.cluster, config.training
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if cluster.launcher == "local" and ranks == 1 and cluster.num_workers != 1:
+        yield (
+            f"cluster.num_workers is {cluster.num_workers}, but launcher=local runs one worker; start it under "
+            "torchrun for more, or set cluster.launcher=ray"
+        )
+    alone = ranks == 1 if cluster.launcher == "local" else cluster.max_workers == 1
+    if training.sharding == "fsdp" and alone:
+        yield "training.sharding=fsdp shards nothing with one worker; set cluster.num_workers, or sharding=none"
+
+    limit = num_positions(read_checkpoint_config(config.model.language_model, "model.language_model"))
+    if limit is not None and config.data.max_length > limit:
+        yield (
+            f"data.max_length is {config.data.max_length}, but the language model was made for {limit} positions "
+            f"(max_position_embeddings, rope scaling included); samples beyond them train on positions it has never "
+            "seen. Lower data.max_length, or set rope scaling in its config.json"
+        )
+
+
+def num_positions(values: Mapping[str, Any]) -> int | None:
+    """Return the positions that a language model was made for, None where its config does not say.
+
+    Scaling by a factor counts where `max_position_embeddings` is the length before it; the kinds that note
+    `original_max_position_embeddings` have counted it already. Source: transformers, `modeling_rope_utils.py`.
+
+    Args:
+        values: content of its config.json.
+    """
+    values = values.get("text_config", values)
+    limit = values.get("max_position_embeddings")
+    scaling = values.get("rope_scaling") or values.get("rope_parameters") or {}
+    factor = scaling.get("factor") if "original_max_position_embeddings" not in {*values, *scaling} else None
+    return None if limit is None else int(limit * (factor or 1))
+
+
+def plan_cautions(config: ExperimentConfig, plan: Plan) -> Iterator[str]:
+    """Yield the same of what depends on the data."""
+    late = describe_late_changes(config.data.mix_changes, plan.total_steps)
+    if late is not None:
+        yield late
+    steps = config.training.profile_steps
+    if steps is not None and steps[0] >= plan.total_steps:
+        yield (
+            f"training.profile_steps is {list(steps)}, but the run ends after step {plan.total_steps - 1}: nothing is "
+            "recorded; lower it, or train longer"
+        )
