@@ -6,6 +6,7 @@ release, or the same files in another folder, can give other ids. `read_tokenize
 result, and `write_tokenizer` writes exactly that result.
 """
 
+import copy
 import json
 from pathlib import Path
 from typing import Any, Final
@@ -66,17 +67,19 @@ def portable(tokenizer: PreTrainedTokenizerBase, *, adds_bos: bool | None = None
         )
     if adds_bos is None:
         adds_bos = _adds_bos(tokenizer)
-    tree: dict[str, Any] = json.loads(backend.to_str())
-    tree |= {"truncation": None, "padding": None, "post_processor": None}
+    if backend.truncation is not None or backend.padding is not None:
+        backend = copy.deepcopy(backend)
+        backend.no_truncation()
+        backend.no_padding()
     names = {name: str(text) for name, text in tokenizer.special_tokens_map.items() if isinstance(text, str)}
     further = {name: text for name, text in names.items() if name not in _ROLES}
     made = PreTrainedTokenizerFast(
-        tokenizer_object=type(backend).from_str(json.dumps(tree)),
+        tokenizer_object=backend,  # which is copied
         **{name: text for name, text in names.items() if name in _ROLES},
         **({"extra_special_tokens": further} if further else {}),
         add_bos_token=adds_bos,
         add_eos_token=False,
-        add_prefix_space=_adds_prefix_space(tree),
+        add_prefix_space=_adds_prefix_space(backend.pre_tokenizer),
         clean_up_tokenization_spaces=False,  # would change answers when they are spelled
         model_max_length=tokenizer.model_max_length,
         padding_side=tokenizer.padding_side,
@@ -142,9 +145,9 @@ def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     return bool(before)
 
 
-def _adds_prefix_space(tree: dict[str, Any]) -> bool:
+def _adds_prefix_space(pre_tokenizer: Any) -> bool:
     """Whether a byte-level pre-tokenizer adds a space: transformers 4 sets it to what tokenizer_config.json says."""
-    return bool((tree.get("pre_tokenizer") or {}).get("add_prefix_space", False))
+    return bool(getattr(pre_tokenizer, "add_prefix_space", False))
 
 
 def _check_sentencepiece(tokenizer: PreTrainedTokenizerFast, file: Path) -> None:

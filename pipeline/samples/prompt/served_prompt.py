@@ -29,7 +29,7 @@ _TEXTS: Final = ("What colour is the ball?", "How many cubes, 12 or 3.5?\nAnswer
 _ANSWERS: Final = ("red", "There are three cubes.\nYes.", "\u00c9 um c\u00edrculo \U0001f535")
 
 
-def served_tokenizer(tokenizer: PreTrainedTokenizerBase, template: Template | JinjaTemplate) -> PreTrainedTokenizerFast:
+def served_tokenizer(tokenizer: PreTrainedTokenizerFast, template: Template | JinjaTemplate) -> PreTrainedTokenizerFast:
     """Return the tokenizer of the exported folder: with `<image>`, the chat template, and the template's end as EOS.
 
     The chat template writes BOS and the tokenizer adds none, so that a prompt has one whichever way it is made.
@@ -38,18 +38,17 @@ def served_tokenizer(tokenizer: PreTrainedTokenizerBase, template: Template | Ji
         tokenizer: as `read_tokenizer` returns it.
         template: of the training conversations, made with this tokenizer.
     """
-    source = portable(tokenizer)
-    plain = AddedToken(DEFAULT_IMAGE_TOKEN, special=True, normalized=False)
-    source.add_tokens([plain], special_tokens=True)
-    _make_plain(source)
+    served = portable(tokenizer, adds_bos=False)
+    if DEFAULT_IMAGE_TOKEN in served.get_added_vocab():
+        _make_plain(served)
+    else:
+        served.add_tokens([AddedToken(DEFAULT_IMAGE_TOKEN, special=True, normalized=False)], special_tokens=True)
     if template.end_of_answer:
-        source.eos_token = template.end_of_answer
-    if source.pad_token is None:
-        source.pad_token = tokenizer.unk_token or tokenizer.eos_token or source.eos_token
-    source.padding_side = "left"  # answers of a batch continue its prompts
-    source.chat_template = None
-    served = portable(source, adds_bos=False)
-    adds_bos = source.add_bos_token and not isinstance(template, JinjaTemplate)
+        served.eos_token = template.end_of_answer
+    if served.pad_token is None:
+        served.pad_token = tokenizer.unk_token or tokenizer.eos_token or served.eos_token
+    served.padding_side = "left"  # answers of a batch continue its prompts
+    adds_bos = tokenizer.add_bos_token and not isinstance(template, JinjaTemplate)
     served.chat_template = served_chat_template(served, template, adds_bos=adds_bos)
     return served
 
@@ -95,7 +94,7 @@ def served_ids(served: PreTrainedTokenizerFast, conversation: Conversation, *, p
 
 
 def check_served(
-    tokenizer: PreTrainedTokenizerBase, template: Template | JinjaTemplate, wrapped: TextTokenizer
+    tokenizer: PreTrainedTokenizerFast, template: Template | JinjaTemplate, wrapped: TextTokenizer
 ) -> None:
     """Compare the prompts of training, of `generate` and of the exported folder on conversations of every kind.
 
