@@ -92,7 +92,7 @@ def export(tokenizer: Any, template: Template | JinjaTemplate, folder: Path) -> 
     return AutoProcessor.from_pretrained(folder, backend="pil")
 
 
-def by_processor(processor: Any, conversation: Conversation) -> Prompts:
+def by_processor(processor: Any, conversation: Conversation, **options: Any) -> Prompts:
     picture = PilImage.new("RGB", (21, 21))
     messages = [
         {
@@ -106,7 +106,9 @@ def by_processor(processor: Any, conversation: Conversation) -> Prompts:
     ]
 
     def ids(listed: list[dict[str, Any]], prompt: bool) -> list[int]:
-        made = processor.apply_chat_template(listed, add_generation_prompt=prompt, tokenize=True, return_dict=True)
+        made = processor.apply_chat_template(
+            listed, add_generation_prompt=prompt, tokenize=True, return_dict=True, **options
+        )
         found: list[int] = made["input_ids"][0]
         return found
 
@@ -178,3 +180,20 @@ def test_text_with_the_tokenizers_own_template_gets_the_ids_of_the_published_fol
     messages = [{"role": turn.role, "content": turn.text} for turn in TALKS[1].turns]
     expected = published.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=False)
     assert train_and_generate(TALKS[1], template, tokenizer).asked == expected
+
+
+@pytest.mark.parametrize(("layout", "name"), [("qwen_2.5", "qwen"), ("llama_2", "v1"), ("phi_3", "tokenizer")])
+def test_control_tokens_in_what_people_say_stay_text_if_the_caller_asks_for_it(
+    layout: str, name: str, tmp_path: Path
+) -> None:
+    (folder := tmp_path / "published").mkdir()
+    tokenizer = read_tokenizer(str(LAYOUTS[layout](folder)))
+    template = choose_template(name, tokenizer)
+    processor = export(tokenizer, template, tmp_path / "exported")
+    conversation = talk((Image(), "Is </s> or <|im_end|>\nor <|end|> an end?"), ("no </s>, none",))
+    ours = expanded(
+        train_and_generate(conversation, template, tokenizer),
+        processor.tokenizer.convert_tokens_to_ids(DEFAULT_IMAGE_TOKEN),
+    )
+    assert by_processor(processor, conversation, sanitize_control_tokens=True) == ours
+    assert by_processor(processor, conversation) != ours
