@@ -30,7 +30,7 @@ test-extras: $(VENV)/dev.stamp $(VENV)/transformers4/stamp ## Install what tests
 	@$(PIP_INSTALL) -e '.[dev,lora,eightbit]'
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/extras
 
-# the transformers that many servers bring, beside ours, to open exported folders
+# the transformers that many servers have, next to ours, to open exported folders
 $(VENV)/transformers4/stamp: $(VENV)/dev.stamp
 	@$(BIN)/pip install --quiet --no-deps --target $(VENV)/transformers4 \
 	   transformers==4.57.6 tokenizers==0.22.2 huggingface-hub==0.36.0
@@ -65,7 +65,7 @@ bench-data: $(VENV)/dev.stamp $(VENV)/llava/stamp ## Time the data side against 
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.data_side --other-transformers $(VENV)/llava \
 	   --out $(or $(OUT),runs/benchmark/data.json)
 
-# the transformers that LLaVA pins, beside ours, for its image processor
+# the transformers that LLaVA pins, next to ours, for its image processor
 $(VENV)/llava/stamp: $(VENV)/dev.stamp
 	@$(BIN)/pip install --quiet --no-deps --target $(VENV)/llava \
 	   transformers==4.37.2 tokenizers==0.15.2 huggingface-hub==0.36.0

@@ -1,6 +1,6 @@
 """`python -m benchmarks.data_side --out results.json`: rates, memory and scale of the data side, all sides in one run.
 
-Needs the extra `bench`. mosaicml-streaming takes part when it is installed; it is no dependency. Results are written
+Needs the extra `bench`. mosaicml-streaming takes part when it is installed; it is not a dependency. Results are written
 as soon as they exist.
 """
 

@@ -35,7 +35,7 @@ from jobs.console import message_console
 from jobs.failures import classify
 from pipeline.parallel.stop_signals import raise_on_stop_signals
 
-_INTERRUPTED = 130  # how click ends on KeyboardInterrupt, whatever raised it
+_INTERRUPTED = 130  # how click ends on every KeyboardInterrupt
 
 app = typer.Typer(
     name="ray-llava",
@@ -69,7 +69,7 @@ def configure(log_level: LogLevel = "info") -> None:
     """Train LLaVA-style vision-language models from WebDataset shards on Ray."""
     level = logging.getLevelNamesMapping().get(log_level.upper())
     if level is None:
-        raise typer.BadParameter(f"{log_level!r} is no log level; expected debug, info, warning or error")
+        raise typer.BadParameter(f"invalid log level {log_level!r}; choose debug, info, warning or error")
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for package in ("jobs", "pipeline", "model"):
         logging.getLogger(package).setLevel(level)
@@ -116,7 +116,7 @@ class _Ending:
         self.exit_code = 1
 
     def end(self) -> None:
-        with suppress(OSError, ValueError):  # nobody reads any more, or it is closed
+        with suppress(OSError, ValueError):  # the reader is gone, or it is closed
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(self.exit_code)

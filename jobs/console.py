@@ -11,5 +11,5 @@ def output_console() -> Console:
 
 
 def message_console() -> Console:
-    """Return the console for messages that are no result; they go to stderr."""
+    """Return the console for messages that are not results; they go to stderr."""
     return Console(stderr=True, soft_wrap=not sys.stderr.isatty())

@@ -71,7 +71,7 @@ def _examine(name: str, check: Callable[[], Finding | list[Finding]]) -> list[Fi
     """Return what a check found; when it fails itself, that is what it found, and the others still run."""
     try:
         found = check()
-    except Exception as error:  # whatever a damaged file or a strange machine makes a library raise
+    except Exception as error:  # damaged files make libraries raise many types
         logger.debug("the check %r failed", name, exc_info=error)
         failure = classify(error)
         if failure.is_explained:
@@ -81,7 +81,7 @@ def _examine(name: str, check: Callable[[], Finding | list[Finding]]) -> list[Fi
 
 
 def check_token(environment: Mapping[str, str]) -> Finding:
-    """Ask the dashboard of the cluster that RAY_ADDRESS names whether it turns away whoever has no token."""
+    """Ask the dashboard of the cluster that RAY_ADDRESS names whether it refuses requests without a token."""
     from pipeline.launch.ray_address import endpoint
 
     head = endpoint(environment.get("RAY_ADDRESS", ""))

@@ -1,4 +1,4 @@
-"""`ray-llava finetune`: train projector and language model; the tower stays as it is."""
+"""`ray-llava finetune`: train projector and language model; the tower stays frozen by default."""
 
 from jobs.config_source import ConfigOption, OverridesArgument
 from jobs.training import DryRunOption, run_stage

@@ -1,4 +1,4 @@
-"""`ray-llava index`: check all shards before anything is trained, and say what is wrong with which sample."""
+"""`ray-llava index`: check all shards before anything is trained, and report which samples are unusable and why."""
 
 import json
 from collections import Counter
@@ -66,7 +66,7 @@ def run(config: ConfigOption, overrides: OverridesArgument = None, report: Repor
 
 
 def passed_over(shards_by_source: "Mapping[str, Sequence[str]]", members: "Mapping[str, int]") -> list[str]:
-    """Return sentences about files and members that are there and are no part of the index."""
+    """Return sentences about files and members that are not part of the index."""
     from pipeline.shards.listing import describe_passed_over
 
     inside = ", ".join(f"{number} {what}" for what, number in members.items())

@@ -90,7 +90,7 @@ def run(
 
 
 def work_table(name: str, plan: "Plan", work: "PlannedWork") -> Table:
-    """Render what the run does, whatever it runs on."""
+    """Render what the run does, independent of the device."""
     table = Table("", "", title=f"{name}: plan")
     table.columns[1].justify = "right"
     counts, epochs = work.counts, plan.order.epochs_done(plan.total_steps)
@@ -137,7 +137,7 @@ def forecast_table(found: "list[Forecast]", plan: "Plan") -> Table:
 
 
 def _explain(console: Console, training: TrainingConfig, found: "list[Forecast]") -> None:
-    """Say what the estimates assume, and what to change where they do not fit."""
+    """Print what the estimates assume, and what to change if the run does not fit."""
     from pipeline.tools.estimate.work import utilisation
 
     timed = next((one.device for one in found if one.step_time_s is not None), None)

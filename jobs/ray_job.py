@@ -1,7 +1,7 @@
 """A client of a Ray cluster's jobs API: refuse unsafe clusters, submit a command, follow it, stop it.
 
-A Ray cluster runs whatever it is sent, so a cluster that answers without a token is one that everybody on its network
-controls. Nothing is submitted to such a cluster, and no token travels unencrypted unless told to.
+A Ray cluster runs all code it is sent, so anyone on the network of a cluster that answers without a token
+controls it. Nothing is submitted to such a cluster, and no token travels unencrypted unless told to.
 """
 
 import asyncio
@@ -74,7 +74,7 @@ def check_address(address: str, allow_unencrypted: bool) -> str:
 
 
 def check_requires_token(address: str) -> None:
-    """Make sure that the cluster turns away whoever has no token.
+    """Make sure that the cluster refuses requests without a token.
 
     Raises:
         SubmitError: it answers without a token, or does not answer at all.
@@ -90,7 +90,7 @@ def check_requires_token(address: str) -> None:
         ) from error
     if status not in (401, 403):
         raise SubmitError(
-            f"the cluster at {address} accepts requests without a token (status {status}, expected 401): everybody who "
+            f"the cluster at {address} accepts requests without a token (status {status}, expected 401): anyone who "
             "reaches it can run code on it. Start it with RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH, as "
             "ray_cluster.yaml does"
         )
@@ -197,7 +197,7 @@ class FollowedJob:
     def follow(self) -> int:
         """Write the log until the job is over; returns its exit code.
 
-        A broken connection is opened again. After an interruption, another call goes on where this one ended.
+        A broken connection is opened again. After an interruption, another call continues where this one ended.
         """
         while True:
             asyncio.run(self._write_log())

@@ -104,9 +104,9 @@ def _follow_or_stop(job: FollowedJob, console: Console) -> int:
     try:
         return job.follow()
     except KeyboardInterrupt:
-        # Where nobody can be asked, interrupting `submit` means what it means for the command itself.
+        # Without a terminal to ask at, interrupting `submit` interrupts the job, as it would the command itself.
         if sys.stdin.isatty() and not typer.confirm(f"\nStop job {job.submission_id}?", default=True, err=True):
-            console.print(f"it goes on; follow it with: ray job logs --follow {job.submission_id}")
+            console.print(f"the job continues; follow it with: ray job logs --follow {job.submission_id}")
             return _INTERRUPTED_EXIT_CODE
         console.print(f"stopping job {job.submission_id}; the same submission continues the run later")
         job.stop()

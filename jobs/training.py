@@ -1,4 +1,4 @@
-"""What `pretrain` and `finetune` share: read the config, then train or say what would be done."""
+"""What `pretrain` and `finetune` share: read the config, then train or print the plan."""
 
 import os
 import signal

@@ -225,7 +225,7 @@ class LlavaMetaForCausalLM(_LanguageModel, metaclass=ABCMeta):
     ) -> Any:
         """Continue prompts [B, T], with or without images; see `transformers.GenerationMixin.generate` for the rest.
 
-        Prompts are fused once and padded on the left, whatever side they came padded on.
+        Prompts are fused once and padded on the left, on whichever side they were padded before.
 
         Returns:
             New token ids only, without the prompt.

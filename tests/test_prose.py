@@ -8,7 +8,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 READ = (
-    "README.md", "CONTRIBUTING.md", "docs",
+    "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "ray_cluster.yaml", "Makefile", "pyproject.toml", "mkdocs.yml",
+    "docs", "model", "pipeline", "jobs", "benchmarks", "tests",
 )  # fmt: skip
 ENDINGS = {".md", ".py", ".yaml", ".yml", ".toml", ".j2", ".css", ""}
 INSTEAD = {

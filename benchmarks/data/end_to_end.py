@@ -1,6 +1,6 @@
 """Whole runs on Ray, data stream and training together: one that the model limits, one that the data limit.
 
-The second is held against its data stage alone: the same stream, consumed by nobody but a clock.
+The second is compared with its data stage alone: the same stream, consumed without training.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Hugging Face's image processors as LLaVA calls them: of the transformers installed, and of another one beside it.
+"""Hugging Face's image processors as LLaVA calls them: of the installed transformers and of another version.
 
 Run as a script, this file answers for the transformers that it finds; it imports nothing of ours. LLaVA pins 4.37.2.
 """

@@ -1,7 +1,7 @@
-"""Teaches the demo's vision tower: from the features of each patch, a linear map must tell what stands there.
+"""Teaches the demo's vision tower: from the features of each patch, a linear map must tell what is there.
 
-The supervision is dense (colour and shape of the thing whose centre lies in the patch, and the patch's region) and
-read off the layer that LLaVA selects; a second term asks the pooled output for everything shown. Stands in for the
+The supervision is dense (colour and shape of the object whose centre is in the patch, and the patch's region) and
+read off the layer that LLaVA selects; a second term asks the pooled output for everything shown. Replaces the
 language supervision that real CLIP towers bring along.
 
 Shapes: N images, C = GRID * GRID patches, V tower width.

@@ -20,7 +20,7 @@ _TEMPLATE_WORDS = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions. USER: ASSISTANT: "
 )
-# Not asked about in the demo; whoever trains the small language model further on other pictures will need them.
+# Not asked about in the demo; training the small language model on other pictures will need them.
 _FURTHER_WORDS = (
     "The There This How Is Are What Which Who In On the and of in on at to is are was with there this that it "
     "has have only all each every least most more than same different other one two three four five six seven "

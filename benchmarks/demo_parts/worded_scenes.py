@@ -1,4 +1,4 @@
-"""Examples for the demo's language model in which a grid of words stands where an image will stand later.
+"""Examples for the demo's language model in which a grid of words takes the position of a later image.
 
 Each cell of a scene becomes one position that holds several words at once: colour, shape and two for the region, or
 `empty` and the region. A projector can later put patch features in their place. The text around the grids is laid out

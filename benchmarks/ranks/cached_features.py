@@ -1,6 +1,6 @@
 """What a cache of the frozen tower's features saves: whole pretraining runs with and without it, on the same images.
 
-Beside the measured times stands what `ray-llava plan` estimates for the same config. Page cache: the first run on the
+Measured times are listed with the estimate of `ray-llava plan` for that config. Page cache: the first run on the
 cache and the first reading find none of the features in memory.
 """
 

@@ -98,7 +98,7 @@ def account_for(kernels: Sequence[Kernel], step_time_s: float) -> dict[str, Any]
 
     Returns:
         `exchange_s` some kernel of exchange runs, which includes its waiting for other ranks; `exposed_s` nothing
-        else runs beside it; `compute_s` some other kernel runs; `idle_s` none runs; shares of the step; and seconds
+        else runs; `compute_s` some other kernel runs; `idle_s` none runs; shares of the step; and seconds
         by kernel of exchange and by family of the others.
     """
     exchange = merge((one.start_s, one.end_s) for one in kernels if _EXCHANGE.match(one.name))

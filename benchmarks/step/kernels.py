@@ -1,4 +1,4 @@
-"""Where a step's time goes: device kernels of one profiled step, grouped into families, beside measured ceilings."""
+"""Where a step's time goes: device kernels of one profiled step, grouped into families, with measured ceilings."""
 
 from __future__ import annotations
 

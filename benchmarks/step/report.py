@@ -16,7 +16,7 @@ _MEMORY_TARGET: Final = 1 / 3
 
 
 def render(results: Mapping[str, Any], command: str) -> str:
-    """Return the page of whatever parts `results` holds."""
+    """Return the page of the parts that `results` holds."""
     machine = results["machine"]
     lines = [
         f"# CPU benchmarks, {machine['date']}",
@@ -141,7 +141,7 @@ def _overhead(found: Mapping[str, Any]) -> list[str]:
         "",
         *_table([f"ranks, {found['samples_per_rank']} samples each", "planning one step", ""], rows),
         "",
-        f"One rank-step travels as {found['payload_bytes'] / 2**20:.1f} MiB, whatever the number of ranks: "
+        f"One rank-step travels as {found['payload_bytes'] / 2**20:.1f} MiB, for any number of ranks: "
         f"{1000 * found['write_payload_s']:.1f} ms to write in a preprocessing task, "
         f"{1000 * found['read_payload_s']:.1f} ms to read in the trainer.",
     ]

@@ -2,7 +2,7 @@
 
 Time is the host clock around whole optimizer steps; ours includes the packing of its batches, the other side's batches
 are padded and normalised before. Memory is the growth of a process's resident set from before the model is built to
-its high-water mark after two steps: weights, gradients, moments, activations and whatever the allocator holds.
+its high-water mark after two steps: weights, gradients, moments, activations and the allocator's reserve.
 """
 
 from __future__ import annotations

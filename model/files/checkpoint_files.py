@@ -48,12 +48,12 @@ def refuse_other_folders(name: str, what: str) -> None:
     """Refuse folders that are often given in place of a model: of a run, or of adapters.
 
     Raises:
-        ValueError: it is one; says what to give instead.
+        ValueError: it is one; the message names what to give instead.
     """
     folder = Path(name)
     if any((folder / file).is_file() for file in ADAPTER_FILES):
         raise ValueError(
-            f"{what}: {name} holds adapters, which stand on another model; run `ray-llava merge {name} WHOLE` first, "
+            f"{what}: {name} holds adapters, which need another model; run `ray-llava merge {name} WHOLE` first, "
             "and give the folder WHOLE"
         )
     if not (folder / "config.yaml").is_file() or (folder / "config.json").is_file():
@@ -61,7 +61,7 @@ def refuse_other_folders(name: str, what: str) -> None:
     inside = folder / "model"
     if any((inside / file).is_file() for file in ADAPTER_FILES):
         raise ValueError(
-            f"{what}: {name} is the folder of a run whose result is adapters, which stand on another model; run "
+            f"{what}: {name} is the folder of a run whose result is adapters, which need another model; run "
             f"`ray-llava merge {name} WHOLE` first, and give the folder WHOLE"
         )
     if inside.is_dir():
@@ -161,7 +161,7 @@ def _find(name: str, file: str) -> Path | None:
 
 def _read_safetensors(file: Path, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
     with safe_open(file, framework="pt") as opened:
-        # `opened` is no mapping: it cannot be iterated over
+        # `opened` is not a mapping and cannot be iterated over
         return {key: opened.get_tensor(key) for key in opened.keys() if wanted(key)}  # noqa: SIM118
 
 

@@ -1,4 +1,4 @@
-"""Files that others may read as far as the umask says so, as it holds for every other file."""
+"""File permissions that follow the umask."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _ANYBODY = 0o666
 
 
 def follow_umask(path: str | Path) -> None:
-    """Give a new file, or every `*.safetensors` in a folder, the mode that an ordinary new file gets beside it.
+    """Give a new file, or every `*.safetensors` in a folder, the mode that other new files there get.
 
-    safetensors 0.8 leaves its files to their owner alone, so that nobody else could load a trained model
+    safetensors 0.8 makes its files readable by their owner only, so that no other user could load a trained model
     (https://github.com/safetensors/safetensors/issues/782).
     """
     target = Path(path)

@@ -11,9 +11,9 @@ from typing import Any, Final
 from torch import Tensor
 
 _OUTSIDE_ENCODER: Final = r"(?:text_model|visual_projection|text_projection|classifier)\..+|logit_scale|logit_bias"
-"""Tensors beside the encoder, in checkpoints that pair it with a text encoder or a classifier."""
+"""Tensors in addition to the encoder's, in checkpoints that pair it with a text encoder or a classifier."""
 ORIGINAL_INTERNVIT: Final = "intern_vit_6b"
-"""`model_type` of InternViT checkpoints in their original layout, whatever their size."""
+"""`model_type` of InternViT checkpoints in their original layout, of any size."""
 _INTERNVIT_FIELDS: Final = {
     "qkv_bias": "attention_bias",
     "qk_normalization": "use_qk_norm",
@@ -101,7 +101,7 @@ def is_in_encoder(name: str) -> bool:
 
 
 def misfits(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
-    """Say what of `found` is missing, unexpected or misshaped, a clause for each tensor."""
+    """Describe what is missing, unexpected or misshaped in `found`, one clause per tensor."""
     problems = [f"missing {name} {list(expected[name].shape)}" for name in expected if name not in found]
     problems += [f"unexpected {name} {list(found[name].shape)}" for name in found if name not in expected]
     problems += [

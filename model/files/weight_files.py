@@ -24,7 +24,7 @@ _FETCH: Final = "fetch or copy it again"
 
 
 def check_not_pointer(file: Path) -> None:
-    """Refuse what stands in place of a file.
+    """Refuse a placeholder for a file.
 
     Raises:
         ValueError: it is a Git LFS pointer, a page of HTML, or empty.

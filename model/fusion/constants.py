@@ -6,7 +6,7 @@ IGNORE_INDEX: Final = -100
 """Label of a position that is not supervised."""
 
 IMAGE_TOKEN_INDEX: Final = -200
-"""Placeholder in `input_ids`, one per image. Negative, so no tokenizer can ever emit it."""
+"""Placeholder in `input_ids`, one per image. Negative, so that no tokenizer can emit it."""
 
 DEFAULT_IMAGE_TOKEN: Final = "<image>"
 """How an image is written in a sample's text."""

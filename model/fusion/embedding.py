@@ -49,7 +49,7 @@ class FusionSettings(NamedTuple):
     max_length: int | None
     """Longest fused row, tokens; None for no limit."""
     train_wrapping_only: bool
-    """Let a gradient through to the tokens beside images only (`<im_start>`, `<im_end>`)."""
+    """Let gradients through only to the tokens next to images (`<im_start>`, `<im_end>`)."""
 
     @classmethod
     def of(cls, config: Any) -> "FusionSettings":
@@ -104,8 +104,8 @@ def fuse_inputs(
     shape = plan.attention_mask.shape
     if settings.train_wrapping_only:
         is_image = torch.zeros_like(plan.attention_mask).view(-1).index_fill(0, plan.image_positions, True)
-        beside = is_beside_image(is_image.view(shape)).view(-1).index_select(0, plan.text_positions)
-        text = _detach_except(text, beside)
+        beside_image = is_beside_image(is_image.view(shape)).view(-1).index_select(0, plan.text_positions)
+        text = _detach_except(text, beside_image)
     embeds = scatter_rows(shape.numel(), text, plan.text_positions, rows, plan.image_positions)
     return FusedInputs(
         inputs_embeds=embeds.view(*shape, -1),
@@ -130,8 +130,8 @@ def embed_packed(embed: Embed, batch: PackedBatch, features: Tensor, train_wrapp
     """
     text = embed(batch.input_ids.index_select(0, batch.text_positions))
     if train_wrapping_only:
-        beside = is_beside_image(batch.input_ids == IMAGE_TOKEN_INDEX).index_select(0, batch.text_positions)
-        text = _detach_except(text, beside)
+        beside_image = is_beside_image(batch.input_ids == IMAGE_TOKEN_INDEX).index_select(0, batch.text_positions)
+        text = _detach_except(text, beside_image)
     return scatter_rows(batch.input_ids.shape[0], text, batch.text_positions, features, batch.image_positions)
 
 

@@ -137,14 +137,14 @@ def is_beside_image(is_image: Tensor) -> Tensor:
     Returns:
         [..., S] bool, false at image positions.
     """
-    beside = torch.zeros_like(is_image)
-    beside[..., :-1] |= is_image[..., 1:]
-    beside[..., 1:] |= is_image[..., :-1]
-    return beside & ~is_image
+    neighbours = torch.zeros_like(is_image)
+    neighbours[..., :-1] |= is_image[..., 1:]
+    neighbours[..., 1:] |= is_image[..., :-1]
+    return neighbours & ~is_image
 
 
 def check_wrapped_images(input_ids: Tensor, attention_mask: Tensor | None) -> None:
-    """Check that each placeholder stands between two text tokens of its own (`<im_start> IMAGE <im_end>`).
+    """Check that each placeholder is between its own two text tokens (`<im_start> IMAGE <im_end>`).
 
     Raises:
         ValueError: a placeholder is first or last in its row, or next to another placeholder.

@@ -24,7 +24,7 @@ Kind = Literal["pad", "crop", "anyres", "dynamic"]
 PatchMerge = Literal["flat", "spatial", "spatial_unpad"]
 """Features tile by tile; row by row over all tiles; the same without padding and with a newline after each row."""
 Role = Literal["image", "single", "frame", "last_frame"]
-"""An image in tiles; one that gets a single tile whatever its size; a frame of a video, and the last of its frames."""
+"""An image in tiles, an image of any size in one tile, a frame of a video, and the last frame of a video."""
 Pinpoints = str | Sequence[Sequence[int]] | None
 """As a config has them; see `read_resolution`."""
 ROLES: Final[tuple[Role, ...]] = get_args(Role)
@@ -76,7 +76,7 @@ class Resolution:
     """Sizes that `anyres` may choose, (width, height), pixels."""
     min_tiles: int = 1
     max_tiles: int | None = None
-    """`anyres`: features beyond 1.1^2 of those of so many tiles are shrunk; `dynamic`: most tiles. None is no limit."""
+    """`anyres`: features beyond 1.1^2 times this many tiles are shrunk; `dynamic`: most tiles. None: no limit."""
 
     @property
     def tiles_images(self) -> bool:

@@ -1,4 +1,4 @@
-"""Which of transformers' LLaVA classes expresses a model, and what its folder says differently from the others'.
+"""Which of transformers' LLaVA classes expresses a model, and how its folder differs from the others.
 
 `LlavaForConditionalGeneration` shows an image in one square, `LlavaNext...` in anyres tiles with newlines, and
 `LlavaOnevision...` the same with a limit to their features, and videos.
@@ -46,7 +46,7 @@ HF_CLASSES: Final = {kind.model_type: kind for kind in (LLAVA, LLAVA_NEXT, LLAVA
 
 
 def hf_class_of(config: Any) -> HfClass:
-    """Return the class whose way with images is that of a LLaVA config.
+    """Return the class that matches the image settings of a LLaVA config.
 
     Raises:
         ValueError: there is none; names why.

@@ -1,4 +1,4 @@
-"""Folders of transformers' LLaVA classes as models of this project; the way back of `export`."""
+"""Folders of transformers' LLaVA classes as models of this project; the inverse of `export`."""
 
 import json
 from pathlib import Path

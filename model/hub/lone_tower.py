@@ -41,7 +41,7 @@ def load_tower_of_llava(path: str, dtype: torch.dtype) -> LoneTower:
     """Load the tower of a LLaVA folder: the one inside when there is one, else the one that its config names.
 
     Raises:
-        ValueError: it is no LLaVA folder, or its tower is missing or does not fit.
+        ValueError: it is not a LLaVA folder, or its tower is missing or does not fit.
     """
     config = read_llava_config(path)
     tower = build_vision_tower(config, delay_load=True)

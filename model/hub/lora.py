@@ -1,6 +1,6 @@
-"""Low-rank adapters in the language model through peft, with the projector beside them.
+"""Low-rank adapters in the language model through peft, saved together with the projector.
 
-The model stays what it is: adapters are injected into its linear layers, so packed training, generation and the rest
+The model class does not change: adapters are injected into its linear layers, so packed training, generation etc.
 work unchanged. Vision tower, projector and output head get none. Source: Hu et al., "LoRA", ICLR 2022.
 """
 
@@ -43,7 +43,7 @@ def add_lora(
         targets: see `resolve_targets`.
 
     Raises:
-        ValueError: a target is no linear layer, or peft is not installed.
+        ValueError: a target is not a linear layer, or peft is not installed.
     """
     names = resolve_targets(model, targets)
     config = _peft().LoraConfig(
@@ -67,7 +67,7 @@ def resolve_targets(model: LlavaModel, targets: Sequence[str] | None) -> list[st
     unknown = [target for target in targets if not any(_means(target, name) for name in inside)]
     if unknown:
         known = ", ".join(sorted({name.rpartition(".")[2] for name in inside}))
-        raise ValueError(f"LoRA targets {unknown} are no linear layers of the decoder; known there: {known}")
+        raise ValueError(f"LoRA targets {unknown} do not match linear layers of the decoder; known: {known}")
     return [name for name in inside if any(_means(target, name) for target in targets)]
 
 
@@ -93,7 +93,7 @@ def save_lora(
     projector: Mapping[str, Tensor] | None = None,
     base: str | None = None,
 ) -> None:
-    """Write adapters in peft's format, and the projector beside them.
+    """Write adapters in peft's format, and the projector into the same folder.
 
     Args:
         model: with adapters.
@@ -120,7 +120,7 @@ def holds_adapters(folder: str | Path) -> bool:
 
 
 def load_lora(model: LlavaModel, folder: str | Path) -> None:
-    """Inject saved adapters in place and load the projector beside them.
+    """Inject saved adapters in place and load the projector from the same folder.
 
     Reads folders of `save_lora`, and original LLaVA ones (`adapter_model.bin`, `non_lora_trainables.bin`). Which
     modules are adapted is taken from the tensors: original configs name targets that also exist in the vision tower.
@@ -140,10 +140,10 @@ def load_lora(model: LlavaModel, folder: str | Path) -> None:
         for name, tensor in own.items():
             tensor.copy_(state[name])
     legacy = source / _LEGACY_PROJECTOR
-    beside = legacy if legacy.is_file() else source
-    load_projector(model.get_model(), beside)
+    projector = legacy if legacy.is_file() else source
+    load_projector(model.get_model(), projector)
     if model.config.im_start_end_ids:
-        load_wrapping_rows(model, read_adapter(beside), beside)
+        load_wrapping_rows(model, read_adapter(projector), projector)
 
 
 def merge_lora(model: LlavaModel) -> None:

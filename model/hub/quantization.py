@@ -1,4 +1,4 @@
-"""Frozen language-model weights in 4 or 8 bits through bitsandbytes, for adapters trained beside them.
+"""Frozen language-model weights in 4 or 8 bits through bitsandbytes, for training adapters on top of them.
 
 Tower, projector and output head stay as they are. Source: Dettmers et al., "QLoRA", NeurIPS 2023.
 """

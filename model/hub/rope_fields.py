@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 _NOT_SCALING: Final = ("rope_theta", "partial_rotary_factor")
-"""Entries that 4.x has beside `rope_scaling`, not in it."""
+"""Entries that 4.x has next to `rope_scaling`, not in it."""
 _LONGROPE_ENTRIES: Final = ("type", "short_factor", "long_factor")
 """The only ones that Phi-3's config accepts there."""
 

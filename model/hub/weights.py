@@ -64,7 +64,7 @@ def build_llava(
 ) -> LlavaModel:
     """Join a pretrained language model, a pretrained tower and a new or pretrained projector.
 
-    Code from a checkpoint is never run. The projector stays in float32 whatever `dtype` is: it is what is trained
+    Code from a checkpoint is not run. The projector stays in float32 for every `dtype`, because it is trained
     next, and rounding it to bfloat16 in between would lose part of the pretraining.
 
     Args:
@@ -116,7 +116,7 @@ def load_llava(
     The tower comes from inside the checkpoint when it is there, else from the folder or hub id that its config names.
 
     Raises:
-        ValueError: the folder is missing, is no LLaVA model, or lacks tensors; all are named.
+        ValueError: the folder is missing, is not a LLaVA model, or lacks tensors; all are named.
     """
     backbone, config = _read_llava(str(path))
     model = load_weights(backbone, str(path), config, dtype, quantize=quantize)
@@ -218,7 +218,7 @@ def read_llava_config(path: str | Path) -> PretrainedConfig:
     """Read the config of a complete LLaVA model, without its weights.
 
     Raises:
-        ValueError: the folder is missing or is no LLaVA model.
+        ValueError: the folder is missing or is not a LLaVA model.
     """
     return _read_llava(str(path))[1]
 
@@ -299,7 +299,7 @@ def _read_llava(path: str) -> tuple[Backbone, PretrainedConfig]:
     backbone = backbone_of_llava(values)
     if backbone is None:
         raise ValueError(
-            f"{path} has model_type {values.get('model_type')!r}, which is no LLaVA model of a known backbone; "
+            f"{path} has model_type {values.get('model_type')!r}, which is not a LLaVA model of a known backbone; "
             "a language model alone is joined with a tower by build_llava"
         )
     check_published_fields(values, path)

@@ -32,7 +32,7 @@ ChosenKernel = Literal["sdpa", "varlen", "flash_attention_2", "flash_attention_4
 _REGISTERED: Final[dict[AttentionKernel, str]] = {
     kernel: f"packed_{kernel.replace('flash_attention_', 'fa')}" for kernel in get_args(AttentionKernel)
 }
-"""Kernel -> name in transformers, which takes every name with `flash` in it for one of its own."""
+"""Kernel -> name in transformers, which treats every name with `flash` in it as one of its own."""
 
 
 @dataclass(eq=False)
@@ -301,7 +301,7 @@ def attention_forward(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attend in the calling convention of transformers: [1, A, S, E] in, [1, S, A, E] out."""
-    if segments is None:  # the mask says what lies outside a window
+    if segments is None:  # the mask excludes what is outside a window
         out, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )

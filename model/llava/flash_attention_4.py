@@ -1,6 +1,6 @@
 """FlashAttention-4 on packed rows, as a torch operator that compiled layers keep whole.
 
-The package `flash-attn-4` builds its kernels for the GPU at hand on first use. torch.compile cannot trace its autograd
+The package `flash-attn-4` builds its kernels for the present GPU on first use. torch.compile cannot trace its autograd
 function, and torch's own registration of it expects another release; this wrapper needs two functions of it only.
 Source: https://github.com/Dao-AILab/flash-attention, folder flash_attn/cute.
 
@@ -60,7 +60,7 @@ def is_installed() -> bool:
 
 @lru_cache(maxsize=8)
 def missing_for(device: torch.device, dtype: torch.dtype, head_width: int, heads_per_group: int) -> str | None:
-    """Say why packed rows cannot go through FlashAttention-4 here, or None when they can.
+    """Return why packed rows cannot use FlashAttention-4 here, or None if they can.
 
     On a GPU that should do it, the kernels are built and compared with plain attention once: a package that does not
     fit this torch, driver or GPU shows here, not in a training step.
@@ -82,7 +82,7 @@ def missing_for(device: torch.device, dtype: torch.dtype, head_width: int, heads
         return "flash-attn-4 is not installed (pip install 'ray-llava[flash4]')"
     try:
         error = _trial_error(device, dtype, head_width, heads_per_group)
-    except Exception as failure:  # whatever a compiler, a driver or another release raises
+    except Exception as failure:  # compilers, drivers and other releases raise many types
         return f"a trial failed with {type(failure).__name__}: {str(failure)[:300]}"
     return None if error <= _TRIAL_BOUND else f"a trial differs from plain attention by {error:.3f} of its norm"
 

@@ -1,4 +1,4 @@
-"""Cross-entropy over supervised positions, summed, without ever holding all logits.
+"""Cross-entropy over supervised positions, summed, without holding all logits at once.
 
 The caller divides by the token count of the whole global batch; a per-micro-batch mean would overweight ranks and
 micro-batches with few targets.
@@ -27,7 +27,7 @@ def cross_entropy_sum(
     """Return the sum over K of the cross-entropy of `hidden @ head_weight.T` against `targets`, float32 scalar.
 
     Only `chunk_rows` rows of logits exist at a time, also for the backward pass: gradients are formed while a chunk's
-    logits are at hand and scaled later. A frozen `head_weight` costs no gradient. With K = 0 the result is a zero
+    logits are in memory and scaled later. A frozen `head_weight` costs no gradient. With K = 0 the result is a zero
     that is still attached to its inputs.
 
     Args:

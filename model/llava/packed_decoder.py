@@ -64,7 +64,7 @@ def sliding_window_of(config: Any) -> int | None:
     """Return how many tokens back the narrowest layer sees, None when every layer sees all.
 
     Args:
-        config: a backbone's config. `sliding_window` alone applies to all layers (Mistral, Phi); beside
+        config: a backbone's config. `sliding_window` alone applies to all layers (Mistral, Phi); with
             `layer_types` only to those of type `sliding_attention` (Qwen, Gemma).
     """
     window: int | None = config.sliding_window if hasattr(config, "sliding_window") else None

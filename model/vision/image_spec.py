@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, NamedTuple, Self
 
 Resample = Literal["nearest", "bilinear", "bicubic"]
 Shape = Literal["short_edge", "distorted"]
-"""What the edge after resizing measures: the short side, or both, whatever the image's own shape."""
+"""What the edge after resizing measures: the short side, or both, for any shape of image."""
 
 _RESAMPLES: Final[dict[int, Resample]] = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 """Pillow's number -> filter."""
@@ -27,7 +27,7 @@ _IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 
 
 class _Defaults(NamedTuple):
-    """What a class of processors does where its file says nothing."""
+    """Defaults of a class of processors, for fields that its file leaves out."""
 
     size: Any
     crop_size: int | None
@@ -99,7 +99,7 @@ class ImageSpec:
         return type(self)(**values)
 
     def check_crop(self) -> None:
-        """Refuse a processor that by itself leaves oblong images oblong.
+        """Refuse a processor that does not make images square by itself.
 
         Raises:
             ValueError: it does.
@@ -146,7 +146,7 @@ class ImageSpec:
         return cls(size, mean, std, edge if edge != size else None, _RESAMPLES[number], shape, crops)
 
     def to_preprocessor_config(self) -> dict[str, Any]:
-        """Return a preprocessor_config.json that says the same with no field left to a class's defaults."""
+        """Return an equal preprocessor_config.json with every field written out."""
         number = next(number for number, name in _RESAMPLES.items() if name == self.resample)
         both = {"height": self.edge, "width": self.edge}
         return {
@@ -168,7 +168,7 @@ class ImageSpec:
 def _defaults_of(config: Mapping[str, Any], where: str) -> _Defaults:
     """Return the defaults of the class that a file names; one that names none is read as CLIP's, as LLaVA does."""
     named = config.get("image_processor_type", config.get("feature_extractor_type"))
-    if named is None:  # crops only if it says how, so that a file of sizes alone keeps them
+    if named is None:  # crops only if it states the size, so that a file with sizes alone keeps them
         return _CLIP if "crop_size" in config else _CLIP._replace(crop_size=None)
     name = str(named).replace("FeatureExtractor", "ImageProcessor")
     for backend in ("Fast", "Pil"):

@@ -1,7 +1,7 @@
 """Projectors from vision features to language-model embeddings, built by name.
 
 Parameter names follow published LLaVA checkpoints (`mm_projector.0.weight`, `.2.weight`, ...); loading is in `weights`.
-Sources: LLaVA and LLaVA-NeXT `multimodal_projector/builder.py`, InternVL `mlp1`; written anew, with anchored matching.
+Sources: LLaVA and LLaVA-NeXT `multimodal_projector/builder.py`, InternVL `mlp1`; own code, anchored matching.
 
 Shapes: N images or slots, P features per image, V vision width, D language-model width.
 """
@@ -110,7 +110,7 @@ def num_projected_features(projector_type: str, num_features: int) -> int:
 
 
 def keeps_grid(projector_type: str) -> bool:
-    """Whether features after the projector still lie where their patches do; queries of a resampler lie nowhere."""
+    """Whether features after the projector keep the positions of their patches; a resampler's queries have none."""
     _, rest = split_projector_type(projector_type)
     return re.fullmatch(_RESAMPLER, rest) is None
 

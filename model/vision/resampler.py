@@ -1,6 +1,6 @@
-"""A resampler: a fixed number of learnt queries read an image's features, whatever their number.
+"""A resampler: a fixed number of learnt queries read any number of features of an image.
 
-Source: the perceiver resampler of Alayrac et al., "Flamingo", NeurIPS 2022, appendix A.1.1; written anew.
+Source: the perceiver resampler of Alayrac et al., "Flamingo", NeurIPS 2022, appendix A.1.1; own implementation.
 
 Shapes: N images or tiles, P features each, Q queries, V vision width, D language-model width, A heads of 64.
 """

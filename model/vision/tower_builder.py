@@ -35,7 +35,7 @@ def build_vision_tower(config: Any, delay_load: bool = False) -> AnyTower:
         config: has `mm_vision_tower` (model config) or `vision_tower` (model arguments), `mm_vision_select_layer`
             and `mm_vision_select_feature`; `mm_vision_scales` may name several scales; `mm_projector_type` may begin
             with what the tower merges. A `mm_vision_config` mapping (a list of them for several towers), which saved
-            LLaVA models carry, takes the place of the tower folder's config.json.
+            LLaVA models contain, replaces the tower folder's config.json.
         delay_load: leave the modules out until `build` or `load_model` is called.
 
     Raises:
@@ -69,7 +69,7 @@ def _build_one(config: Any, name: str, saved: dict[str, Any] | None) -> VisionTo
 
 
 def _stats_of(config: Any, names: list[str]) -> list[PixelStats | None]:
-    """Return each tower's normalisation: what a saved config notes, else what stands beside the tower."""
+    """Return each tower's normalisation: from the saved config, else from the tower's folder."""
     noted = config.mm_tower_pixels if hasattr(config, "mm_tower_pixels") else None
     if noted is None:
         return [read_pixel_stats(name) for name in names]

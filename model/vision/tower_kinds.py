@@ -41,7 +41,7 @@ class TowerKind(NamedTuple):
     any_size: bool
     """Whether position embeddings are resized (bicubically) to images of another size than the config's."""
     layer_arguments: tuple[None, ...] = ()
-    """What a layer wants after the hidden states: nothing, or the place of an attention mask."""
+    """Further arguments of a layer after the hidden states: none, or a None for the attention mask."""
 
 
 def _embed(model: Any, pixels: Tensor) -> Tensor:

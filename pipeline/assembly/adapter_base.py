@@ -1,4 +1,4 @@
-"""The weights that adapters stand on, told from others by a fingerprint."""
+"""Fingerprint of the weights that adapters were trained on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipeline.config import ConfigError, ModelConfig
 
 
 def fingerprint_base(parts: ModelConfig) -> dict[str, str]:
-    """Return what tells the weights that adapters stand on from others; hub ids have none, a revision stays as it is.
+    """Return fingerprints of the base weights of adapters; hub ids have none, since a revision does not change.
 
     The value is that of the first call in this process, which a run makes when it builds its model.
     """
@@ -21,7 +21,7 @@ def check_base(folder: Path, base: ModelConfig, before: dict[str, str]) -> None:
 
     Args:
         folder: of the adapters, for the message.
-        base: the model that they stand on.
+        base: their base model.
         before: `fingerprint_base` when they were trained.
 
     Raises:

@@ -90,7 +90,7 @@ def read_llava_facts(folder: str) -> TowerFacts:
     """Read what the data side must know of the tower of a LLaVA folder.
 
     Raises:
-        ValueError: it is no LLaVA folder, or has neither a preprocessor_config.json nor a tower that has one.
+        ValueError: it is not a LLaVA folder, or has neither a preprocessor_config.json nor a tower that has one.
     """
     values = read_checkpoint_config(folder, "model.language_model")
     if not values.get("mm_vision_tower"):
@@ -157,14 +157,14 @@ def check_rows(tokenizer: PreTrainedTokenizerFast, template: Template | JinjaTem
 
 
 def has_wrapped_images(parts: ModelConfig) -> bool:
-    """Whether every image stands between `<im_start>` and `<im_end>`: as configured, or as a LLaVA folder says."""
+    """Whether every image is between `<im_start>` and `<im_end>`, by the config or by a LLaVA folder."""
     if parts.mm_use_im_start_end or parts.vision_tower is not None:
         return parts.mm_use_im_start_end
     return folder_wraps_images(parts.language_model)
 
 
 def folder_wraps_images(folder: str) -> bool:
-    """Whether a LLaVA folder's model wants images between `<im_start>` and `<im_end>`."""
+    """Whether a LLaVA folder's model expects images between `<im_start>` and `<im_end>`."""
     return bool(read_checkpoint_config(folder, "model.language_model").get("mm_use_im_start_end", False))
 
 

@@ -1,7 +1,7 @@
-"""A trained model as a folder that stands alone: weights, tokenizer, image processor and conversation template.
+"""A trained model as a self-contained folder: weights, tokenizer, image processor and conversation template.
 
 Written at the end of finetuning, opened by `generate` and `evaluate`; also opens the result of projector pretraining.
-A folder of adapters stands on the language model that it names.
+A folder of adapters needs the language model that it names.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def save_adapter_folder(
     """Write adapters in peft's format, the projector, and what belongs to them; needs these parts to open.
 
     Args:
-        model: says which layers are adapted.
+        model: gives the layers that are adapted.
         adapters: whole tensors of `model.hub.lora.adapter_state`.
         projector: whole tensors of `model.hub.weights.pretrained_state`.
         parts: of the run that trained them.

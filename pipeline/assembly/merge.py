@@ -1,4 +1,4 @@
-"""Adapters folded into the language model they stand on: a model folder that needs neither peft nor its base."""
+"""Adapters folded into their base language model: a model folder that needs neither peft nor its base."""
 
 from __future__ import annotations
 

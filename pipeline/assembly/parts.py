@@ -62,7 +62,7 @@ def choose_trained(model: LlavaModel, recipe: Recipe) -> None:
 def join_parts(
     parts: ModelConfig, projector: str | Path | None, dtype: torch.dtype, *, quantize: Quantization | None = None
 ) -> LlavaModel:
-    """Join language model, tower and projector; a LLaVA folder brings its own, replaced by `projector` if one is given.
+    """Join language model, tower and projector; a LLaVA folder has its own, replaced by `projector` if given.
 
     Raises:
         ValueError: a part is missing, or the projector file does not fit.

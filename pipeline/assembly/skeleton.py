@@ -49,7 +49,7 @@ def _open(parts: ModelConfig, projector: str | None) -> LlavaModel:
     values = read_checkpoint_config(parts.language_model, "model.language_model")
     backbone = backbone_of_llava(values)
     if backbone is None:
-        raise ValueError(f"{parts.language_model} is no LLaVA model; set model.vision_tower beside a language model")
+        raise ValueError(f"{parts.language_model} is not a LLaVA model; set model.vision_tower too")
     model = backbone.model_class(read_llava_config(parts.language_model))
     tower = model.get_vision_tower()
     if tower is not None and not tower.is_loaded:

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 
 class BackgroundWriter:
-    """Runs jobs one after the other beside the caller, at most one in flight."""
+    """Runs jobs one after the other in a thread, at most one in flight."""
 
     def __init__(self) -> None:
         # its thread is joined when the interpreter ends, so a process that fails elsewhere still finishes writing

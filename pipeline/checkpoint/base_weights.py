@@ -17,7 +17,7 @@ _SAMPLE_BYTES = 64 * 1024
 
 
 def digest_weights(model: ModelConfig) -> dict[str, str]:
-    """Return a digest for each folder that the config names; a hub id has none, its cache holds a revision as it is."""
+    """Return a digest for each folder that the config names; a hub id has none, since its cache pins a revision."""
     towers = model.vision_tower if isinstance(model.vision_tower, tuple) else (model.vision_tower,)
     folders = {model.language_model, *(tower for tower in towers if tower is not None)}
     return {folder: _digest(folder) for folder in sorted(folders) if Path(folder).is_dir()}

@@ -44,7 +44,7 @@ def local_folder(storage: CheckpointStorage, position: Position) -> tuple[Path, 
                 return cache / position.name, manifest
             found = _stamp(cache, generation)
         with _locked(cache, fcntl.LOCK_EX):
-            if _stamp(cache, generation) == found:  # otherwise another rank has fetched it meanwhile
+            if _stamp(cache, generation) == found:  # otherwise another rank has fetched it in the meantime
                 _fetch_all(storage, position.name, manifest, cache)
                 return cache / position.name, manifest
 

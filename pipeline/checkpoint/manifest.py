@@ -1,7 +1,7 @@
-"""The manifest of a checkpoint: proof, written last, of every byte in it, and all facts of the run that are no tensor.
+"""The manifest of a checkpoint, written last: digests of every file, and the state of the run besides tensors.
 
 `MANIFEST.json` is `{"body": {"format", "step", "score", "files": {NAME: {"size", "sha256"}}, "state"}, "sha256"}`, the
-last over the body as sorted JSON. Needs no torch, so that whoever only asks for a run's position need not load it.
+last over the body as sorted JSON. Needs no torch, so that reading a run's position does not load it.
 """
 
 from __future__ import annotations

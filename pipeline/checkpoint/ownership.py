@@ -17,7 +17,7 @@ from pipeline.run_folder.metrics_log import METRICS_FILE
 
 
 def check_own(checkpoint: Checkpoint, plan: Plan, record: Mapping[str, Any]) -> None:
-    """Refuse to continue from a checkpoint of another run, or under a config, data or weights that would falsify it.
+    """Refuse to continue from a checkpoint of another run, or under a config, data or weights that would invalidate it.
 
     Args:
         checkpoint: the checkpoint to continue from.
@@ -45,7 +45,7 @@ def check_own(checkpoint: Checkpoint, plan: Plan, record: Mapping[str, Any]) -> 
 def _check_same_run(started_in: str, run_dir: str, checkpoint_folder: str | None) -> None:
     """Refuse the checkpoints of a run elsewhere in a folder that both configs name.
 
-    A run folder that was moved brings its metrics along; one that was lost comes back under its own name.
+    A run folder that was moved has its metrics; one that was lost is created again under its own name.
     """
     is_moved = (Path(run_dir) / METRICS_FILE).is_file()
     if checkpoint_folder is not None and started_in != run_dir and not is_moved:

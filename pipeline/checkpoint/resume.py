@@ -18,6 +18,6 @@ def run_storage(run_dir: str | Path, checkpoint: CheckpointConfig) -> Checkpoint
 def find_position(run_dir: str | Path, checkpoint: CheckpointConfig) -> Position | None:
     """Return the newest checkpoint of the run whose every byte verifies; None to start from nothing.
 
-    Called once per start of the workers. Whoever calls it hands the answer on: two looks may find two checkpoints.
+    Called once per start of the workers. The caller passes the answer on: a second lookup may differ.
     """
     return newest_verified(run_storage(run_dir, checkpoint))

@@ -9,7 +9,7 @@ def superseded(scores: Mapping[str, float | None], keep_last: int, keep_best: in
     """Return the names of checkpoints that may go, oldest first.
 
     Args:
-        scores: score of every sound checkpoint by name, oldest first; lower is better, None was not measured.
+        scores: score of every valid checkpoint by name, oldest first; lower is better, None was not measured.
         keep_last: newest checkpoints kept, at least 1.
         keep_best: checkpoints with the lowest scores kept besides; of equal ones the newest.
     """

@@ -133,7 +133,7 @@ def restore(model: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Chec
 
 
 def _restore_integers(optimizer: torch.optim.Optimizer) -> None:
-    """Bring step counters back that were no tensors: the library of 8-bit AdamW counts in integers, torch in floats."""
+    """Restore step counters that were not tensors: the library of 8-bit AdamW counts in integers, torch in floats."""
     for state in optimizer.state.values():
         if _STEP_COUNTER in state and state[_STEP_COUNTER].dtype == torch.int64:
             state[_STEP_COUNTER] = int(state[_STEP_COUNTER])

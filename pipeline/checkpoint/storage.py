@@ -1,8 +1,8 @@
-"""Where checkpoints lie: a folder, or a prefix of an object store; a generation appears in one step or not at all.
+"""Where checkpoints are stored: a folder, or a prefix of an object store; a generation appears atomically.
 
 Folder: files are written under `.tmp-step-STEP-TOKEN`, made durable, and renamed to `step-STEP` after the manifest.
 Object store: files are written under `step-STEP-TOKEN/`, a prefix of their own, and the manifest object comes last.
-STEP has eight digits, so that names sort. What lacks a sound manifest is never read.
+STEP has eight digits, so that names sort. Anything without a valid manifest is not read.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 class Generation(NamedTuple):
-    """A checkpoint that was committed; whether its bytes are sound is another question."""
+    """A committed checkpoint; its bytes are not verified yet."""
 
     step: int
     name: str
@@ -53,7 +53,7 @@ class CheckpointStorage(Protocol):
         ...
 
     def write(self, place: str, name: str, writer: Callable[[BinaryIO], _T]) -> _T:
-        """Let `writer` fill a new file, which is durable afterwards; called again where storage failed meanwhile."""
+        """Let `writer` fill a new file, which is durable afterwards; it is called again after a failure."""
         ...
 
     def create(self, place: str, name: str) -> AbstractContextManager[BinaryIO]:
@@ -69,7 +69,7 @@ class CheckpointStorage(Protocol):
         ...
 
     def discard(self, place: str) -> None:
-        """Remove a place that became no generation, or leave it to `sweep`; never fails, since something has."""
+        """Remove the files of an uncommitted generation, or leave them to `sweep`; does not raise."""
         ...
 
     def generations(self) -> list[Generation]:
@@ -85,7 +85,7 @@ class CheckpointStorage(Protocol):
         ...
 
     def remove(self, name: str) -> None:
-        """Remove a generation, in such an order that a partly removed one is no generation."""
+        """Remove a generation, in such an order that a partly removed one does not count as a generation."""
         ...
 
     def sweep(self) -> None:
@@ -189,7 +189,7 @@ class ObjectStorage:
         return f"step-{step:08d}-{token}"
 
     def write(self, place: str, name: str, writer: Callable[[BinaryIO], _T]) -> _T:
-        """Upload an object, from its start again where storage failed meanwhile."""
+        """Upload an object; after a storage failure, from its start."""
 
         def upload() -> _T:
             with self.create(place, name) as stream:

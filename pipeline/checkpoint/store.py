@@ -37,7 +37,7 @@ from pipeline.checkpoint.tensor_file import Piece, whole, write_tensors
 from pipeline.checkpoint.verification import Position, newest_verified, read_manifest
 from pipeline.run_folder.fault_points import reached
 
-# Ranks whose share is written, or failed, may wait in a collective meanwhile, which gives up after 10 minutes.
+# Meanwhile, ranks whose share is written, or failed, may wait in a collective, which gives up after 10 minutes.
 _PARTS_TIMEOUT_S = 480.0  # from the beginning of the write, which is the same on all ranks
 _LAST_PARTS_S = 60.0  # at least so long after rank 0's own share, however long that took
 _POLL_S = 0.05  # per rank that is awaited
@@ -58,7 +58,7 @@ class Checkpoint:
     step: int
     """Optimizer steps done; the next one to run."""
     state: dict[str, Any]
-    """Everything that is no tensor: fingerprints, counters, config."""
+    """Everything besides tensors: fingerprints, counters, config."""
 
     def specs(self, group: str) -> dict[str, TensorStorageMetadata]:
         """Return shape and type of every whole tensor of a group."""
@@ -122,7 +122,7 @@ class CheckpointStore:
         """Use a folder or an object store.
 
         Args:
-            folder: where the checkpoints lie, as a path, a URL, or opened.
+            folder: where the checkpoints are, as a path, a URL, or opened.
             keep_last: newest checkpoints kept.
             may_commit: called right before a checkpoint becomes visible; raises to prevent it.
             keep_best: checkpoints with the lowest score kept besides.
@@ -192,7 +192,7 @@ class CheckpointStore:
         return None if position is None else self.open(position)
 
     def open(self, position: Position) -> Checkpoint:
-        """Return a checkpoint that was verified before, brought to this machine if it lies in an object store.
+        """Return a checkpoint that was verified before, fetched to this machine if it is in an object store.
 
         Raises:
             CheckpointError: it arrived damaged.
@@ -241,7 +241,7 @@ class CheckpointStore:
         return files
 
     def _as_they_come(self, place: str, ranks: Iterable[int], deadline: float) -> Iterator[int]:
-        """Yield ranks as soon as there is word from them, so that a failure is heard of before slower ranks are."""
+        """Yield ranks as soon as they report, so that a failure is seen before slower ranks finish."""
         awaited = set(ranks)
         while awaited:
             for rank in sorted(awaited):

@@ -1,7 +1,7 @@
 """Writing tensors in the safetensors layout as a stream, hashed on the way.
 
 The library's own writer copies every tensor into Python bytes while it holds the interpreter's lock, which would stop a
-training thread for as long; this one hands out memory views, so writing and hashing run beside training. A tensor may
+training thread for as long; this one hands out memory views, so writing and hashing run during training. A tensor may
 be a piece of a larger one: its offsets go into the header as torch.distributed.checkpoint's Hugging Face format has
 them, so that its reader puts the pieces together for any number of ranks.
 Layout: https://github.com/huggingface/safetensors#format
@@ -38,7 +38,7 @@ _DTYPE_NAMES = {
 
 
 class Piece(NamedTuple):
-    """A tensor on the CPU, and where it lies in the whole tensor of its name."""
+    """A tensor on the CPU, and its position in the whole tensor of its name."""
 
     tensor: Tensor
     offsets: tuple[int, ...]

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 class Position(NamedTuple):
-    """Where a run continues: one verified checkpoint, decided once and handed to everybody who needs it."""
+    """Where a run continues: one verified checkpoint, decided once and passed to all who need it."""
 
     name: str
     """Generation in the run's checkpoint storage."""
@@ -109,14 +109,14 @@ def newest_verified(storage: CheckpointStorage) -> Position | None:
             return Position(generation.name, generation.step)
     if generations:
         raise CheckpointError(
-            f"none of the {len(generations)} checkpoints in {storage.location} is sound, each is named above. Bring "
-            "one back from a copy; or, to train from the beginning, remove them or choose another run_dir"
+            f"all {len(generations)} checkpoints in {storage.location} failed verification (listed above). Restore "
+            "one from a backup; or, to train from the beginning, remove them or choose another run_dir"
         )
     return None
 
 
 def readable_manifests(storage: CheckpointStorage) -> dict[str, Manifest]:
-    """Return the manifests of all generations that have a sound one, oldest first, without reading their files."""
+    """Return the manifests of all generations with a valid one, oldest first, without reading their files."""
     manifests = {}
     for generation in storage.generations():
         try:

@@ -66,7 +66,7 @@ class DataConfig(Section):
     @field_validator("feature_cache")
     @classmethod
     def _check_folder(cls, folder: str | None) -> str | None:
-        return folder and check_local(folder, "feature_cache", "features are mapped into memory; choose /shared/f, say")
+        return folder and check_local(folder, "feature_cache", "features are memory-mapped; choose a folder")
 
     @field_validator("index_dir")
     @classmethod
@@ -99,11 +99,11 @@ class DataConfig(Section):
         return {name: source.shards for name, source in self.sources.items()} or {"": self.shards}
 
     def draws_from(self, name: str) -> bool:
-        """Whether a source of the mix ever gives samples to the run."""
+        """Whether a source of the mix gives samples to the run at any step."""
         return self.sources[name].weight != 0 or any(change.weights[name] for change in self.mix_changes)
 
     def allowed_rejected(self, num_samples: int) -> int:
-        """Return how many of `num_samples` may be rejected; a small data set may lose 20 whatever their share."""
+        """Return how many of `num_samples` may be rejected; a small data set may lose 20, whatever share that is."""
         return max(20, int(self.max_rejected_fraction * num_samples))
 
     def allowed_defective(self, num_shards: int) -> int:

@@ -19,7 +19,7 @@ from pipeline.urls import check_local
 
 RUN_DIR_REMEDY = (
     "its files are locked, appended to and renamed. Choose a folder that all machines of the run share, and let "
-    "checkpoint.folder be the URL if checkpoints are to lie in object storage"
+    "checkpoint.folder be the URL to store checkpoints in object storage"
 )
 
 
@@ -71,7 +71,7 @@ class ExperimentConfig(Section):
             )
         if lora.quantize_base is not None and lora.rank is None:
             raise ValueError(
-                "lora.quantize_base freezes the language model in few bits; set lora.rank to train beside it"
+                "lora.quantize_base freezes the language model in few bits; set lora.rank to train adapters on it"
             )
         if lora.quantize_base is not None and self.training.sharding == "fsdp":
             raise ValueError("lora.quantize_base cannot be sharded; set training.sharding=none")
@@ -89,7 +89,7 @@ class ExperimentConfig(Section):
     def with_absolute_paths(self) -> Self:
         """Return the config with local paths made absolute, so that workers in other folders find the same files.
 
-        A model name is taken for a path when it exists here, else it stays what it is: a hub id.
+        A model name is a path if it exists here; otherwise it is left unchanged as a hub id.
         """
 
         def model_path(name: str | None) -> str | None:

@@ -22,7 +22,7 @@ class SourceConfig(Section):
     weight: Annotated[Weight | None, Fixed] = None
     """Share of the samples, relative to the other weights; 0 waits for a change. All sources have one, or none has."""
     epochs: Annotated[float | None, Fixed, Field(gt=0, allow_inf_nan=False)] = None
-    """Instead of weights: passes over this source in one epoch of the run. All sources say it, or none does."""
+    """Instead of weights: passes over this source in one epoch of the run. Set it on all sources or on none."""
 
     @field_validator("shards")
     @classmethod

@@ -1,4 +1,4 @@
-"""Whether a run may continue with another config: every field says so itself."""
+"""Whether a run may continue with another config; each field declares whether it may change."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def check_resumable(started: ExperimentConfig, now: ExperimentConfig) -> None:
             problems.append(f"  {path}: the run was started with {before!r}, now {after!r}")
     if problems:
         raise ConfigError(
-            f"run folder {now.run_dir} holds a run that these changes would falsify:\n"
+            f"run folder {now.run_dir} holds a run that these changes would invalidate:\n"
             + "\n".join(problems)
             + "\nrestore the values to resume it, or choose another run_dir to start a new run"
         )

@@ -22,7 +22,7 @@ class CheckpointConfig(Section):
     layout: Annotated[Literal["sharded", "whole"], Free] = "sharded"
     """With `training.sharding: fsdp`: every rank writes its own shards, or rank 0 gathers and writes all."""
     folder: Annotated[str | None, Fixed] = None
-    """Where checkpoints lie: a shared folder or an s3:// or gs:// prefix of this run's own; null: the run folder."""
+    """Where checkpoints are stored: a shared folder or an s3:// or gs:// prefix of this run; null: the run folder."""
 
     @field_validator("folder")
     @classmethod

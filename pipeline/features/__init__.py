@@ -1,1 +1,1 @@
-"""Features of a frozen vision tower on disk: computed once by a command, read in the place of pixels by training."""
+"""Features of a frozen vision tower on disk: computed once by a command, read instead of pixels by training."""

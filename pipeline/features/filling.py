@@ -1,6 +1,6 @@
 """Filling the cache: every image of every shard through the frozen tower, once, shard by shard.
 
-One process with the configured device. A shard counts when its table is written; a killed run goes on with the next.
+One process with the configured device. A shard counts when its table is written; a killed run continues with the next.
 Samples whose content is defective are left out: training rejects them before it asks for features.
 """
 

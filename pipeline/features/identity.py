@@ -1,6 +1,6 @@
 """What cached features depend on, as a key: the tower's weights and settings, how pixels are made, the arithmetic.
 
-Features of one key lie in a folder of their own, so that a change of anything leads to another, empty folder and never
+Features of one key have their own folder, so that a change of anything leads to another, empty folder and never
 to features of something else. Not in the key, since it changes rounding only: device, attention kernel, batch size.
 """
 

@@ -65,7 +65,7 @@ def check_complete(cache: FeatureCache, index: ShardIndex) -> None:
     if missing:
         own = Path(cache.folder)
         others = sorted(path.name for path in own.parent.glob("*/") if path.name != own.name)
-        hint = f" (beside it are features of other towers or settings: {', '.join(others)})" if others else ""
+        hint = f" (there are features of other towers or settings: {', '.join(others)})" if others else ""
         raise ConfigError(
             f"data.feature_cache: {cache.folder} lacks {len(missing)} of {len(wanted)} shards, the first is "
             f"{missing[0].url}{hint}; {HOW_TO_FILL}, or leave data.feature_cache out"
@@ -79,7 +79,7 @@ def locate_cache(data: DataConfig, precision: str, encoder: SampleEncoder, lone:
         ConfigError: data.feature_cache is not set.
     """
     if data.feature_cache is None:
-        raise ConfigError("data.feature_cache is not set; set it to the folder that is to hold the features")
+        raise ConfigError("data.feature_cache is not set; set it to a folder for the features")
     revision = tower_revision(lone.tower)
     key = cache_key(lone, revision, encoder.image_spec, encoder.resolution, checks_of(data), precision)
     return FeatureCache(str(Path(data.feature_cache).absolute() / key), revision)

@@ -1,1 +1,1 @@
-"""INDEX: which samples exist, where their bytes lie, what is unusable and why, and how many tokens each has."""
+"""INDEX: which samples exist, where their bytes are, what is unusable and why, and how many tokens each has."""

@@ -1,7 +1,7 @@
 """How many rejected samples a run accepts: in all, in one shard, and one after the other.
 
 The share catches data that is bad throughout; the other two catch one broken shard, or one broken tool, among many good
-ones, which no share of the whole would notice. A defective shard is a share of its own: nobody knows how many samples
+ones, which a share of the whole would not show. A defective shard is a share of its own: it is unknown how many samples
 it held.
 """
 
@@ -73,7 +73,7 @@ def check_rejected(data: IndexedData, limits: DataConfig) -> None:
 
 
 def describe_excess(data: IndexedData, limits: DataConfig) -> str | None:
-    """Say why a run on these data would be refused; None when it would not."""
+    """Return why a run on these data would be refused; None if it would not."""
     return (
         _describe_defects(data.index.shards, limits)
         or _describe_rejected(data, limits)
@@ -113,7 +113,7 @@ def _describe_rejected(data: IndexedData, limits: DataConfig) -> str | None:
 
 
 def _describe_empty_source(data: IndexedData, limits: DataConfig) -> str | None:
-    """Judge the sources of a mix: one that gives nothing is few samples of all, but not what was asked for."""
+    """Check the sources of a mix: a source without samples may be small, but it was asked for."""
     for name, first, end in data.sources:
         reasons = data.tokens["reason"].slice(first, end - first)
         if name and limits.draws_from(name) and not pc.any(pc.equal(reasons, "")).as_py():

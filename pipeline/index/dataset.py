@@ -115,7 +115,7 @@ def index_folder(data: DataConfig, run_dir: str, source: str = "") -> Path:
 
 
 def join_indexes(indexes: Mapping[str, ShardIndex]) -> tuple[ShardIndex, tuple[SourceRows, ...]]:
-    """Put the rows of several indexes one after the other; a single one stays as it is.
+    """Put the rows of several indexes one after the other; a single one is unchanged.
 
     Keys need to be unique within a source only: sources come from different people.
     """

@@ -118,6 +118,6 @@ def _scan_path(folder: Path, url: str, stat: ShardStat, checks: Checks) -> Path:
 
 
 def _write_arrow(path: Path, table: pa.Table) -> None:
-    """Write an Arrow file of one batch, uncompressed, which can be used where it lies."""
+    """Write an Arrow file of one batch, uncompressed, which can be memory-mapped."""
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table.combine_chunks())

@@ -9,7 +9,7 @@ from pipeline.shards.storage import ShardStat, find_shards
 
 
 def describe_changes(index: ShardIndex, shard_urls: Sequence[str]) -> list[str]:
-    """Say what differs between an index and the shards as they are now; empty when the index is up to date.
+    """Describe how the shards differ from their index; empty when the index is up to date.
 
     Looks at sizes and times only: bytes changed behind both are found by the CRC-32 of every member when it is read.
 

@@ -87,7 +87,7 @@ def group_members(
         passed_over: counts the members that belong to no sample, by what they are.
 
     Raises:
-        ShardError: whatever `members` raises.
+        ShardError: raised by `members`.
     """
     passed_over = Counter() if passed_over is None else passed_over
     group: MemberGroup | None = None
@@ -155,7 +155,7 @@ def _find_defect(group: MemberGroup, extension: str, member: TarMember) -> DataE
 
 
 def _finished(group: MemberGroup) -> MemberGroup:
-    """Let the error of an overfull group say how many files it stands for."""
+    """Add the number of files to the error of an overfull group."""
     if group.is_overfull and group.error is not None:
         group.error = DataError(group.error.reason, f"{group.error.what}; {group.num_members} files share this key")
     return group

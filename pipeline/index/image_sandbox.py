@@ -16,7 +16,7 @@ from pipeline.samples.schema import Sample
 
 
 class ImageSandbox:
-    """Takes the place of `pipeline.index.scan.image_sizes`; a context manager."""
+    """Replaces `pipeline.index.scan.image_sizes`; a context manager."""
 
     def __init__(self, checks: Checks) -> None:
         self._checks = checks

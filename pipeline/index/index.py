@@ -1,4 +1,4 @@
-"""The index of a data set: which samples exist, where their bytes lie, and which are unusable and why.
+"""The index of a data set: which samples exist, where their bytes are, and which are unusable and why.
 
 Everything later (plan, stream, training) names a sample by its row number here. `build` makes one.
 """

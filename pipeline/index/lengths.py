@@ -1,6 +1,6 @@
 """Token counts of every sample of an index, for planning: fused length, supervised tokens, tokens cut off the end.
 
-They depend on tokenizer, template and image policy, and are cached beside the index under a digest of these: the table
+They depend on tokenizer, template and image policy, and are cached in the index folder under their digest: the table
 of the whole index, and what was counted of each shard, so that a shard that is added does not cost all others again.
 """
 

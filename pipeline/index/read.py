@@ -14,7 +14,7 @@ from pipeline.shards.storage import read_range, read_ranges
 
 
 class Member(TypedDict):
-    """Where a member lies in its shard: a row's entry in the index column `members`."""
+    """Where a member is in its shard: a row's entry in the index column `members`."""
 
     ext: str
     offset: int

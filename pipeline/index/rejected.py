@@ -43,7 +43,7 @@ def rejected_ids(tokens: pa.Table) -> npt.NDArray[np.int64]:
 def record_rejected(run_dir: Path, index: ShardIndex, tokens: pa.Table) -> dict[str, int]:
     """Write what a run never plans to `quarantine/index.jsonl` of its folder; returns the samples of each reason.
 
-    A line per sample: `{"sample_id", "shard", "key", "reason", "detail"}`. Written anew at every start.
+    A line per sample: `{"sample_id", "shard", "key", "reason", "detail"}`. Rewritten at every start.
     """
     rejected = list_rejected(index, tokens)
     path = run_dir / REJECTED_FILE

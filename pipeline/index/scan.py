@@ -81,7 +81,7 @@ MeasureImages = Callable[[Sample, Checks], list[tuple[int, int]]]
 
 
 def index_shard(url: str, stat: ShardStat, checks: Checks, measure: MeasureImages | None = None) -> ShardScan:
-    """Read a shard once and describe its samples; `measure` stands in for `image_sizes`.
+    """Read a shard once and describe its samples; `measure` replaces `image_sizes`.
 
     Raises:
         OSError: storage failed; never for content.
@@ -234,7 +234,7 @@ def _mark_repeated_keys(rows: Sequence[dict[str, object]], checks: Checks) -> No
             continue
         extensions = [member["ext"] for row in repeated for member in _members(row)]
         if len(set(extensions)) == len(extensions):
-            reason, first, detail = Reason.MEMBERS_NOT_CONTIGUOUS, 0, f"its files lie in {len(repeated)} places"
+            reason, first, detail = Reason.MEMBERS_NOT_CONTIGUOUS, 0, f"its files are in {len(repeated)} places"
         elif checks.allow_duplicate_keys:
             continue
         else:

@@ -25,7 +25,7 @@ class RunData:
     load_index: Callable[[], ShardIndex]
     """Called only when a sample must be named: an index may be large, and this object travels."""
     marks: WorkMarks
-    """Left by the data workers that are examined; nobody else's."""
+    """Left by the data workers that are examined, not by others."""
 
 
 def refused_samples(data: RunData, *, died: bool = False) -> dict[int, str]:

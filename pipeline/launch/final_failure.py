@@ -1,4 +1,4 @@
-"""The end of a Ray run by an error that another start would meet again: without a retry, on whichever rank it occurs.
+"""The end of a Ray run by an error that another start would raise again: no retry, on whichever rank it occurs.
 
 A worker raises `FinalFailure`; Ray Train's controller, which would start the workers again, is ended by it.
 """
@@ -58,7 +58,7 @@ def _plain(error: Exception) -> Exception:
     assert isinstance(found, Exception)
     try:
         copy.copy(found)  # made again from its arguments, as on the other side
-    except Exception:  # whatever a class of a library does not know about itself
+    except Exception:  # inspecting a library's class can raise many types
         logger.debug("%s cannot be made again from its arguments", type(found), exc_info=True)
         return RuntimeError(f"{type(found).__name__}: {found}")
     return found

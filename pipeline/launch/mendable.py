@@ -1,6 +1,6 @@
 """Whether starting the workers again can mend a failure: a rule over where it was raised and what kind it is.
 
-Building model, optimizer and data is the same work at every start, so only what lies outside the program can differ:
+Building model, optimizer and data is the same work at every start, so only causes outside the program can differ:
 a machine, a network, storage. Once training has begun, errors of the program itself stay final; those that could be
 either are tried again, and are final when they come back with the same words at the same step.
 """
@@ -57,7 +57,7 @@ def judge(error: BaseException, *, has_begun: bool) -> Verdict:
 
 
 def unwrap(error: BaseException) -> BaseException:
-    """Return the error that a task raised in another process, where Ray hands on one of its own around it.
+    """Return the error that a task raised in another process, which Ray wraps in one of its own.
 
     Ray Data adds advice about its own settings to the message, which is taken off again.
     """
@@ -71,7 +71,7 @@ def unwrap(error: BaseException) -> BaseException:
 
 
 def _is_own(error: BaseException) -> bool:
-    """Whether the class was made by this project: it says what was found, and would be found again."""
+    """Whether the class is this project's: such an error would occur again."""
     return type(error).__module__.partition(".")[0] in _OWN_PACKAGES and not isinstance(error, OSError)
 
 

@@ -1,4 +1,4 @@
-"""What can be known before a run's first worker: one place for every check, whoever asks.
+"""What can be known before a run's first worker: one place for every check, for all callers.
 
 Training, `--dry-run`, `plan`, `doctor` and `cache-features` all call `check_config` before the shards are read and
 `check_data` afterwards, so that what training refuses they refuse, in the same words. Weights stay unread.

@@ -93,7 +93,7 @@ class ProgressReporter:
         self._offset += len(data) if self._closed.is_set() else len(complete)
         entries = [parse_entry(line, METRICS_FIELDS) for line in complete.split(b"\n")[:-1]]
         if None in entries:
-            logger.warning("%s: a line after byte %d is no metrics entry, not shown", self._path, start)
+            logger.warning("%s: a line after byte %d is not a metrics entry and is not shown", self._path, start)
         return [entry for entry in entries if entry is not None]
 
 

@@ -21,7 +21,7 @@ def endpoint(address: str) -> Endpoint | None:
     parts = urlsplit(address if "://" in address else f"//{address}")
     try:
         port = parts.port
-    except ValueError:  # no number; Ray's own message says so at once
+    except ValueError:  # not a number; Ray's own message says so at once
         return None
     return Endpoint(parts.hostname, port) if parts.hostname and port is not None else None
 

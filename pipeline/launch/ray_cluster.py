@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 _LOOK_TIMEOUT_S = 60.0
 _LOCAL_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the end of a run is noticed by polling: 2 s by default
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody preempts the machine in front of you
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a local machine is not preempted
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's coming default, which it would otherwise announce as a warning
 }
 
@@ -42,7 +42,7 @@ def connect(cluster: ClusterConfig) -> None:
     if resources.get("CPU", 0) < wanted:
         raise ConfigError(
             f"{cluster.min_workers} workers with {cluster.cpus_per_worker} CPUs each and one preprocessing task need "
-            f"{wanted} CPUs, the Ray cluster has {resources.get('CPU', 0)}; preprocessing would starve for ever. Lower "
+            f"{wanted} CPUs, the Ray cluster has {resources.get('CPU', 0)}; no CPU would be left to preprocess. Lower "
             "cluster.num_workers or cluster.cpus_per_worker, or add nodes"
         )
     if cluster.use_gpu and resources.get("GPU", 0) < cluster.min_workers:
@@ -67,7 +67,7 @@ def join_cluster(cluster: ClusterConfig) -> None:
 
 @contextmanager
 def _in_own_root() -> Iterator[None]:
-    """Stand in the folder of this project's packages: Ray puts the current one first on its workers' import path."""
+    """Change into the folder of this project's packages: Ray puts the current one first on its workers' import path."""
     before = Path.cwd()
     os.chdir(own_code().root)
     try:

@@ -1,8 +1,8 @@
-"""Stop requests and node drains under Ray: the driver gets the signal, its workers must hear of it.
+"""Stop requests and node drains under Ray: the driver gets the signal and must notify its workers.
 
 Train functions run in threads of worker processes, which get no signal. A small actor holds the request; a worker keeps
 one unanswered call to it, so that asking costs microseconds and no file system or polling is involved. Where no worker
-could hear of it, because the cluster has no room for any, the driver is interrupted.
+can be notified, because the cluster has no room for any, the driver is interrupted.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def forward_stop_signals() -> Iterator[Any]:
     """Yield the handle of a `StopRequest` that the first stop signal to this process sets.
 
     Raises:
-        StopRequestedError: the signal came, and there is no training worker that could hear of it.
+        StopRequestedError: the signal came, and there is no training worker to notify.
     """
     # as large as any number of workers, each of which keeps one call waiting
     options = {"num_cpus": 0, "max_concurrency": 10_000, "max_restarts": -1, "max_task_retries": -1}
@@ -77,7 +77,7 @@ def forward_stop_signals() -> Iterator[Any]:
 
 
 def _forward(requests: StopRequests, stop: Any, over: threading.Event) -> None:
-    """Pass a request on to the workers; end the main thread's waiting if no worker can hear of it."""
+    """Pass a request on to the workers; end the main thread's waiting if there is no worker to notify."""
     while not requests.wait(0.2):
         if over.is_set():
             return

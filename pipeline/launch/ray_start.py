@@ -36,7 +36,7 @@ class RunStart:
     total_steps: int
 
     def __call__(self) -> StreamStart:
-        """Return the start; an error that another start would meet again takes the place of its origin."""
+        """Return the start; an error that another start would raise again replaces its origin."""
         try:
             position = find_position(self.config.run_dir, self.config.checkpoint)
         except (CheckpointError, OSError) as error:

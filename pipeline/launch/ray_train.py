@@ -62,7 +62,7 @@ def run_on_ray(config: ExperimentConfig, source: BatchSource, attempt: int) -> W
         ray.train.TrainingFailedError: Ray Train failed otherwise.
         CrashLoopError: the workers failed more often than cluster.max_failures without a new checkpoint.
         StopRequestedError: a stop signal came; a checkpoint was written.
-        Exception: what a worker raised and another start would meet again.
+        Exception: what a worker raised and another start would raise again.
     """
     with forward_stop_signals() as stop:
         return replace_controllers(config, attempt, lambda attempt: _fit(config, source, attempt, stop))
@@ -111,7 +111,7 @@ def _describe_capacity(cluster: ClusterConfig, step: int, waited_s: float) -> st
     return (
         f"the Ray cluster had no room for {cluster.min_workers} workers of {cluster.cpus_per_worker:g} CPUs"
         f"{' and a GPU' if cluster.use_gpu else ''} for {waited_s / 60:.0f} minutes; its nodes: {nodes or 'none'}. "
-        f"Training stands at step {step}. Add nodes, stop what else runs there, or lower cluster.num_workers or "
+        f"Training is at step {step}. Add nodes, stop what else runs there, or lower cluster.num_workers or "
         "cluster.cpus_per_worker; the same command continues"
     )
 
@@ -147,14 +147,14 @@ def _fit(config: ExperimentConfig, source: BatchSource, attempt: int, stop: Any)
             storage_path=str(Path(config.run_dir).resolve() / "ray"),
             callbacks=[EndOnFinalFailure()],
             failure_config=FailureConfig(
-                # restarts without progress are counted by `RunStart`; a long run may meet any number of others
+                # restarts without progress are counted by `RunStart`; a long run may have any number of others
                 max_failures=_WORKER_GROUP_FAILURES,
                 controller_failure_limit=_STARTS_PER_CONTROLLER - 1,
             ),
         ),
     )
     controllers: list[Any] = []
-    # In the place of Ray's own handler of Ctrl-C, which ends the process without a word, with code 0 or 1.
+    # Instead of Ray's own handler of Ctrl-C, which ends the process without a message, with code 0 or 1.
     trainer._register_sigint_handler = controllers.append
     try:
         result = trainer.fit()
@@ -185,7 +185,7 @@ class _TrainFunction:
     """What the driver runs."""
 
     def __call__(self) -> WorkerResult | Exception:
-        """Train; returns an error that all ranks have agreed on, raises what a single one meets."""
+        """Train; returns an error that all ranks have agreed on, raises the error of a single one."""
         import ray.train.torch as ray_torch
 
         from pipeline.launch.rank_job import rank_job

@@ -65,7 +65,7 @@ class TrainingResult(NamedTuple):
 
 
 def run_training(config: ExperimentConfig, console: Console | None = None) -> TrainingResult:
-    """Run a stage to its end, continuing whatever its run folder already holds.
+    """Run a stage to its end, continuing from what its run folder holds.
 
     Raises:
         ConfigError: the config does not fit the run folder, the cluster or the data.
@@ -110,7 +110,7 @@ def _run_locally(config: ExperimentConfig, workers: Workers, console: Console) -
     for rank, found in enumerate(workers.gather(own)):
         check_same_code(found, own, f"rank {rank}")
     if not workers.is_first:
-        workers.wait_patiently()  # rank 0 builds the index meanwhile
+        workers.wait_patiently()  # rank 0 builds the index in the meantime
         source = with_cached_features(config.recipe, prepare_source(config, console=Console(quiet=True)))
         return _describe(Path(config.run_dir), _train_rank(config, source, workers, attempt=0), None)
     with hold_run(Path(config.run_dir)) as attempt, hold_checkpoints(config.checkpoint.folder):

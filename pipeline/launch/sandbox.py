@@ -1,6 +1,6 @@
-"""Decoding suspects in a process that may die: whoever ends it, twice, is named with how it ended.
+"""Decoding suspects in a process that may die: a sample that kills it twice is reported, with how it ended.
 
-The child is `python -m pipeline.launch.sandbox_child`; it says which sample it turns to, so its last word names the
+The child, `python -m pipeline.launch.sandbox_child`, prints each sample before decoding it, so the last line names the
 one it died over. A sample that does not end it again when decoded alone is not to blame.
 """
 
@@ -49,7 +49,7 @@ def find_crashers(config_file: Path, suspects: Sequence[int]) -> dict[int, str]:
 
 def _decode(config_file: Path, sample_ids: Sequence[int]) -> tuple[int | None, str]:
     """Return the sample over which a child died and how; None when it decoded all."""
-    with tempfile.TemporaryFile() as messages:  # a pipe that nobody reads would stop a child that says much
+    with tempfile.TemporaryFile() as messages:  # an unread pipe would block a child that prints much
         child = subprocess.Popen(
             [sys.executable, "-m", "pipeline.launch.sandbox_child", str(config_file), *map(str, sample_ids)],
             stdout=subprocess.PIPE,

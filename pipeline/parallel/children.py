@@ -1,7 +1,7 @@
-"""Work in child processes that may die of it: over all cores of this machine, or in one child beside a Ray task.
+"""Work in child processes that may crash: over all cores of this machine, or in one child of a Ray task.
 
 A child serves one item after the other through a pipe. When it dies, only the item it worked on is concerned; a
-function that is `Survivable` says what to do about it.
+function that is `Survivable` decides what to do about it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pipeline.parallel.exits import READY, START_TIMEOUT_S, describe_exit
 from pipeline.parallel.run_map import RunMap
 from pipeline.parallel.stop_signals import STOP_SIGNALS
 
-# fork would copy the locks of this process's threads in whatever state they are
+# fork would copy the locks of this process's threads in their current state
 _CONTEXT = multiprocessing.get_context("forkserver")
 
 
@@ -38,7 +38,7 @@ class _Process(ForkServerProcess):
 
 
 class ChildDiedError(RuntimeError):
-    """A child ended while it worked; the message says how."""
+    """A child process ended during its work; the message says how."""
 
 
 @runtime_checkable
@@ -98,12 +98,12 @@ class Child:
             self._is_ready = self.result(START_TIMEOUT_S) == READY
         except ChildDiedError as death:
             raise RuntimeError(
-                f"a process that was to read shards {death} before it had begun; what it printed says why. A script of "
+                f"a process that reads shards {death} during its startup; see its output above. A script of "
                 'your own must start training under `if __name__ == "__main__":`, since its processes import it'
             ) from death
 
     def close(self) -> None:
-        """End it, whatever it is doing."""
+        """Kill it."""
         self._process.kill()
         self._process.join()
         self.connection.close()

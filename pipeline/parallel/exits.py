@@ -23,7 +23,7 @@ def limit_memory() -> None:
 
 
 def describe_exit(exit_code: int) -> str:
-    """Say how a process ended, as what it did: `ended by signal SIGSEGV`."""
+    """Describe how a process ended: `ended by signal SIGSEGV`."""
     if exit_code == OUT_OF_MEMORY_EXIT:
         return "ran out of memory"
     if exit_code == -signal.SIGKILL:

@@ -16,7 +16,7 @@ from typing import NoReturn
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SAME_REQUEST_S = 5.0  # the longest that a copy of a request may take, also on a busy machine
-_SAME_INTERRUPT_S = 1.0  # a terminal sends one SIGINT; whoever presses Ctrl-C again means it
+_SAME_INTERRUPT_S = 1.0  # a terminal sends one SIGINT; a second Ctrl-C is meant
 
 
 class StopRequestedError(RuntimeError):
@@ -44,7 +44,7 @@ class StopRequests:
         return self._requested.wait(timeout_s)
 
     def end_now(self) -> None:
-        """Raise KeyboardInterrupt in the main thread, from another one, whatever the main thread waits for.
+        """Raise KeyboardInterrupt in the main thread, from another one, even while the main thread waits.
 
         Only after a signal came. It takes the way of that signal, whose handler is known to be installed: SIGINT may
         have none, since shells start background processes with SIGINT ignored.
@@ -66,9 +66,9 @@ def stop_requests() -> Iterator[StopRequests]:
 
     A request may come twice: a cluster sends it to all processes of a job, of which a launcher (torchrun, `timeout`)
     passes on its own. So another one counts some seconds after the first, or never under torchrun, which kills ranks
-    that take too long. This goes on after the block if the process was asked, for then it is about to end.
+    that take too long. This stays in effect after the block if a stop was requested, since the process is about to end.
 
-    Only the main thread may install handlers; elsewhere nothing is ever requested.
+    Only the main thread may install handlers; in other threads nothing is requested.
     """
     requests = StopRequests()
     received_s = 0.0
@@ -80,7 +80,7 @@ def stop_requests() -> Iterator[StopRequests]:
         if not requests.is_set():
             received_s = time.monotonic()
             requests._note(signum)
-            _say(f"{signal.Signals(signum).name}: stops after this step and a checkpoint; once more ends at once")
+            _say(f"{signal.Signals(signum).name}: stopping after this step and a checkpoint; repeat to end at once")
         elif _is_another(signum, time.monotonic() - received_s):
             _end_at_once(signum)
 

@@ -1,6 +1,6 @@
 """The numbers of tasks as a Ray Data source: what a map over tasks, not over data, begins with.
 
-Ray Data's own range asks for a CPU to count with, and waits for ever where data workers hold all of them.
+The counter requests zero CPUs; `ray.data.range` requests one and would deadlock where data workers hold all CPUs.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from pipeline.config import ConfigError, DataConfig, MixChange
 from pipeline.plan.mixed import MixedOrder, MixPhase, MixSource, mix_sources
 
 _FLATTENED_UNITS = 10**6
-"""Resolution of shares that come from a temperature; roots of sizes are no ratios of whole numbers."""
+"""Resolution of shares that come from a temperature; roots of sizes are not ratios of whole numbers."""
 
 
 def order_mix(
@@ -56,7 +56,7 @@ def check_past_changes(trained: Sequence[MixChange], now: Sequence[MixChange], s
         step: next step to train.
 
     Raises:
-        ConfigError: a step before `step` would have had other weights; says which changes hold until then.
+        ConfigError: a step before `step` would have had other weights; lists the changes until then.
     """
     past, claimed = ([change for change in changes if change.from_step < step] for changes in (trained, now))
     if past != claimed:
@@ -67,7 +67,7 @@ def check_past_changes(trained: Sequence[MixChange], now: Sequence[MixChange], s
 
 
 def describe_late_changes(changes: Sequence[MixChange], total_steps: int) -> str | None:
-    """Say which announced changes lie beyond the last step; they only count when the run is made longer."""
+    """Warn of announced changes after the last step; they only apply if the run is made longer."""
     late = [change for change in changes if change.from_step >= total_steps]
     if not late:
         return None
@@ -114,5 +114,5 @@ def _samples_per_epoch(data: DataConfig, sizes: Mapping[str, int]) -> Fraction:
 
 
 def _exact(number: float) -> Fraction:
-    """Take a decimal number as it is written in the config: 0.1 is a tenth."""
+    """Read a decimal number exactly as written in the config: 0.1 is one tenth."""
     return Fraction(str(number))

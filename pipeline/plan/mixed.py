@@ -108,7 +108,7 @@ def mix_sources(
         raise ValueError(f"{len(sources)} sources; a mix has at most {MAX_SOURCES}: join some of them")
     for idx, source in enumerate(sources):
         if source.num_samples == 0 and any(phase.weights[idx] for phase in phases):
-            raise ValueError(f"source {source.name!r} has no usable sample; `ray-llava inspect` says why")
+            raise ValueError(f"source {source.name!r} has no usable sample; `ray-llava inspect` shows why")
     num_steps = -(-num_samples // global_batch_size)
     return MixedOrder(
         sources=tuple(sources),
@@ -122,7 +122,7 @@ def mix_sources(
 
 
 def _plan_phases(phases: Sequence[MixPhase], batch_size: int, num_samples: int) -> list[_PlannedPhase]:
-    """Apportion phase after phase; each begins its account anew, after the counts of those before it."""
+    """Apportion phase after phase; each starts a new account, after the counts of those before it."""
     num_steps = -(-num_samples // batch_size)
     reached = [phase for phase in phases if phase.first_step < max(num_steps, 1)]
     ends = [*(phase.first_step for phase in reached[1:]), num_steps]

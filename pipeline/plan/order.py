@@ -27,7 +27,7 @@ def permute(positions: npt.NDArray[np.int64], num_items: int, seed: int, epoch: 
         int64 `[K]`; over all N positions every item occurs exactly once.
     """
     if positions.size and not (int(positions.min()) >= 0 and int(positions.max()) < num_items):
-        raise ValueError(f"positions must lie in [0, {num_items}), found {positions.min()}..{positions.max()}")
+        raise ValueError(f"positions must be in [0, {num_items}), found {positions.min()}..{positions.max()}")
     half_bits = max(1, (max(num_items - 1, 1).bit_length() + 1) // 2)
     keys = _round_keys(seed, epoch)
     values = positions.astype(np.uint64)

@@ -88,7 +88,7 @@ def _level(bins: list[list[int]], num_tokens: Sequence[int]) -> list[list[int]]:
 def _exchange(full: list[int], empty: list[int], num_tokens: Sequence[int], gap: int) -> int:
     """Move a sample from one bin to another, or swap two, whichever levels them best; returns the tokens moved."""
     best, chosen = gap, None
-    room = [(-1, 0), *enumerate(num_tokens[idx] for idx in empty)]  # place -1: nothing is given back
+    room = [(-1, 0), *enumerate(num_tokens[idx] for idx in empty)]  # place -1: nothing in exchange
     for place, given in enumerate(full):
         twice = 2 * num_tokens[given]
         for other_place, other in room:

@@ -1,6 +1,6 @@
 """The plan of a run: from a global step to sample ids, and from (step, rank) to micro-batches.
 
-The number of ranks is no input of the order, so the whole position of a run in its data is one integer, the global
+The number of ranks is not an input of the order, so the whole position of a run in its data is one integer, the global
 step: resuming is O(1), exact, and works on another number of workers. Reading the samples is left to the loader.
 """
 
@@ -109,10 +109,10 @@ class Plan:
         """Return the sample ids of an optimizer step, in order, int64 `[<= global_batch_size]`.
 
         Raises:
-            ValueError: the step lies outside the run.
+            ValueError: the step is outside the run.
         """
         if not 0 <= step < self.total_steps:
-            raise ValueError(f"step {step} lies outside the run's {self.total_steps} steps")
+            raise ValueError(f"step {step} is outside the run's {self.total_steps} steps")
         return self.usable.rows(self.order.numbers(step))
 
     def split(self, step: int, num_ranks: int) -> tuple[RankPlan, ...]:

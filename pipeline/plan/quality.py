@@ -22,7 +22,7 @@ class PackingQuality(NamedTuple):
 
     @property
     def efficiency(self) -> float:
-        """Useful over occupied tokens, 0..1; 1 where nobody waits or pads."""
+        """Useful over occupied tokens, 0..1; 1 without waiting and padding."""
         return self.useful_tokens / max(1, self.occupied_tokens)
 
 

@@ -1,4 +1,4 @@
-"""Which source of a mix a sample belongs to: the rows of a source lie together in the index."""
+"""Which source of a mix a sample belongs to: the rows of a source are adjacent in the index."""
 
 from __future__ import annotations
 
@@ -21,4 +21,4 @@ class Sources(NamedTuple):
 
 
 NO_MIX: Final = Sources((), ())
-"""One data set: nothing is told apart."""
+"""One data set without a mix."""

@@ -1,7 +1,7 @@
 """Small files of a run folder: lines that are appended, and JSON that is replaced as a whole.
 
 A process, a disk or a machine may fail at any moment of a write. What that left unreadable is named in a warning and
-counts as absent, so that nothing has to be cleaned up before the run goes on.
+counts as missing, so that nothing has to be cleaned up before the run continues.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def read_entries(path: Path, fields: Collection[str]) -> Iterator[dict[str, Any]
     for number, line in enumerate(complete_lines(path), 1):
         entry = parse_entry(line, fields)
         if entry is None:
-            logger.warning("%s, line %d: no JSON object with %s, left out", path, number, ", ".join(fields))
+            logger.warning("%s, line %d: not a JSON object with %s, skipped", path, number, ", ".join(fields))
         else:
             yield entry
 
@@ -92,5 +92,5 @@ def read_object(path: Path) -> dict[str, Any]:
         return {}
     found = parse_entry(path.read_bytes(), ())
     if found is None:
-        logger.warning("%s is no JSON object and counts as absent; it may be left from a power loss", path)
+        logger.warning("%s is not a JSON object and is ignored; a power loss may have damaged it", path)
     return found or {}

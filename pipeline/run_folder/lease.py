@@ -56,7 +56,7 @@ def hold_run(run_dir: Path) -> Iterator[int]:
 
 @contextmanager
 def hold_checkpoints(folder: str | None) -> Iterator[None]:
-    """Hold a checkpoint folder that lies outside the run folder, where a run elsewhere may write too.
+    """Hold a checkpoint folder outside the run folder, where another run may write too.
 
     Args:
         folder: local path, held; None or a URL, where nothing can be held.
@@ -92,7 +92,7 @@ def _locked(path: Path, describe: Callable[[], str], remedy: str) -> Iterator[No
 def next_attempt(run_dir: Path) -> int:
     """Fence off the workers of earlier attempts and return a new number; only for the holder of the run folder.
 
-    The number is above those of all workers that were ever started, even when lease.json is gone or unreadable.
+    The number is above those of all workers started so far, even when lease.json is gone or unreadable.
     """
     attempt: int = 1 + max(read_holder(run_dir).get("attempt", 0), last_attempt(run_dir))
     holder = {"attempt": attempt, "host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
@@ -104,17 +104,17 @@ def check_lease(run_dir: Path, attempt: int) -> None:
     """Verify that no newer attempt has taken the run folder.
 
     Raises:
-        LeaseLostError: one has, or nothing tells that none has.
+        LeaseLostError: one has, or it cannot be verified that none has.
     """
     current = read_holder(run_dir).get("attempt")
     if current is None:
         raise LeaseLostError(
-            f"run folder {run_dir}: {_HOLDER} is missing or unreadable, so nothing tells whether attempt {attempt} "
-            "still holds the run; nothing is written. The same command continues"
+            f"run folder {run_dir}: {_HOLDER} is missing or unreadable: cannot verify that attempt {attempt} "
+            "still owns the run; no checkpoint written. Start the same command again to continue"
         )
     if current != attempt:
         raise LeaseLostError(
-            f"run folder {run_dir}: attempt {current} has taken over, this is attempt {attempt}; nothing is written"
+            f"run folder {run_dir}: attempt {current} has taken over, this is attempt {attempt}; no checkpoint written"
         )
 
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-_DEPTH = 3  # run folder / checkpoints / step-... / file: nothing that a run writes lies deeper, but for Ray's own files
+_DEPTH = 3  # run folder / checkpoints / step-... / file: nothing that a run writes is deeper, but for Ray's own files
 
 
 def check_links(folder: Path, what: str = "run_dir") -> None:

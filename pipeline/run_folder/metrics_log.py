@@ -25,7 +25,7 @@ class MetricsLog:
     """Append-only metrics file of a run; survives being killed, or a full disk, in the middle of a line."""
 
     def __init__(self, path: Path) -> None:
-        """Open `path`, cutting off a last line that was only half written; other lines that are no entry stay."""
+        """Open `path`, cutting off a last line that was only half written; other lines that are not entries stay."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self._seen: dict[int, dict[str, float]] = {}
         cut_unfinished_line(path)

@@ -27,7 +27,7 @@ _FAILURE_FIELDS = ("start", "rank", "step", "error")
 
 
 class CrashLoopError(RuntimeError):
-    """The workers fail again and again without a new checkpoint; the message says how each start ended."""
+    """The workers fail repeatedly without a new checkpoint; the message says how each start ended."""
 
 
 def record_start(run_dir: Path, attempt: int, step: int, max_restarts: int, num_ranks: int = 1) -> None:
@@ -91,7 +91,7 @@ def has_come_back(run_dir: Path, attempt: int, rank: int) -> bool:
 
 
 def describe_cause(run_dir: Path, start: int) -> str:
-    """Say why a start ended: its first failed rank, at which step, with what, and where its traceback is."""
+    """Describe why a start ended: its first failed rank, the step, the error, and the place of the traceback."""
     entries = read_entries(run_dir / FAILURES_FILE, _FAILURE_FIELDS)
     failures = [entry for entry in entries if entry["start"] == start]
     if failures:

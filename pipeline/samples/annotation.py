@@ -1,7 +1,7 @@
 """An annotation's JSON object, and the fields in it that go by two names.
 
 Data that was merged, or exported from a table, has every field in every row: one without content is null, or an empty
-string where a file name would be, and counts as absent.
+string where a file name would be, and counts as missing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def read_annotation(data: bytes, *, max_bytes: int = MAX_JSON_BYTES) -> JsonValu
     """Parse an annotation and leave out the fields without content.
 
     Raises:
-        DataError: it is no JSON, or too large or too deep.
+        DataError: it is not JSON, or too large or too deep.
     """
     return without_nulls(parse_json(data, max_bytes=max_bytes))
 
@@ -45,7 +45,7 @@ def either_field(tree: Mapping[str, JsonValue], names: tuple[str, str]) -> str |
 
 
 def either(tree: Mapping[str, JsonValue], names: tuple[str, str]) -> JsonValue:
-    """Return what stands under one of two names for the same thing; None without either."""
+    """Return the value under one of two names for the same field; None without either."""
     name = either_field(tree, names)
     return None if name is None else tree[name]
 

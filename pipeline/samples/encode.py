@@ -1,6 +1,6 @@
 """Encoding a sample: conversation to tokens and labels, images to tiles of the tower's size.
 
-The one place where template, tokenizer and image policy meet; its fingerprint says what an encoded sample depends on.
+The only place that combines template, tokenizer and image policy; its fingerprint covers all that encoding depends on.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class EncodedSample(NamedTuple):
 
     @property
     def labels(self) -> Ids:
-        """int64 `[T]`, IGNORE_INDEX where nothing is learnt."""
+        """int64 `[T]`, IGNORE_INDEX where a token is not supervised."""
         return self.text.labels
 
 
@@ -118,7 +118,7 @@ class SampleEncoder:
 
         Args:
             sample: the sample.
-            encode_image: takes the place of `encode_image`, to remember images that occur again.
+            encode_image: replaces `encode_image`, to reuse images that occur again.
 
         Raises:
             DataError: the sample is unusable, with its key.

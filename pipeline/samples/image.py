@@ -30,7 +30,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "AVIF")
 _ORIENTED_BY_PILLOW = ("TIFF",)
 """Formats whose pixels and size Pillow turns itself."""
 _NOT_HANDLED = re.compile(r"unsupported|unknown pixel mode|cannot handle (?:12|16)-bit|compression not", re.IGNORECASE)
-"""How parsers say that a file is sound and beyond them."""
+"""What parsers say of a valid file that they cannot read."""
 _TIFF_TILE_WIDTH, _TIFF_TILE_LENGTH = 322, 323
 _ORIENTATION_TAG = 0x0112
 _WHITE = (255, 255, 255)
@@ -126,7 +126,7 @@ def _open(data: bytes, limits: ImageLimits) -> PillowImage.Image:
     except (MemoryError, DataError):
         raise
     except PillowImage.DecompressionBombError:
-        raise DataError(Reason.IMAGE_TOO_LARGE, "a WebP file of more pixels than Pillow ever opens") from None
+        raise DataError(Reason.IMAGE_TOO_LARGE, "a WebP file with more pixels than Pillow opens") from None
     except Exception as error:
         raise _broken(error, data) from None
     _check_size(*image.size, limits)
@@ -142,7 +142,7 @@ def _parse(data: bytes) -> PillowImage.Image:
 
     Raises:
         DataError: the content begins like none of the formats.
-        Exception: whatever the parser of its format raises.
+        Exception: any error of the parser of its format.
     """
     if not data:
         raise DataError(Reason.IMAGE_TRUNCATED, "the file is empty")
@@ -158,7 +158,7 @@ def _parse(data: bytes) -> PillowImage.Image:
 
 
 def _check_tiles(image: PillowImage.Image, limits: ImageLimits) -> None:
-    """Check the tiles of a TIFF, for which the decoder reserves memory whatever the size of the image."""
+    """Check the tiles of a TIFF; the decoder allocates memory for them, for any size of the image."""
     tags = image.tag_v2  # type: ignore[attr-defined]
     width, length = tags.get(_TIFF_TILE_WIDTH, 0), tags.get(_TIFF_TILE_LENGTH, 0)
     if not isinstance(width, int) or not isinstance(length, int):
@@ -179,7 +179,7 @@ def _check_size(width: int, height: int, limits: ImageLimits) -> None:
 
 
 def _decode_plain_jpeg(data: bytes, image: PillowImage.Image) -> Pixels | None:
-    """Decode an RGB or grey JPEG with simplejpeg; None leaves it to Pillow, which then words the error."""
+    """Decode an RGB or grey JPEG with simplejpeg; None leaves it, and its error message, to Pillow."""
     if simplejpeg is None or image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L"):
         return None
     try:

@@ -42,9 +42,9 @@ class _Chunk(NamedTuple):
 
 
 def image_format(data: bytes) -> str | None:
-    """Return which of the formats in `EXTENSIONS` a file begins like; names of crawled files lie.
+    """Return which of the formats in `EXTENSIONS` a file begins like; names of crawled files are often wrong.
 
-    A damaged beginning still tells: the first chunk of a PNG, and what stands near the start of a JPEG.
+    A damaged beginning can still be recognised: by the first chunk of a PNG, or markers near the start of a JPEG.
     """
     if data[:2] == b"\xff\xd8" or b"JFIF\0" in data[:16] or b"Exif\0\0" in data[:16]:
         return "JPEG"
@@ -75,7 +75,7 @@ def describe_other(data: bytes) -> str:
 
 
 def is_cut(data: bytes) -> bool:
-    """Whether the container of an image promises more than the file holds, and is sound up to there."""
+    """Whether the container of an image declares more bytes than the file has, and is valid up to its end."""
     found = image_format(data)
     if found == "PNG":
         *_, last = [_Chunk(b"", 8, 8), *_png_chunks(data)]

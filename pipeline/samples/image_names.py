@@ -12,7 +12,7 @@ _URL = re.compile(r"\s*(?:[a-z][a-z0-9+.-]*://|data:|//)", re.IGNORECASE)
 
 
 def is_url(name: str) -> bool:
-    """Whether a name means something on a network or data in place; a colon alone may stand in a file name."""
+    """Whether a name is a URL or inline data; a colon alone may be part of a file name."""
     return _URL.match(name) is not None
 
 

@@ -130,7 +130,7 @@ def named_images(tree: Mapping[str, JsonValue]) -> list[str]:
 def _annotation(texts: Mapping[str, bytes]) -> dict[str, JsonValue] | None:
     """Return the conversation's JSON object, or None for a caption.
 
-    Beside a caption, `KEY.json` is img2dataset's metadata. It is not used, so its defects do not matter.
+    With a caption, `KEY.json` is img2dataset's metadata. It is not used, so its defects do not matter.
     """
     if "json" not in texts:
         if "txt" not in texts:
@@ -215,7 +215,7 @@ def _image_names(tree: Mapping[str, JsonValue]) -> list[str]:
 
 def _turn(turn: object, idx: int) -> Turn:
     if not isinstance(turn, Mapping):
-        raise DataError(Reason.JSON_INVALID, f"turn {idx} is no object")
+        raise DataError(Reason.JSON_INVALID, f"turn {idx} is not a JSON object")
     speaker = turn.get("from", turn.get("role"))
     if not isinstance(speaker, str) or speaker not in _ROLES:
         found = ascii(speaker)[:40] if isinstance(speaker, str) else "none"

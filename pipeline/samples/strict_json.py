@@ -1,4 +1,4 @@
-"""JSON as the standard defines it, from bytes that nobody vouches for.
+"""JSON as the standard defines it, from untrusted bytes.
 
 Python's parser accepts NaN, keeps the last of two equal keys and lets lone surrogates through; each of those becomes a
 different value, or a crash, somewhere later.
@@ -21,7 +21,7 @@ def parse_json(data: bytes, *, max_bytes: int = MAX_JSON_BYTES) -> JsonValue:
     """Parse one JSON document.
 
     Raises:
-        DataError: larger than `max_bytes`, deeper than `MAX_JSON_DEPTH`, not JSON, or text that is no Unicode.
+        DataError: larger than `max_bytes`, deeper than `MAX_JSON_DEPTH`, not JSON, or text that is not Unicode.
     """
     if len(data) > max_bytes:
         raise DataError(Reason.JSON_TOO_LARGE, f"{len(data)} bytes of JSON, at most {max_bytes} are read")

@@ -25,11 +25,11 @@ def read_as_images(tree: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
     """Return the annotation with the frames as its images and the video's place written as one image's.
 
     Raises:
-        DataError: `video` is no list of names, or stands beside images.
+        DataError: `video` is not a list of names, or there are images too.
     """
     frames = tree[VIDEO]
     if not isinstance(frames, list) or not frames or not all(isinstance(name, str) for name in frames):
-        raise DataError(Reason.JSON_INVALID, "`video` is no list of frames; store its frames as images and name these")
+        raise DataError(Reason.JSON_INVALID, "`video` is not a list of frames; store frames as images and name them")
     if either_field(tree, IMAGES) is not None:
         raise DataError(Reason.JSON_INVALID, "`video` and `image` in one sample")
     field = either_field(tree, TURNS) or TURNS[0]

@@ -111,7 +111,7 @@ def _endpoint(
 
 
 def _split_endpoint(endpoint: str | None, scheme: str | None) -> tuple[str | None, str]:
-    """Return HOST[:PORT] and the scheme; an address in full brings its own."""
+    """Return HOST[:PORT] and the scheme; a full address has its own."""
     if scheme not in (None, "http", "https"):
         raise ValueError(f"s3 URL: option scheme={scheme}; expected http or https")
     if not endpoint:

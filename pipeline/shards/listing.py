@@ -79,7 +79,7 @@ def describe_passed_over(patterns: Sequence[str]) -> list[str]:
 
 
 def _passed_over_in(folder: str) -> list[str]:
-    """Return what of a folder is no shard of it: compressed archives, shards of its folders, second names of a file."""
+    """Return the files of a folder that are not its shards: compressed archives, shards of subfolders, second names."""
     found = []
     taken = set(_of_folder(folder))
     for name in sorted(os.listdir(folder)):
@@ -100,7 +100,7 @@ def _of_folder(folder: str) -> list[str]:
 
 
 def _each_once(paths: Sequence[str]) -> list[str]:
-    """Return the paths without second names of a file; the name that is no link is kept, else the first."""
+    """Return the paths without second names of a file; a name that is not a link is kept, else the first."""
     chosen: dict[str, str] = {}
     for path in paths:
         real = os.path.realpath(path)
@@ -115,7 +115,7 @@ def _is_tar(name: str) -> bool:
 
 
 def _expand(pattern: str) -> list[str]:
-    """Expand one folder or glob; a plain name is returned as it is, present or not, for `stat_shard` to report."""
+    """Expand one folder or glob; a plain name is returned unchanged, present or not, for `stat_shard` to report."""
     filesystem, path = locate(pattern)
     if isinstance(filesystem, fs.LocalFileSystem):
         if os.path.isdir(path):

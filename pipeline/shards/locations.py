@@ -1,6 +1,6 @@
 """Where a file is: its URL as a pyarrow filesystem and a path. The only place that connects to object storage.
 
-Only these schemes exist here: nothing is run as a command, no HTTP is spoken, no redirect is followed.
+Only these schemes are supported: no commands are run, no HTTP is used, no redirects are followed.
 """
 
 from __future__ import annotations

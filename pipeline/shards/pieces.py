@@ -16,7 +16,7 @@ _MAX_NAMED = 5
 def missing_pieces(names: Iterable[str]) -> list[str]:
     """Return a sentence for each numbered series in which pieces are missing.
 
-    `train-00003-of-00005` says how many there are. Of other numbers only a gap between two of them shows.
+    `train-00003-of-00005` states how many there are. With other numbers, only a gap between two of them is visible.
 
     Args:
         names: paths or URLs; numbers count in the last part, series are told apart by all the rest.

@@ -47,7 +47,7 @@ class TarMember(NamedTuple):
     crc32: int
     """CRC-32 of the content."""
     data: bytes | None
-    """The content; None when larger than the member limit or when the member is no regular file."""
+    """The content; None when larger than the member limit or when the member is not a regular file."""
     is_regular: bool
     """False for links, directories and devices, which have no content and are never followed."""
     is_directory: bool = False
@@ -206,7 +206,7 @@ def _read_extension(reader: _Blocks, kind: int, size: int, overrides: _Overrides
         overrides.name = _decode(records["path"]) if "path" in records else overrides.name
         if "size" in records:
             if not records["size"].isdigit() or len(records["size"]) > 19:
-                raise _corrupt(where, "a PAX size that is no number")
+                raise _corrupt(where, "a PAX size that is not a number")
             overrides.size = int(records["size"])
 
 
@@ -236,7 +236,7 @@ def _verify_checksum(block: bytes, offset: int) -> None:
         return
     if offset == 0:
         hint = " (it is gzip-compressed)" if block[:2] == b"\x1f\x8b" else ""
-        raise ShardError(Reason.SHARD_NOT_TAR, f"the first 512 bytes are no tar header{hint}")
+        raise ShardError(Reason.SHARD_NOT_TAR, f"the first 512 bytes are not a tar header{hint}")
     raise _corrupt(offset, "the header checksum does not match")
 
 
@@ -248,7 +248,7 @@ def _number(field: bytes, offset: int) -> int:
         return int.from_bytes(field[1:], "big")
     digits = field.strip(b" \x00")
     if not all(digit in b"01234567" for digit in digits):
-        raise _corrupt(offset, "a member size that is no octal number")
+        raise _corrupt(offset, "a member size that is not an octal number")
     return int(digits, 8) if digits else 0
 
 

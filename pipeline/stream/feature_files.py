@@ -1,4 +1,4 @@
-"""Files of the cache: per shard a few files of features, and last a table that says which image's are where.
+"""Files of the cache: per shard a few files of features, and last a table with the position of each image's features.
 
 Named after the shard's SHA-256, so that a shard changed under the same name has none. Every file is written under a
 temporary name, synced and renamed; the table comes last and stands for the whole shard: a killed run leaves finished

@@ -93,7 +93,7 @@ class BatchSource:
     marks: WorkMarks | None = None
     """Where to mark what is being built; None where a crash is of no interest."""
     features: FeatureCache | None = None
-    """Where tower features are read in the place of pixels."""
+    """Where tower features are read instead of pixels."""
 
 
 def build_rank_step(source: BatchSource, plan: RankPlan) -> RankStep:
@@ -175,7 +175,7 @@ def _encode_image(source: BatchSource, sample_id: int, data: bytes, role: Role) 
         key = source.index.samples["key"][sample_id].as_py()
         view, features = source.features.read(shard, key, image_key(data, role))
     except FeatureCacheError:
-        source.encoder.encode_image(data, role)  # a defective image is rejected with its own reason, as ever
+        source.encoder.encode_image(data, role)  # a defective image is rejected with its own reason
         raise
     size = source.encoder.image_spec.size
     return EncodedImage(view, np.zeros((0, size, size, 3), np.uint8), features)
@@ -269,7 +269,7 @@ def iterate_locally(
         pin_memory=pin,
         # opening the iterator draws a seed: from the global generator that would shift the dropout of a resumed run
         generator=torch.Generator(),
-        # fork would copy the locks of the parent's threads (OpenMP, metrics) in whatever state they are, and a fork
+        # fork would copy the locks of the parent's threads (OpenMP, metrics) in their current state, and a fork
         # server ends by SIGTERM, and its children with it
         multiprocessing_context=_DataWorkers() if num_workers else None,
     )

@@ -29,9 +29,9 @@ from pipeline.stream.tasks import ROWS_PER_TASK, StreamTasks
 if TYPE_CHECKING:
     from pipeline.stream.rank_step import BatchSource, RankStep
 
-# Ray Data looks for finished tasks ten times a second: without a task waiting at each worker, workers idle meanwhile.
+# Ray Data looks for finished tasks ten times a second: without a task waiting at each worker, workers would idle.
 _TASKS_IN_FLIGHT = 3
-_MAX_RETRIES = 2  # a map task that keeps killing its worker must end the run, not repeat for ever
+_MAX_RETRIES = 2  # a map task that keeps killing its worker must end the run, not be retried endlessly
 _NO_PROGRESS_TIMEOUT_S = 300
 
 
@@ -100,14 +100,14 @@ def build_dataset(
 
 @dataclasses.dataclass(frozen=True)
 class NoStream:
-    """What a worker gets in the place of its share when the start is an error."""
+    """What a worker gets instead of its share when the start is an error."""
 
     origin: Exception
 
 
 @dataclasses.dataclass(frozen=True)
 class StreamStart:
-    """What Ray Train carries in the place of a dataset until it knows how many workers there are."""
+    """What Ray Train carries instead of a dataset until it knows the number of workers."""
 
     step: int
     """First optimizer step."""

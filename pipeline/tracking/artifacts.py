@@ -88,7 +88,7 @@ class ArtifactSender:
         homes = [Path(home) for opening in openings if (home := opening.tags.get(RUN_DIR_TAG))]
         inside = [written.relative_to(home) for home in homes if written.is_relative_to(home)]
         for path in (written, *inside):
-            if (self._run_dir / path).exists():  # which leaves an absolute path as it is
+            if (self._run_dir / path).exists():  # an absolute path stays unchanged
                 return self._run_dir / path
         raise FileNotFoundError(
             f"artifact {self._run_dir / written}: no such file or folder; put it back, then "

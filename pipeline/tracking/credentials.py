@@ -1,4 +1,4 @@
-"""Addresses without the credentials in them, for whatever others read: the server's pages, logs and the console."""
+"""Addresses without credentials, for text that others can read: the server's pages, logs and the console."""
 
 from pipeline.urls import without_credentials
 

@@ -1,6 +1,6 @@
 """What a run folder remembers for its tracker: operations to perform, metrics to send, and how far sending got.
 
-All of it is in files, so nothing is lost when a process dies or the server is away. Knows nothing of MLflow.
+All of it is in files, so nothing is lost when a process dies or the server is unreachable. Knows nothing of MLflow.
 """
 
 import json
@@ -83,7 +83,7 @@ class LogArtifacts(Operation):
 
     kind: Literal["artifacts"] = "artifacts"
     path: str
-    """Relative to the run folder, which may be moved before it is sent, or absolute for what lies elsewhere."""
+    """Relative to the run folder, which may be moved before it is sent, or absolute if outside it."""
     artifact_path: str | None
     """Folder inside the run's artifacts; None is their root."""
 
@@ -183,7 +183,7 @@ class Journal:
     def __init__(self, run_dir: Path) -> None:
         self.path = run_dir / JOURNAL_NAME
         self._reported: set[int] = set()
-        """Numbers of the lines that are no operation; the sender looks every second."""
+        """Numbers of the lines that are not operations; the sender reads every second."""
 
     def append(self, operation: AnyOperation) -> None:
         """Add an operation with a single write, so that readers never see half of it while this process lives."""
@@ -196,7 +196,7 @@ class Journal:
     def numbered(self, start: int = 0) -> Iterator[tuple[int, AnyOperation]]:
         """Yield `(line number, operation)` after the first `start` lines; a last one without its end is left for later.
 
-        A line that is no operation is reported once and skipped.
+        A line that is not an operation is reported once and skipped.
         """
         for number, line in enumerate(complete_lines(self.path)[start:], start + 1):
             try:
@@ -205,7 +205,7 @@ class Journal:
                 if number not in self._reported:
                     self._reported.add(number)
                     reason = error.errors(include_input=False, include_url=False)[0]["msg"]
-                    logger.warning("%s, line %d: no operation, left out (%s)", self.path, number, reason)
+                    logger.warning("%s, line %d: not an operation, skipped (%s)", self.path, number, reason)
 
     def repair(self) -> None:
         """Cut off a last line that a killed process left half written."""
@@ -221,7 +221,7 @@ def _parse_operation(line: bytes) -> AnyOperation:
 def read_metric_lines(path: Path, offset_bytes: int) -> Iterator[tuple[int, list[MetricPoint]]]:
     """Yield `(offset after the line, its points)` for every complete line of a metrics file from an offset on.
 
-    A line that is no metrics entry is reported and has no points.
+    A line that is not a metrics entry is reported and has no points.
     """
     if not path.exists():
         return
@@ -233,7 +233,7 @@ def read_metric_lines(path: Path, offset_bytes: int) -> Iterator[tuple[int, list
             try:
                 points = _parse_metric_line(line)
             except (ValueError, KeyError, TypeError) as error:
-                logger.error("%s, byte %d: not a metrics entry, left out: %r", path, offset_bytes, error)
+                logger.error("%s, byte %d: not a metrics entry, skipped: %r", path, offset_bytes, error)
                 points = []
             offset_bytes += len(line)
             yield offset_bytes, points
@@ -254,7 +254,7 @@ def read_state(run_dir: Path) -> SentState | None:
         return SentState.model_validate_json(path.read_bytes())
     except ValidationError as error:
         reason = error.errors(include_input=False, include_url=False)[0]["msg"]
-        logger.warning("%s is unreadable (%s) and counts as absent; it may be left from a power loss", path, reason)
+        logger.warning("%s is unreadable (%s) and is ignored; a power loss may have damaged it", path, reason)
         return None
 
 
@@ -267,14 +267,14 @@ def load_state(run_dir: Path, tracking_uri: str) -> SentState:
 
 
 def save_state(run_dir: Path, state: SentState) -> None:
-    """Store the progress; a process that dies meanwhile leaves the previous one."""
+    """Store the progress; if the process dies while writing, the previous one stays."""
     replace_file(run_dir / STATE_NAME, state.model_dump_json(indent=2) + "\n")
 
 
 def resolve_tracking_uri(configured: str | None, environment: Mapping[str, str], run_dir: Path) -> str:
     """Choose the tracking server of a run.
 
-    The config's comes first, then MLFLOW_TRACKING_URI, then where the run was sent before, then SQLite beside the run
+    The config's comes first, then MLFLOW_TRACKING_URI, then where the run was sent before, then SQLite next to the run
     folder. None of them depends on the current directory, and runs of one parent folder share a database.
     """
     if configured or environment.get("MLFLOW_TRACKING_URI"):

@@ -1,6 +1,6 @@
 """One run on an MLflow server: find or create it, and apply journal operations to it. The only importer of mlflow.
 
-Every call may raise whatever the server or its client raises; retrying is the caller's business.
+Every call may raise any error of the server or its client; the caller retries.
 """
 
 import getpass
@@ -274,7 +274,7 @@ def _experiment_id(client: MlflowClient, tracking_uri: str, name: str) -> str:
     if experiment is not None:
         check_active(experiment)
         return str(experiment.experiment_id)
-    # Without a location, SQLite's artifacts would land in whatever directory the process was started in.
+    # Without a location, SQLite's artifacts would go to the directory that the process was started in.
     location = None
     if tracking_uri.startswith("sqlite:///"):
         database = Path(tracking_uri.removeprefix("sqlite:///")).resolve()

@@ -42,7 +42,7 @@ def probe_server(tracking_uri: str, experiment: str) -> Probed:
     found = client.get_experiment_by_name(experiment)
     if found is not None:
         check_active(found)
-    # an experiment that is still to be created gets a folder beside that of experiment 0, which a new server has
+    # an experiment that is still to be created gets a folder next to that of experiment 0, which a new server has
     example = found or _first_experiment(client)
     if example is None:
         return Probed(False, "", None)
@@ -68,7 +68,7 @@ def _try_file(tracking_uri: str, root: str) -> str | None:
             file.write_text(f"written by ray-llava doctor, process {os.getpid()}\n", encoding="utf-8")
             store.log_artifact(str(file), name)  # type: ignore[no-untyped-call]
         store.delete_artifacts(name)  # type: ignore[no-untyped-call]
-    except Exception as error:  # whatever the client of a storage service raises
+    except Exception as error:  # clients of storage services raise many types
         reason, _, _ = str(error).strip().partition("\n")
         return without_credentials(f"{type(error).__name__}: {reason}")
     return None

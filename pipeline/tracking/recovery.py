@@ -1,4 +1,4 @@
-"""Going on when mlflow.json does not fit what else is in the run folder, as after a power loss.
+"""Recovery when mlflow.json does not match the other files of the run folder, as after a power loss.
 
 It may be unreadable, or newer than the lines that it counts: it is written durably, they are not. A folder that was
 copied while its run went on is left in the same state.
@@ -24,9 +24,9 @@ logger = logging.getLogger(__name__)
 
 
 def recover_state(run_dir: Path, checkpoint: CheckpointConfig) -> None:
-    """Write an unreadable mlflow.json anew from the newest checkpoint that names the run; everything is sent again.
+    """Restore an unreadable mlflow.json from the newest checkpoint that names the run; everything is sent again.
 
-    One that is missing stays so: whoever copies checkpoints to another run folder wants another run.
+    A missing one is not restored: copying checkpoints to another run folder means another run.
 
     Raises:
         OSError: the checkpoints cannot be listed.
@@ -38,14 +38,14 @@ def recover_state(run_dir: Path, checkpoint: CheckpointConfig) -> None:
             save_state(run_dir, SentState(**known, knows_more=True))
             logger.warning("checkpoint %s names the run at MLflow, key %s, which is continued", name, known["run_key"])
             return
-    logger.warning("no checkpoint of %s names its MLflow run either: a new one is made", run_dir)
+    logger.warning("no checkpoint of %s names its MLflow run either: creating a new one", run_dir)
 
 
 def recover_position(run_dir: Path) -> None:
     """Correct an mlflow.json that counts more than the folder holds, so that what is written from now on is sent.
 
     The lost lines are at the server already. Steps among them that are computed again get new lines with other times,
-    which MLflow would keep beside the old ones; so the server is asked which steps it has. To be called before anything
+    which MLflow would keep as well; so the server is asked which steps it has. To be called before anything
     is appended, since new lines would take the places of the lost ones.
     """
     state = read_state(run_dir)

@@ -26,7 +26,7 @@ class SendLoop:
 
         Args:
             send: Sends all there is now; raises when some of it could not be sent.
-            describe: Says what failed, for the log.
+            describe: Returns what failed, for the log.
             interval_s: Pause between two looks.
             longest_pause_s: Limit of the pauses that grow with the number of failures.
         """
@@ -64,7 +64,7 @@ class SendLoop:
             try:
                 self._send()
                 self.num_failures = 0
-            except Exception as error:  # training must not notice, whatever the server or its client raises
+            except Exception as error:  # no error of the server or its client may affect training
                 self.num_failures += 1
                 level = logging.WARNING if self.num_failures in (1, 10, 100) else logging.DEBUG
                 logger.log(level, "%s (failure %d in a row)", self._describe(error), self.num_failures)

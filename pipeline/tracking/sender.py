@@ -46,7 +46,7 @@ class Sender:
         self._steps_there: dict[str, set[int]] = {}
         """By metric, where the server was asked."""
         self.num_refused = 0
-        """Records that the server rejected for good; each was logged as an error."""
+        """Records that the server rejected permanently; each was logged as an error."""
         self._named: set[str] = set()
         """Refused metrics, each of which is logged once."""
 
@@ -60,7 +60,7 @@ class Sender:
 
         Raises:
             ValueError: the journal holds no opening operation, so there is no run to send to.
-            Exception: whatever the server or the client raises; what was sent before it is remembered.
+            Exception: any error of the server or the client; what was sent before is recorded.
         """
         if not self._verified:
             self._connect()
@@ -164,7 +164,7 @@ class Sender:
             raise error
         run_id = self.state.run_id
         self._connect()
-        if self.state.run_id != run_id:  # the run was deleted meanwhile: all of it goes to its successor
+        if self.state.run_id != run_id:  # the run was deleted: all of it goes to its successor
             raise error
         self.num_refused += 1
         if name is None or name not in self._named:

@@ -134,7 +134,7 @@ class RunTracker:
 
     def _describe_failure(self, error: Exception) -> str:
         reason = without_credentials(str(error))
-        return f"MLflow at {self.tracking_uri}: {reason}; training goes on, sending is tried again"
+        return f"MLflow at {self.tracking_uri}: {reason}; training continues, sending will be retried"
 
     def _write(self, operation: AnyOperation) -> None:
         self._journal.append(operation)
@@ -200,12 +200,12 @@ def replay(run_dir: Path, tracking_uri: str | None) -> Sender:
     """Send everything of a run folder that the server lacks; returns the sender with its final state.
 
     Args:
-        run_dir: Folder of the run, which is held meanwhile.
+        run_dir: Folder of the run, which is held during the call.
         tracking_uri: Where to send it; None takes what the run's config, or else the environment, says.
 
     Raises:
         ValueError: the folder holds no tracked run, or the server refuses it.
-        RunHeldError: the run is going on and sends by itself.
+        RunHeldError: the run is active and sends by itself.
         ConnectionError: the server did not answer, or failed; or it did not take files, and has all else.
     """
     if not Journal(run_dir).path.is_file():

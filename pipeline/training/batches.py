@@ -178,4 +178,4 @@ def prepare_ahead(
             yield item
     finally:
         stopped.set()
-        thread.join(_LAST_STEP_S)  # not for ever: the data may be what does not come
+        thread.join(_LAST_STEP_S)  # with a limit: the data may be what is missing

@@ -28,7 +28,7 @@ class Notices(Protocol):
 
 
 class SignalNotices:
-    """Stop signals of this process; nothing is known of its machine."""
+    """Stop signals of this process only; the machine is not watched."""
 
     def __init__(self, requested: Callable[[], bool]) -> None:
         self._requested = requested
@@ -38,11 +38,11 @@ class SignalNotices:
         return self._requested()
 
     def check_is_due(self) -> bool:
-        """Never: there is nobody to ask."""
+        """Always false: a single process has no node notices."""
         return False
 
     def machine_is_leaving(self) -> bool:
-        """Never known."""
+        """Always false."""
         return False
 
 

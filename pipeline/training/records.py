@@ -30,7 +30,7 @@ def record_step(session: TrainingSession, file_name: str, step: int, numbers: di
 
 
 def drop_replayed_records(run_dir: Path, start_step: int) -> None:
-    """Remove records of steps that are computed again, which write them anew; only for the one who appends, rank 0."""
+    """Remove records of steps that are computed again, which write them again; only for the writer, rank 0."""
     for path in (run_dir / NONFINITE_FILE, run_dir / SPIKE_FILE):
         if path.is_file():
             entries = [entry for entry in read_entries(path, ("step",)) if entry["step"] < start_step]

@@ -1,4 +1,4 @@
-"""Taking a snapshot of a run and having it written beside training: what goes into a checkpoint, and when it counts."""
+"""Taking a snapshot of a run and writing it in the background: what a checkpoint contains, and when it counts."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class SavedRun:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """The part of a manifest's facts that is the same at every step, unless weight files change meanwhile."""
+        """The part of a manifest's facts that is the same at every step, unless weight files change."""
         digest = hashlib.sha256(json.dumps(self.record, sort_keys=True).encode()).hexdigest()
         weights = digest_weights(self.model)
         return {"attempt": self.attempt, "weights": weights, "config": self.record, "config_sha256": digest}
@@ -113,7 +113,7 @@ class Snapshots:
     def keep(self, session: TrainingSession, next_step: int) -> None:
         """Save what is newer than the last snapshot, and wait until it is durable; for a run that ends by an error.
 
-        That it could not be written is a warning only, which must not take the place of the error.
+        A failed write is only a warning here, so that it does not hide the error.
 
         Raises:
             LedgerError: samples planned and samples accounted for differ.
@@ -159,7 +159,7 @@ class _Failure(NamedTuple):
 
     text: str
     is_cause: bool
-    """False where it may follow from what another rank met."""
+    """False if it may be a consequence of another rank's error."""
 
 
 def _describe(error: Exception, rank: int) -> _Failure:

@@ -4,7 +4,7 @@ bfloat16 has 8 significant bits, so rounding to nearest drops every update below
 2e-5 that is most of them) and freezes the second moment. Rounding up with the probability of the remainder keeps both
 exact on average: Zamirai et al., "Revisiting BFloat16 Training", 2021.
 
-The noise follows from the seed and the step alone, so that replicas stay equal whatever else each rank has drawn.
+The noise follows from the seed and the step alone, so that replicas stay equal even if ranks draw other random numbers.
 """
 
 from __future__ import annotations

@@ -160,7 +160,7 @@ def _set_up(
         _restore_random_state(checkpoint, workers, job.seed)
         ledger, trend = Ledger(**checkpoint.state["ledger"]), LossTrend(**checkpoint.state["trend"])
     if workers.is_first:
-        store.storage.sweep()  # only now: before, the folder may have turned out to be another run's
+        store.storage.sweep()  # only now: until here, the folder could have been another run's
     drop_replayed(job.run_dir / "quarantine", start_step, workers)
     if workers.is_first:
         drop_replayed_records(job.run_dir, start_step)

@@ -88,7 +88,7 @@ class Batches:
         order = {number: idx for idx, number in enumerate(self.reference[step])}
         for batch in micro_batches:
             if [number for number in self.reference[step] if number in batch] != list(batch):
-                raise ViolationError(f"step {step}: micro-batch {list(batch)} is no part of {self.reference[step]}")
+                raise ViolationError(f"step {step}: micro-batch {list(batch)} is not part of {self.reference[step]}")
         return sorted((number for batch in micro_batches for number in batch), key=order.__getitem__)
 
     def _numbers(self, rank_step: RankStep) -> list[list[int]]:

@@ -1,7 +1,7 @@
 """Dying at a chosen file operation of a checkpoint save: the n-th time Python opens, renames, removes ... under it.
 
 Counts interpreter audit events, so it knows nothing of how a checkpoint is written and reaches every operation there
-is. Writes by native code (safetensors) lie between two such events; kills at random moments reach into those.
+is. Writes by native code (safetensors) happen between two such events; kills at random moments reach into those.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A process that has imported the product once and forks a child for every attempt at a run.
 
 A start of the command line spends five seconds on imports; a fork costs 30 ms, so a hundred kills take a minute. The
-nursery starts no thread and computes nothing, hence a child inherits no lock and no thread pool in an unknown state.
+nursery starts no thread and computes nothing, so a child inherits no lock and no thread pool in an unknown state.
 The child runs what the command runs: `run_training` on a config file, and the exit code that the command gives.
 """
 

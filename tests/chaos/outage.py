@@ -136,7 +136,7 @@ def measure_outage(world: World, nursery: Nursery, folder: Path, num_rounds: int
 
 
 def _finish(run: Run) -> float:
-    """Train to the end, whatever the server does; returns when the process ended, seconds since the epoch."""
+    """Train to the end, independent of the server; returns when the process ended, seconds since the epoch."""
     (child,) = run.start()
     if code := child.wait(300.0):
         raise ViolationError(f"{run.run_dir}: ended with {code}:\n{child.output()}")

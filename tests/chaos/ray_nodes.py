@@ -37,7 +37,7 @@ _SETTINGS = {
     "CHAOS_STEP_DELAY_S": "1.0",  # a model large enough that nodes can leave while it trains
 }
 _FIXED = ("cluster.num_workers=2", "cluster.cpus_per_worker=1")
-# One worker fits on a node, beside a data worker, so that the number of workers follows the number of nodes. Ray Train
+# One worker fits on a node, with a data worker, so that the number of workers follows the number of nodes. Ray Train
 # counts the CPUs of all nodes together: those of two nodes must not add up to a third worker that fits on neither.
 _ELASTIC = ("cluster.num_workers=[1,3]", "cluster.cpus_per_worker=3", "cluster.resize_interval_s=2")
 

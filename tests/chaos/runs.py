@@ -1,4 +1,4 @@
-"""Runs of the plain launcher that are killed and started again, and the proof that nobody could tell afterwards."""
+"""Runs of the plain launcher that are killed and started again, and the proof that the result is the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training process really computed, written down beside the product's own accounts.
+"""What a training process really computed, recorded independently of the product's own accounts.
 
 One line per rank and optimizer step: the tokens that went through the model, sample by sample, a checksum of the
 pixels, loss and gradient norm to the last bit. It is written after the update of the weights, with a single write.

@@ -59,7 +59,7 @@ class World(NamedTuple):
         return load_config(self.write_config(run_dir), overrides)
 
     def write_config(self, run_dir: Path) -> Path:
-        """Write the config of a run beside its folder, for the command line; returns its path."""
+        """Write the config of a run next to its folder, for the command line; returns its path."""
         path = run_dir.with_suffix(".yaml")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(_CONFIG.format(run_dir=run_dir, folder=self.folder, num_epochs=NUM_EPOCHS))

@@ -1,6 +1,6 @@
 """Exported folders opened by transformers 4.57, which many servers bring: the same logits, and a processor.
 
-`make test-extras` installs that version beside ours.
+`make test-extras` installs that version next to ours.
 """
 
 from __future__ import annotations

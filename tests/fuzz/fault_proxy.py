@@ -84,7 +84,7 @@ class _Handler(BaseHTTPRequestHandler):
                 if name.lower() not in ("content-length", "connection", "transfer-encoding"):
                     self.send_header(name, value)
         half = len(body) // 2
-        # `short` lies consistently: the header agrees with what is sent, only the range does not
+        # `short` is consistent: the header agrees with what is sent, only the range does not
         self.send_header("Content-Length", str(half) if fault == "short" and body else length)
         self.end_headers()
         if method == "HEAD":

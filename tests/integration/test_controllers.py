@@ -1,4 +1,4 @@
-"""Ray Train's controllers that end before the run does: others take over, and not for ever."""
+"""Ray Train's controllers that end before the run does: others take over, a limited number of times."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_cluster_without_room_ends_the_run_saying_what_it_has(train: Callable[
     controllers = Controllers(NO_ROOM, [40] * 99)
     with pytest.raises(ClusterCapacityError, match=r"had no room for 2 workers of 1\.5 CPUs for 0 minutes") as caught:
         train(controllers)
-    assert " CPUs free, 0 GPUs. Training stands at step 40." in str(caught.value)
+    assert " CPUs free, 0 GPUs. Training is at step 40." in str(caught.value)
     assert len(controllers.attempts) == 9  # the first made progress
 
 

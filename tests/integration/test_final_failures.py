@@ -1,4 +1,4 @@
-"""Under Ray: an error that another start would meet again ends the run at once, on whichever rank it occurs."""
+"""Under Ray: an error that another start would raise again ends the run at once, on whichever rank it occurs."""
 
 from __future__ import annotations
 

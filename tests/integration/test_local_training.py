@@ -142,7 +142,7 @@ def test_sigterm_under_torchrun_while_ranks_wait_for_data_saves_once_these_come(
     lines: list[str] = []
     while sum("closing signal SIGTERM" in line for line in lines) < 2:
         lines.append(torchrun.stdout.readline())
-        assert lines[-1], f"torchrun ended without a word to its ranks: {lines}"
+        assert lines[-1], f"torchrun ended without signalling its ranks: {lines}"
     gate.touch()
     output = "".join(lines) + torchrun.communicate()[0]
     assert torchrun.returncode == 1, output  # it reports its own signal, whatever its ranks ended with
@@ -323,7 +323,7 @@ def test_run_without_a_sound_checkpoint_does_not_begin_again_by_itself(
     run_training(config)
     (damaged,) = (tmp_path / "run" / "checkpoints").glob("*/model.safetensors")
     damaged.write_bytes(damaged.read_bytes()[:-1])
-    with pytest.raises(CheckpointError, match=r"none of the 1 checkpoints .* is sound"):
+    with pytest.raises(CheckpointError, match=r"all 1 checkpoints .* failed verification"):
         run_training(config)
     assert damaged.exists()
 

@@ -124,7 +124,7 @@ def test_defect_found_on_every_rank_ends_the_run_once_with_its_own_error(
     config = load_config(write_config("run"), ON_RAY)
     (tmp_path / "run" / "config.yaml").unlink()
     changed = ["data.shards=[" + config.data.shards[0].replace("pretrain-0", "finetune-0") + "]", "data.template=v1"]
-    with pytest.raises(ConfigError, match="holds a run that these changes would falsify"):
+    with pytest.raises(ConfigError, match="holds a run that these changes would invalidate"):
         run_training(load_config(write_config("run"), [*ON_RAY, *changed]))
     assert len(losses(tmp_path / "run")) == 2
 
@@ -132,5 +132,5 @@ def test_defect_found_on_every_rank_ends_the_run_once_with_its_own_error(
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
 def test_more_workers_than_cpus_is_refused_before_anything_starts(write_config: WriteConfig) -> None:
-    with pytest.raises(ConfigError, match="preprocessing would starve"):
+    with pytest.raises(ConfigError, match="no CPU would be left to preprocess"):
         run_training(load_config(write_config("big"), [*ON_RAY, "cluster.num_workers=97"]))

@@ -41,7 +41,7 @@ training: {{global_batch_size: 7, learning_rate: 0.001}}
 
 
 class Recorder:
-    """Stands in for the model: keeps what it was given, answers with fixed tokens."""
+    """Replaces the model: keeps what it was given, answers with fixed tokens."""
 
     device = torch.device("cpu")
     dtype = torch.float32

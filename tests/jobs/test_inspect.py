@@ -118,7 +118,7 @@ def test_inspect_step_shows_ranks_micro_batches_and_what_was_logged(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--step", "99"), "step 99 lies outside the run's 2 steps"),
+        (("--step", "99"), "step 99 is outside the run's 2 steps"),
         (("--sample", "9:0"), "not among the 1 shards"),
         (("--sample", "0:0", "--step", "0"), "give one of them"),
         (("--step", "0", "--workers", "-2"), "greater than or equal to 1"),

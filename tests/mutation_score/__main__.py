@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--module", action="append", help="only this module; may be repeated")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="modules tried at the same time")
     parser.add_argument("--allow", type=float, default=0.1, help="share of changes that may survive without an excuse")
-    parser.add_argument("--out", type=Path, help="JSON file for the figures; the tables go beside it as .md")
+    parser.add_argument("--out", type=Path, help="JSON file for the figures; the tables go next to it as .md")
     parser.add_argument("--verbose", action="store_true", help="print the killed ones too")
     return parser
 

@@ -21,7 +21,7 @@ def read_graph() -> Graph:
 
 
 def module_path(module: str) -> Path:
-    """Return the file of a module that is no package."""
+    """Return the file of a module that is not a package."""
     return ROOT.joinpath(*module.split(".")).with_suffix(".py")
 
 

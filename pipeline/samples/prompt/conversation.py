@@ -1,4 +1,4 @@
-"""Conversations: from turns and a template to a prompt in pieces, each marked as learnt from or not.
+"""Conversations: from turns and a template to a prompt in pieces, each marked as supervised or not.
 
 `render` is a pure function. Because every piece knows whether it is supervised, label masks never have to be recovered
 by tokenizing a finished prompt a second time. Templates are data, in `templates`.
@@ -140,7 +140,7 @@ def _content(part: Part, template: Template, *, supervised: bool) -> list[Span]:
 
 
 def image_spans(around: tuple[str, str]) -> list[Span]:
-    """Return an image between its two control tokens, if it has any; none of them is learnt."""
+    """Return an image between its two control tokens, if it has any; none of them is supervised."""
     before, after = around
     return [
         *([Span("special", before, False)] if before else []),

@@ -1,6 +1,6 @@
-"""A tokenizer's own Jinja chat template as a conversation template: what is learnt is found by rendering.
+"""A tokenizer's own Jinja chat template as a conversation template; supervised text is found by rendering.
 
-A conversation is rendered once with every piece of content replaced by one private character, so that whatever the
+A conversation is rendered once with every piece of content replaced by one private character, so that everything the
 template itself writes is known to the letter, and once as it is, to make sure that the template only puts text around
 contents (or trims them). A template that does anything else to a conversation is refused rather than guessed at.
 
@@ -99,7 +99,7 @@ def read_jinja_template(tokenizer: PreTrainedTokenizerBase) -> JinjaTemplate:
 def render_jinja(conversation: Conversation, template: JinjaTemplate) -> list[Span]:
     """Render a complete conversation for training.
 
-    Learnt is what the template tags with `{% generation %}`; without tags, all that follows the generation prompt up to
+    Supervised is what `{% generation %}` tags enclose; without tags, all that follows the generation prompt up to
     the first control token after the answer. Of both, only what `render_jinja_prompt` does not already give.
 
     Raises:
@@ -115,7 +115,7 @@ def render_jinja(conversation: Conversation, template: JinjaTemplate) -> list[Sp
     spans = _spans(rendered, _contents_as_rendered(turns, rendered, template, prompt=False), learnt, template)
     taught = sum(span.kind == "special" and span.supervised for span in spans)
     if taught < len(answers):
-        raise _refusal("it tags answers as generated without a control token at their end, so none would ever end")
+        raise _refusal("it tags answers without a control token at their end, so generation would not stop")
     return spans
 
 
@@ -171,11 +171,11 @@ def _find_answer(idx: int, turns: Sequence[Turn], rendered: _Rendered, template:
     after = rendered.literals[num_after]
     ends = [(after.index(token), token) for token in template.control_tokens if token in after]
     if not ends:
-        raise _refusal("no control token follows an answer, so none would ever end")
+        raise _refusal("no control token follows an answer, so generation would not stop")
     end, token = min(ends)
     for added in (rendered.text[len(asked) : content_begin], after[:end]):
         if added.strip():
-            raise _refusal(f"it makes {added.strip()!r} part of an answer, which the model would then say itself")
+            raise _refusal(f"it makes {added.strip()!r} part of an answer, which the model would then generate")
     return len(asked), begin_of_rest + end + len(token)
 
 

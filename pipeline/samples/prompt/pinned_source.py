@@ -1,6 +1,6 @@
 """What a Jinja chat template would take from the day it runs or from its caller, written into the template itself.
 
-Training, `generate` and whoever reads the exported folder then render the same text: the date is always the same one,
+Training, `generate` and readers of the exported folder then render the same text: the date is always the same one,
 and a model that can think before it answers (Qwen 3, SmolLM 3) is asked not to, as the answers it learns do not think.
 """
 

@@ -25,7 +25,7 @@ def choose_template(
 
     Args:
         name: of a built-in template, or `tokenizer`.
-        tokenizer: brings its own template.
+        tokenizer: has its own template.
         wraps_images: put `<im_start>` and `<im_end>` around every image.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The prompt as whoever serves an exported model makes it: the exported tokenizer, chat template and processor.
+"""The prompt as a server of an exported model makes it: from the exported tokenizer, chat template and processor.
 
 `check_served` compares it with the prompts of training and of `generate` before a run starts; what cannot be made equal
 is refused then, by name, and not found out with the finished model.
@@ -130,7 +130,7 @@ def check_served(
 
 
 def _make_plain(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Let `<image>` take no white space beside it, whatever it did where the tokenizer already had it."""
+    """Make `<image>` strip no white space next to it, also where the tokenizer already had the token."""
     tree: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     for entry in tree["added_tokens"]:

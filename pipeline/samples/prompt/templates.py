@@ -17,7 +17,7 @@ class Template:
 
     name: str
     system: str = ""
-    """System text of conversations that bring none."""
+    """System text of conversations without one."""
     before_system: str = ""
     after_system: str = ""
     system_inside_user: bool = False
@@ -27,13 +27,13 @@ class Template:
     before_assistant: str = ""
     """Ends without the space before an answer: the space is part of the answer's first token."""
     answer_prefix: str = ""
-    """Learnt together with the answer."""
+    """Supervised, together with the answer."""
     answer_suffix: str = ""
-    """Learnt text after the answer."""
+    """Supervised text after the answer."""
     end_of_answer: str = ""
-    """Learnt control token after the answer."""
+    """Supervised control token after the answer."""
     after_answer: str = ""
-    """Not learnt; follows every answer."""
+    """Not supervised; follows every answer."""
     before_next_user: str = ""
     """Precedes every user turn but the first."""
     control_tokens: tuple[str, ...] = ()

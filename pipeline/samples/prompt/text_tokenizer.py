@@ -135,7 +135,7 @@ class TextTokenizer:
         return [stream.step(self._whole, token_id) for token_id in ids.tolist()]
 
     def _leave_out_swallowed(self, ids: Ids, offsets: npt.NDArray[np.int64], text: str) -> None:
-        """Narrow the offsets of control tokens that take in white space beside them (Phi 3's) to their letters."""
+        """Narrow the offsets of control tokens that include white space next to them (Phi 3's) to their letters."""
         for idx in np.flatnonzero(np.isin(ids, list(self._swallowing))) if self._swallowing else ():
             letters = self._swallowing[int(ids[idx])]["content"]
             begin = text.find(letters, *offsets[idx])

@@ -24,7 +24,7 @@ class EncodedText(NamedTuple):
     input_ids: Ids
     """int64 `[T]`, exactly one IMAGE_TOKEN_INDEX per image."""
     labels: Ids
-    """int64 `[T]`; label t belongs to token t, IGNORE_INDEX where nothing is learnt."""
+    """int64 `[T]`; label t belongs to token t, IGNORE_INDEX where a token is not supervised."""
     num_tokens: int
     """Fused length S."""
     num_supervised_tokens: int
@@ -37,7 +37,7 @@ def encode_text(
 ) -> EncodedText:
     """Tokenize a rendered conversation for training.
 
-    A token is learnt if it overlaps a supervised span. The first token never is: nothing predicts it.
+    A token is supervised if it overlaps a supervised span, except the first token, which nothing predicts.
 
     Args:
         spans: rendered conversation.

@@ -1,6 +1,6 @@
 """Annotation files, images in a folder or in the rows: an array of objects, or one object per line.
 
-A row that a sample can be written from as it stands keeps its turns; any other is written as `messages`. `image` (or
+A row that can be written as a sample unchanged keeps its turns; any other is written as `messages`. `image` (or
 `video`) is rewritten to the names that the images get in the shard; what the files were called before is kept with it.
 """
 
@@ -55,7 +55,7 @@ class AnnotationSource:
         return list(self.files)
 
     def list_unit(self, unit: str) -> pa.Table:
-        """List the objects of a file with the sizes of their images and where they stand in the file.
+        """List the objects of a file with the sizes of their images and their positions in the file.
 
         Of a compressed file, in which nothing can be found again by its place, the text itself is listed.
         """
@@ -156,7 +156,7 @@ def open_annotations(path: str) -> Iterator[BinaryIO]:
 
 
 def holds_lines(path: str) -> bool:
-    """Whether an annotation file holds one object per line: its ending says so, or one of its first lines is one."""
+    """Whether an annotation file holds one object per line, by its ending or by its first lines."""
     if plain_name(path).endswith(LINE_ENDINGS):
         return True
     with open_annotations(path) as file:

@@ -104,7 +104,7 @@ class CocoSource:
 
 
 def _load(unit: str) -> tuple[list[Any], list[Any]]:
-    """Return what stands in `images` and `annotations`."""
+    """Return the values of `images` and `annotations`."""
     with open_annotations(unit) as file:
         content = file.read()
     try:

@@ -1,4 +1,4 @@
-"""Folders that img2dataset wrote in its webdataset format: tar files of jpg, txt and json, a Parquet table beside each.
+"""Folders that img2dataset wrote in its webdataset format: tar files of jpg, txt and json, each with a Parquet table.
 
 The table also lists what could not be downloaded; those rows become entries too, as do those of samples that got lost
 since, so that the report accounts for every URL of the original list.
@@ -38,7 +38,7 @@ _STORED = "success"
 
 @dataclass(frozen=True)
 class DownloadSource:
-    """Tar files of captioned images; also reads any other WebDataset shards that are to be cut anew."""
+    """Tar files of captioned images; also reads any other WebDataset shards that are rewritten."""
 
     files: tuple[str, ...]
     rules: RowRules = field(default_factory=RowRules)
@@ -51,9 +51,9 @@ class DownloadSource:
         return list(self.files)
 
     def list_unit(self, unit: str) -> pa.Table:
-        """List the samples of a tar file, then what the table beside it has and the tar file lacks.
+        """List the samples of a tar file, then the rows of the table next to it that the tar file lacks.
 
-        Files of one key that lie apart are brought together. A tar file that breaks off is listed up to there; its
+        Files of one key that are not adjacent are joined. A tar file that breaks off is listed up to there; its
         defect is an entry of its own.
         """
         groups: list[MemberGroup] = []
@@ -134,7 +134,7 @@ def _joined(runs: Sequence[MemberGroup], *, ended: bool) -> MemberGroup:
     extensions = [extension for extension, _ in members]
     error = next((run.error for run in runs if run.error is not None), None)
     if len(set(extensions)) < len(extensions) or (error is None and not ended):
-        error = DataError(Reason.MEMBERS_NOT_CONTIGUOUS, f"its files lie in {len(runs)} places, some of them twice")
+        error = DataError(Reason.MEMBERS_NOT_CONTIGUOUS, f"its files are in {len(runs)} places, some of them twice")
     return MemberGroup(runs[0].key, members, error, len(members), sum(run.size_bytes for run in runs), set(extensions))
 
 
@@ -152,7 +152,7 @@ def _members(group: MemberGroup) -> list[Member]:
 
 
 def _adjacent(members: Sequence[Member]) -> list[list[Member]]:
-    """Return members in runs that one read covers; the parts of a joined sample may lie gigabytes apart."""
+    """Return members in runs that one read covers; the parts of a joined sample may be gigabytes apart."""
     runs: list[list[Member]] = []
     for member in sorted(members, key=lambda one: one["offset"]):
         last = runs[-1][-1] if runs else None
@@ -197,7 +197,7 @@ def _with_bare_parts(turn: JsonValue) -> JsonValue:
 
 
 def not_stored(unit: str, num_stored: int) -> list[DataError]:
-    """Return an error for each row of the table beside a tar file without sample in it: failed ones first, by status.
+    """Return an error for each row of a tar file's table without a sample in the tar: failed ones first, by status.
 
     Raises:
         ValueError: the table cannot be read.

@@ -36,7 +36,7 @@ _JSON_ENDINGS = (".json", *LINE_ENDINGS)
 
 
 class SourceOptions(NamedTuple):
-    """What a source may need beside its files."""
+    """What a source may need besides its files."""
 
     image_folder: str | None = None
     """Where relative image paths begin; the folder of the first file when not given."""

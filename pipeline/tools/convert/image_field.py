@@ -16,7 +16,7 @@ def listed_names(tree: Mapping[str, JsonValue]) -> list[str]:
     """Return the names of images, or of the frames of a video, in the order of the annotation.
 
     Raises:
-        DataError: the field is neither a name nor a list of names, or a video is no list of frames.
+        DataError: the field is neither a name nor a list of names, or a video is not a list of frames.
     """
     return named_images(read_as_images(tree) if has_video(tree) else tree)
 

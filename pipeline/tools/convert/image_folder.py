@@ -1,4 +1,4 @@
-"""Images that lie as files in a folder and are named by a path in it, relative or absolute."""
+"""Image files in a folder, named by a path in it, relative or absolute."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def image_size_bytes(folder: str, name: str) -> int:
         raise
     size = found.st_size
     if not stat.S_ISREG(found.st_mode):
-        raise _missing("an image name that is no regular file", name)
+        raise _missing("an image name that is not a regular file", name)
     if size > MAX_MEMBER_BYTES:
         raise DataError(Reason.MEMBER_TOO_LARGE, f"an image file of {size} bytes")
     return size

@@ -1,7 +1,7 @@
 """Elements of a large JSON array one by one: an annotation file of gigabytes never exists as Python objects.
 
 Elements are only cut apart here; each is judged on its own by the strict parser, so that one bad element does not cost
-the others. Only where the syntax is broken the file is refused: nothing says where the next element begins.
+the others. Only where the syntax is broken the file is refused, because the start of the next element is unknown.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def iterate_array(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
     """Yield (byte offset, text as UTF-8) of each element of a JSON array.
 
     Raises:
-        DataError: the file is no JSON array, or is broken from some element on.
+        DataError: the file is not a JSON array, or is broken from some element on.
     """
     text = _Text(file)
     if text.next_token() != "[":
@@ -69,7 +69,7 @@ class _Text:
         return self._counted_bytes
 
     def next_token(self) -> str:
-        """Return the next character that is no space, without passing over it; empty at the end."""
+        """Return the next character that is not a space, without consuming it; empty at the end."""
         while True:
             self._at = self._space_end()
             if self._at < len(self._text):
@@ -95,7 +95,7 @@ class _Text:
                 end, refused = len(self._text), self._place(error)
             except ValueError:
                 end, refused = _scan_value(self._text, self._at), "a number with too many digits"
-            if end < len(self._text) or (self._ended and not refused):  # a number could go on in the next chunk
+            if end < len(self._text) or (self._ended and not refused):  # a number could continue in the next chunk
                 start, self._at = self._at, end
                 return self._text[start:end]
             if refused and (self._ended or len(self._text) - self._at > _MAX_ELEMENT_CHARS):

@@ -53,7 +53,7 @@ def split_marks(text: str, *, numbered: bool) -> list[str | Mark]:
 def foreign_marks(text: str) -> Iterator[str]:
     """Yield marks in a user's text that stand for something that cannot be shown.
 
-    `<video>` in a text about HTML is text: a mark stands where pictures are put, at the start of the text, alone on a
+    `<video>` in a text about HTML is text: a mark is where pictures are put, at the start of the text, alone on a
     line, or after the last sentence.
     """
     if re.search(r"</(?:video|audio)>", text):

@@ -16,7 +16,7 @@ _DATA_URI = re.compile(r"\s*data:[\w.+-]+/[\w.+-]+(?:;[\w=.+-]+)*;base64,", re.I
 
 
 def media_extension(data: bytes) -> str:
-    """Return the extension under which a picture is stored, by content: names of crawled files lie.
+    """Return the extension under which a picture is stored, by content, since names of crawled files are often wrong.
 
     Raises:
         DataError: a format that is not read.
@@ -47,7 +47,7 @@ def media_bytes(found: Found, folder: str | None) -> bytes:
         folder: where relative file names begin; None where a source holds its pictures itself.
 
     Raises:
-        DataError: there is no such file, it is a URL, or text that is no base64.
+        DataError: there is no such file, it is a URL, or text that is not base64.
         OSError: the file exists and cannot be read.
     """
     value = found.value
@@ -85,4 +85,4 @@ def _decoded(found: Found) -> bytes:
     try:
         return base64.b64decode(re.sub(r"\s+", "", text), validate=True)
     except (binascii.Error, ValueError):
-        raise DataError(Reason.IMAGE_CORRUPT, f"field `{found.field}` holds text that is no base64") from None
+        raise DataError(Reason.IMAGE_CORRUPT, f"field `{found.field}` holds text that is not base64") from None

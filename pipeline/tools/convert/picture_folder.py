@@ -1,4 +1,4 @@
-"""Folders of pictures with a text or JSON file of the same name beside each, as img2dataset's `files` output."""
+"""Folders of pictures with a text or JSON file of the same name next to each, as img2dataset's `files` output."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class PictureFolderSource:
         return list(self.folders)
 
     def list_unit(self, unit: str) -> pa.Table:
-        """List the samples of a folder, then what img2dataset's table beside it has and the folder lacks."""
+        """List the samples of a folder, then the rows of img2dataset's table that the folder lacks."""
         groups: dict[str, list[str]] = {}
         for name in sorted(os.listdir(unit)):
             key, extension = split_name(name)

@@ -1,4 +1,4 @@
-"""Errors of pyarrow with the name of the file: it says what is wrong with bytes, never of which file."""
+"""Errors of pyarrow with the name of the file: its own messages do not name it."""
 
 from __future__ import annotations
 

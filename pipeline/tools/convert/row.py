@@ -40,7 +40,7 @@ Part = str | Slot
 
 
 class Tally(NamedTuple):
-    """What was found in an entry, to be accounted for whatever becomes of it."""
+    """What was found in an entry, to be accounted for in every case."""
 
     media: int = 0
     """Pictures, films and sounds that a sample would have to show."""
@@ -215,7 +215,7 @@ class _Reader:
         return [Slot()]
 
     def _num_added(self) -> int:
-        """Return how many turns stand before those of the row's own list."""
+        """Return how many turns come before those of the row's own list."""
         turns = self._row.get(self._said.field)
         return len(self._said.turns) - len(turns) if self._said.form == "turns" and isinstance(turns, list) else 0
 

@@ -62,7 +62,7 @@ TEXT_NAMES = frozenset(
         "multiple_choice_answer",
     ]
 )
-"""Fields whose strings are text, whatever they look like."""
+"""Fields whose strings are always text."""
 _KINDS: dict[str, Kind] = {
     **dict.fromkeys(
         [
@@ -186,7 +186,7 @@ _ORIGIN = frozenset(
         "flickr",
     ]
 )
-"""Words for where a picture came from; beside a picture that is shown, such a field is no picture of its own."""
+"""Words for where a picture came from; if a picture is shown, such a field is not a picture of its own."""
 _NEVER = frozenset(("id", "ids", "key", "md5", "sha256", "hash", "__key__", "__url__"))
 _EXTENSIONS: dict[str, Kind] = {
     **dict.fromkeys(
@@ -250,7 +250,7 @@ class Found(NamedTuple):
 
     @property
     def is_direct(self) -> bool:
-        """Whether it stands in its field itself, not in an object somewhere inside, which may be about anything."""
+        """Whether it is in its field itself, not in an object somewhere inside, which may be about anything."""
         return all(isinstance(step, int) or step in _HOLDERS for step in self.path[1:])
 
     def identity(self) -> object:

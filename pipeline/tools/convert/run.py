@@ -1,7 +1,7 @@
 """A conversion from start to end: list the source, plan the shards, write those that are missing, report.
 
 Runs on any `RunMap`: in this process, in processes of this machine, or as a Ray Data job. Killed anywhere, the same
-command goes on with the shards that have no record and ends with the same bytes.
+command continues with the shards that have no record and produces the same bytes.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def convert(
 ) -> Conversion:
     """Write the samples of a source as verified shards, `PREFIX-000000.tar` and so on.
 
-    Beside the shards, `convert/` holds a record per shard, `manifest.json` and `skipped.jsonl`.
+    In addition to the shards, `convert/` holds a record per shard, `manifest.json` and `skipped.jsonl`.
 
     Args:
         source: what to convert.

@@ -195,7 +195,7 @@ class ShardTask:
 
 
 def record_path(folder: str | Path, shard_name: str) -> Path:
-    """Return where the record of a shard lies."""
+    """Return the path of the record of a shard."""
     return Path(folder) / "convert" / f"{shard_name}.json"
 
 
@@ -210,13 +210,13 @@ def read_record(folder: str | Path, shard_name: str, plan: str) -> ShardRecord |
 
 
 def read_records(folder: str | Path) -> list[ShardRecord]:
-    """Return the records of whatever conversion a folder belongs to, without those that are damaged."""
+    """Return the records of the conversion in a folder, without damaged ones."""
     records = (_from_json(path) for path in sorted(record_path(folder, "").parent.glob("*.tar.json")))
     return [record for record in records if record is not None]
 
 
 def remove_records(folder: str | Path) -> None:
-    """Remove what a conversion noted in a folder beside its plan."""
+    """Remove the records of a conversion in a folder, except its plan."""
     notes = record_path(folder, "").parent
     for path in [*notes.glob("*.tar.json"), notes / "manifest.json", notes / "skipped.jsonl"]:
         path.unlink(missing_ok=True)

@@ -56,10 +56,10 @@ def look_through(folder: Path) -> Look:
     lists = [path for path in tables if _lists_downloads(path)]
     tables = [path for path in tables if path not in lists]
     pictures = [path for path in paths if path.suffix.casefold() in IMAGE_ENDINGS]
-    beside = _sidecars(paths, pictures)
-    annotations = [path for path in paths if path not in beside and _holds_annotations(path)]
-    if not annotations and not tables and not tars and beside:
-        folders = sorted({str(path.parent) for path in beside})
+    sidecars = _sidecars(paths, pictures)
+    annotations = [path for path in paths if path not in sidecars and _holds_annotations(path)]
+    if not annotations and not tables and not tars and sidecars:
+        folders = sorted({str(path.parent) for path in sidecars})
     else:
         folders = []
     _check_one_part(folder, tars, _split_of_path(folder))
@@ -72,7 +72,7 @@ def look_through(folder: Path) -> Look:
         "files": folders,
     }
     files = {kind: found for kind, found in files.items() if found}
-    taken = {*tars, *tables, *annotations, *lists, *(beside if folders else ()), *pictures}
+    taken = {*tars, *tables, *annotations, *lists, *(sidecars if folders else ()), *pictures}
     _describe(folder, files, lists, len(pictures), notes)
     _describe_rest(folder, [path for path in paths if path not in taken], notes)
     notes += [f"missing: {one}" for one in missing_pieces([*map(str, [*tars, *tables, *annotations])])]
@@ -114,7 +114,7 @@ def _is_table(path: Path) -> bool:
 
 
 def _lists_downloads(path: Path) -> bool:
-    """Whether a table is img2dataset's list of what it downloaded, beside tar files or folders of pictures."""
+    """Whether a table is img2dataset's list of what it downloaded, next to tar files or folders of pictures."""
     stem = path.with_suffix("")
     if path.suffix.casefold() != ".parquet" or not (
         stem.is_dir() or Path(f"{stem}.tar").is_file() or Path(f"{stem}_stats.json").is_file()
@@ -170,7 +170,7 @@ def _split_of(file: Path) -> str:
 
 
 def _split_of_path(folder: Path) -> object:
-    """Return a function that tells the split of a tar file from its name and the folders it lies in."""
+    """Return a function that tells the split of a tar file from its name and the folders it is in."""
 
     def split_of(path: Path) -> Path:
         inside = [_split_words(part) for part in path.relative_to(folder).parent.parts]
@@ -204,7 +204,7 @@ def _describe(
             "pictures and only say what failed"
         )
     if num_pictures:
-        where = "with the texts beside them" if "files" in files else "for annotations to name"
+        where = "with their texts" if "files" in files else "for annotations to name"
         decided.append(f"pictures as files: {num_pictures}, {where}")
     notes[:0] = decided
 

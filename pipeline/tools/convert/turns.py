@@ -1,4 +1,4 @@
-"""What a row says, whatever its dialect: turns, question and answer, a caption, or a document of texts and pictures.
+"""The text of a row in any dialect: turns, question and answer, a caption, or a document of texts and pictures.
 
 Shapes read: LLaVA and ShareGPT (`from`, `value`), OpenAI (`role`, `content`), pairs as structs or as two-item lists, a
 list per field, maps, JSON as text, Alpaca and ms-swift (`instruction` or `query` with `history` and `system`), VQA
@@ -32,14 +32,14 @@ class Said(NamedTuple):
 
     form: Form
     field: str
-    """The field they stand in; of a question and its answer the question's."""
+    """The field they are in; of a question and its answer the question's."""
     turns: list[dict[str, Any]]
     """Empty for a caption; for a document one dict per item, its text or None where a picture is."""
     caption: Any = None
     fields: frozenset[str] = frozenset()
     """All fields that were read."""
     stored: Any = None
-    """What stands in `field`, as a list of dicts whatever its shape was."""
+    """The content of `field` as a list of dicts, for any shape that it had."""
 
 
 def read_said(row: Mapping[str, Any], text_field: str | None = None) -> Said:
@@ -174,7 +174,7 @@ def _with_system(row: Mapping[str, Any], said: Said) -> Said:
     fields = said.fields | {"system", "system_prompt"}
     if first.get("from", first.get("role")) == "system":
         if first.get("value", first.get("content")) != system:
-            raise DataError(Reason.TEXT_UNREAD, "field `system` beside another turn of the system")
+            raise DataError(Reason.TEXT_UNREAD, "field `system` in addition to a turn of the system")
         return said._replace(fields=fields)
     return said._replace(turns=[{"role": "system", "content": system}, *said.turns], fields=fields)
 
@@ -229,7 +229,7 @@ def _history(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     if isinstance(history, str):
         history = json.loads(history) if history.lstrip().startswith("[") else history
     if not isinstance(history, list) or not all(_is_two_texts(one) for one in history):
-        raise DataError(Reason.TEXT_UNREAD, "field `history` is no list of [question, answer]")
+        raise DataError(Reason.TEXT_UNREAD, "field `history` is not a list of [question, answer]")
     return [
         {"role": role, "content": text}
         for pair in history

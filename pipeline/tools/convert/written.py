@@ -30,11 +30,11 @@ def write_members(
     Args:
         reading: what `read_row` made of it.
         contents: bytes of its media, in the order of `reading.media`.
-        kept: fields to write beside turns and images.
+        kept: fields to write in addition to turns and images.
         policy: repairs to apply.
 
     Raises:
-        DataError: a picture of a format that is not read, or text that is no Unicode.
+        DataError: a picture of an unsupported format, or text that is not Unicode.
     """
     members, names = _stored(reading, contents)
     if reading.caption is not None:

@@ -1,4 +1,4 @@
-"""Where the demo's taught backbones lie; `benchmarks.demo_parts.backbones` makes them."""
+"""Folders of the demo's trained backbones;  `benchmarks.demo_parts.backbones` makes them."""
 
 from pathlib import Path
 

@@ -39,7 +39,7 @@ class _Draft(NamedTuple):
 
 
 class _View(NamedTuple):
-    """Things a question is about, and the words that say so (` in the second image`, or nothing)."""
+    """Objects that a question is about, and the words for it (` in the second image`, or nothing)."""
 
     things: tuple[Thing, ...]
     where: str

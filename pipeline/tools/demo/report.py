@@ -1,4 +1,4 @@
-"""The demo's report: one HTML file with the table of results, the loss curves, and answers beside their pictures."""
+"""The demo's report: one HTML file with the table of results, the loss curves, and answers next to their pictures."""
 
 from __future__ import annotations
 
@@ -67,13 +67,13 @@ def render_report(
 <html lang="en"><head><meta charset="utf-8"><title>ray-llava demo</title><style>{_STYLE}</style></head><body><main>
 <h1>What the demo learnt</h1>
 <p class="quiet">Measured on {len(samples)} held-out samples. Answers are generated greedily, with the conversation
-before each question as the data says it, and count when they equal the expected word. &ldquo;{GUESSING}&rdquo; always
+before each question taken from the data, and count when they equal the expected word. &ldquo;{GUESSING}&rdquo; always
 gives the commonest answer to that kind of question. &ldquo;blanked&rdquo; is the finetuned model with every picture
 replaced by one flat colour. A &ldquo;new combination&rdquo; is a colour and a shape that no training picture
 combines.</p>
 <div class="panel">{_table(heads, rows)}</div>
 <h2>Training loss per step</h2><div class="curves">{charts}</div>
-<h2>Answers beside their pictures</h2>
+<h2>Answers and their pictures</h2>
 <p class="quiet">The first held-out samples with one image and the first with several; they were not selected by how
 well they are answered.</p>
 <div class="cards">{cards}</div>

@@ -67,7 +67,7 @@ def run_demo(pretrain: DemoStage, finetune: DemoStage, folder: Path, console: Co
 
     Args:
         pretrain: the first stage; trains on the shards `pretrain-*.tar` of `folder/shards`.
-        finetune: the second stage; also says how the model is put together for the evaluations.
+        finetune: the second stage; also defines the model of the evaluations.
         folder: receives shards and report.
         console: where progress is shown.
     """

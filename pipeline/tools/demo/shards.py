@@ -37,7 +37,7 @@ def ensure_demo_shards(folder: Path, sizes: DemoSizes) -> dict[str, list[str]]:
     Returns:
         Paths of the shards of `pretrain`, `finetune` and `held_out`.
     """
-    finished = folder / "shards.json"  # written last: its presence says that nothing is missing
+    finished = folder / "shards.json"  # written last, when nothing is missing
     wanted = sizes._asdict()
     if finished.is_file():
         found = json.loads(finished.read_text(encoding="utf-8"))

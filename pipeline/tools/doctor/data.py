@@ -61,7 +61,7 @@ def _describe_excess(parts: ModelConfig, data: DataConfig, run_dir: Path) -> str
     except (DataError, OSError) as error:  # a defective shard, or storage failed
         return str(error)
     except ConfigError:
-        return None  # `check_encoder` says it
+        return None  # `check_encoder` reports it
     return describe_excess(indexed, data)
 
 

@@ -63,7 +63,7 @@ def check_resume(run_dir: Path, checkpoint: CheckpointConfig, record: Mapping[st
     if not saved.is_file():
         return Finding("config", "ok", "the folder holds no run yet")
     if not has_begun(run_dir, checkpoint):
-        return Finding("config", "ok", f"replaces {saved}, with which no run has begun")
+        return Finding("config", "ok", f"replaces {saved}; no run has started with it")
     try:
         check_record_resumable(saved, record)
     except ConfigError as error:
@@ -99,7 +99,7 @@ def _try_lock(run_dir: Path) -> Finding:
         with probe.open("wb") as first, probe.open("wb") as second:
             lock_file(first.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB, probe, "choose another run_dir")
             if _can_lock(second.fileno()):
-                return Finding("lock", "error", f"{run_dir}: locks exclude nobody here; two runs could mix their files")
+                return Finding("lock", "error", f"{run_dir}: locks do not work here; two runs could mix their files")
     finally:
         probe.unlink(missing_ok=True)
     lock = run_dir / LOCK_NAME
@@ -107,7 +107,7 @@ def _try_lock(run_dir: Path) -> Finding:
         with lock.open("rb") as file:
             if not _can_lock(file.fileno()):
                 return Finding("lock", "error", describe_holder(run_dir))
-    return Finding("lock", "ok", "locks exclude, and nobody holds the run")
+    return Finding("lock", "ok", "locks work, and no process holds the run")
 
 
 def _can_lock(descriptor: int) -> bool:
@@ -141,7 +141,7 @@ def check_disk(recipe: Recipe, run_dir: Path, checkpoint: CheckpointConfig) -> F
 
 
 def _estimate_checkpoint(recipe: Recipe) -> int:
-    """Return the bytes of a checkpoint, what learns and its moments; 0 when the model's configs are not to be had."""
+    """Return the bytes of a checkpoint, trained weights and moments; 0 if the model's configs cannot be read."""
     from pipeline.assembly.skeleton import build_skeleton
     from pipeline.tools.estimate.memory import estimate_memory  # torch and transformers take seconds to load
 
@@ -162,7 +162,7 @@ def check_checkpoints(run_dir: Path, checkpoint: CheckpointConfig) -> Finding:
     except OSError as error:
         return Finding("checkpoints", "error", f"{storage.location} cannot be listed: {error}")
     if not generations:
-        return Finding("checkpoints", "ok", "none yet: the run starts from nothing")
+        return Finding("checkpoints", "ok", "none yet: the run starts at step 0")
     defects = []
     for generation in reversed(generations):
         try:
@@ -173,4 +173,4 @@ def check_checkpoints(run_dir: Path, checkpoint: CheckpointConfig) -> Finding:
         if defects:
             return Finding("checkpoints", "warning", f"the run continues from step {generation.step}; {defects[0]}")
         return Finding("checkpoints", "ok", f"the run continues from step {generation.step}, every byte verified")
-    return Finding("checkpoints", "error", f"none is sound: {defects[0]}; no run would start")
+    return Finding("checkpoints", "error", f"all failed verification: {defects[0]}; no run would start")

@@ -28,7 +28,7 @@ def check_tracking(tracking: TrackingConfig, run_dir: Path) -> Finding:
         return Finding("MLflow", "ok", "switched off (tracking.enabled)")
     uri = resolve_tracking_uri(tracking.uri, os.environ, run_dir)
     shown = without_credentials(uri)
-    later = "the run goes on without it and sends everything later"
+    later = "the run works without it and sends everything later"
     try:
         if uri.startswith("sqlite:///"):
             return _try_database(uri, Path(uri.removeprefix("sqlite:///")), tracking.experiment)
@@ -66,7 +66,7 @@ def _probe(uri: str, experiment: str, works: str) -> Finding:
     shown = without_credentials(uri)
     try:
         probed = probe_server(uri, experiment)
-    except Exception as error:  # whatever MLflow's client raises
+    except Exception as error:  # MLflow's client raises many types
         reason, _, _ = str(error).strip().partition("\n")
         return Finding(
             "MLflow",
@@ -90,7 +90,7 @@ def _credentials_hint(reason: str) -> str:
         return "The run keeps everything until then"
     return (
         "Look at MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, MLFLOW_TRACKING_TOKEN, or the server's "
-        "--allowed-hosts; the run goes on without it and sends everything later"
+        "--allowed-hosts; the run works without it and sends everything later"
     )
 
 

@@ -35,7 +35,7 @@ _MEMORY_GB: Final = {
 }
 """Memory of one device as the vendor states it, GB, by part of its name; the first that fits counts."""
 _USABLE: Final = 0.95
-"""Share of the stated memory that a process can have: drivers reserve some, and a GB is no GiB."""
+"""Share of the stated memory that a process can have: drivers reserve some, and a GB is less than a GiB."""
 
 
 class Device(NamedTuple):

@@ -68,7 +68,7 @@ def estimate_cache(
     compute_time_s = None if step_time_s is None else step_time_s * (flops - work.tower_flops) / work.flops_per_step
     read_bytes = work.counts.tiles * tile_bytes / num_ranks
     num_tiles = work.counts.tiles / work.counts.samples * num_samples
-    filling = saved  # in epochs: the tower's share of one, where nothing is known of times
+    filling = saved  # in epochs: the tower's share of one, if times are unknown
     if step_time_s is not None:
         epoch_time_s = step_time_s * flops / work.flops_per_step * num_samples / work.counts.samples
         # one process fills what all ranks would compute

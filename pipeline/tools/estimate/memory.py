@@ -1,7 +1,7 @@
 """Device memory that a rank needs at the peak of a step, part by part.
 
 Weights, gradients and optimizer state are exact. What a decoder layer keeps for backward is counted in elements per
-token; the counts were fitted to peaks measured on H200 and H100 (docs/benchmarks), which they meet within 5 %.
+token; the counts were fitted to peaks measured on H200 and H100 (docs/benchmarks), within 5 %.
 
 h decoder width, V vocabulary.
 """
@@ -152,7 +152,7 @@ def _weight_bytes(model: LlavaModel, recipe: Recipe) -> int:
 
 
 def _cast_bytes(model: LlavaModel, training: TrainingConfig, shards: int, compute: int, master: int) -> int:
-    """Return the bytes of weights beside their stored form."""
+    """Return the bytes of weights in addition to their stored form."""
     body = model.get_model()
     layers: list[int] = [sum(parameter.numel() for parameter in layer.parameters()) for layer in body.layers]
     if shards > 1:  # two layers, since the next one is gathered ahead, and the root unit with its gradients

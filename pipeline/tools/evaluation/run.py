@@ -1,6 +1,6 @@
 """Measures a model on held-out samples: loss over the supervised tokens, and answers it writes itself.
 
-Every question is asked with the conversation before it as the data says it, and answered greedily. Works on one process
+Every question is asked after the conversation so far as in the data, and answered greedily. Works on one process
 without Ray. Reading samples is left to `questions`, figures to `scores`.
 
 Shapes: T text tokens, U tiles of images.

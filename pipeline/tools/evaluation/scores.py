@@ -10,7 +10,7 @@ from pipeline.tools.evaluation.questions import normalize_answer
 
 
 class Answer(NamedTuple):
-    """One question put to the model, with everything said before it as the data says it."""
+    """One question put to the model, with the conversation before it as in the data."""
 
     key: str
     """Sample."""

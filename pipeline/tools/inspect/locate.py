@@ -18,7 +18,7 @@ def find_sample(index: ShardIndex, name: str) -> int:
     key. Numbers are written without leading zeros: `000000003` is a key.
 
     Raises:
-        ValueError: no such shard or sample, or a file name that several shards share; says what there is.
+        ValueError: no such shard or sample, or a file name that several shards share; lists what there is.
     """
     shard_name, separator, place = name.rpartition(":")
     if not separator:

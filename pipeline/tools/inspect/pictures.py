@@ -18,7 +18,7 @@ def to_data_uri(rgb: Pixels, longest_side: int | None = None) -> str:
 
     Args:
         rgb: uint8 `[H, W, 3]`.
-        longest_side: shrink to this many pixels, with lossy compression; None keeps every pixel as it is.
+        longest_side: shrink to this many pixels, with lossy compression; None keeps every pixel unchanged.
     """
     picture = Image.fromarray(rgb)
     buffer = io.BytesIO()

@@ -30,7 +30,7 @@ def read_prompt(ids: Ids, labels: Ids, tokenizer: TextTokenizer) -> list[Piece]:
 
     Args:
         ids: int64 `[T]`, IMAGE_TOKEN_INDEX for an image.
-        labels: int64 `[T]`, IGNORE_INDEX where nothing is learnt.
+        labels: int64 `[T]`, IGNORE_INDEX where a token is not supervised.
         tokenizer: the one that made the ids.
     """
     pieces: list[Piece] = []

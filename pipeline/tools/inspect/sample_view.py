@@ -1,6 +1,6 @@
 """Everything about one sample that a person wants to see: the prompt as trained, each image as the model gets it.
 
-A rejected sample is shown as far as it can be read, beside its reason.
+A rejected sample is shown as far as it can be read, with its reason.
 
 P side of the tower's square in pixels; N squares.
 """

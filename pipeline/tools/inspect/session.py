@@ -65,7 +65,7 @@ class Inspection(NamedTuple):
         """Show a global step.
 
         Raises:
-            ValueError: it lies outside the run, or there is no plan.
+            ValueError: it is outside the run, or there is no plan.
             ConfigError: the run in the config's folder was trained on other data.
             OSError: storage failed.
         """

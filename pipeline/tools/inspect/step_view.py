@@ -51,7 +51,7 @@ def view_step(data: Inspected, plan: Plan, step: int, num_ranks: int, run_dir: P
     """Show the samples of a step as they are cut over `num_ranks` workers.
 
     Raises:
-        ValueError: the step lies outside the run.
+        ValueError: the step is outside the run.
         OSError: storage failed.
     """
     ranks = []
@@ -72,7 +72,7 @@ def view_step(data: Inspected, plan: Plan, step: int, num_ranks: int, run_dir: P
 
 
 def check_same_run(run_dir: Path, checkpoint: CheckpointConfig, record: Mapping[str, Any], plan: Plan) -> None:
-    """Verify that a plan is that of the run in the config's folder, if there is a run: else the lineage would lie.
+    """Verify that a plan is that of the run in the config's folder, if there is a run; else the lineage would be wrong.
 
     Raises:
         ConfigError: the config, or the data behind it, changed since the run was started.
@@ -85,7 +85,7 @@ def check_same_run(run_dir: Path, checkpoint: CheckpointConfig, record: Mapping[
         if trained != planned:
             raise ConfigError(
                 f"checkpoint {name} was trained on plan {trained[:12]}, the data now give plan {planned[:12]}: shards, "
-                "tokenizer, template or past weights changed since, so nobody can say any more what its steps held"
+                "tokenizer, template or past weights changed since, so the content of its steps cannot be reconstructed"
             )
 
 

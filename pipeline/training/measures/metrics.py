@@ -80,5 +80,5 @@ def _check_account(whose: str, planned: int, trained: int, quarantined: int) -> 
     if trained + quarantined != planned:
         raise LedgerError(
             f"ledger mismatch: {planned} samples{whose} planned so far, but {trained} trained + {quarantined} "
-            "quarantined; this is a defect of the pipeline, please report it with the run folder"
+            "quarantined; this is a bug in the pipeline, please report it with the run folder"
         )

@@ -77,7 +77,7 @@ class SpeedMeter:
 
 
 def verdict(metrics: Mapping[str, float], data_workers: int) -> str | None:
-    """Say what limits a run, from the metrics of its last step; None when it was too short to tell."""
+    """Return what limits a run, from the metrics of its last step; None if it was too short."""
     waited = metrics.get("perf_mean/data_wait_fraction")
     if waited is None:
         return None

@@ -50,7 +50,7 @@ class Result(NamedTuple):
 
 
 def run_batch(seed: int, number: int) -> Result:
-    """Run one batch: all of its rows are of one dialect and lie in one source."""
+    """Run one batch: all of its rows are of one dialect and in one source."""
     rng = random.Random(f"{seed}:{number}")
     dialect = DIALECTS[number % len(DIALECTS)]
     cases = [_draw(rng, dialect) for _ in range(BATCH)]

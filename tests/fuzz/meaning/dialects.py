@@ -16,7 +16,7 @@ from tests.fuzz.meaning.truth import Part, Picture, Shape, Turns, colours, pictu
 Container = Literal["lines", "array", "parquet", "tsv", "tar", "scattered", "folder", "coco"]
 Row = dict[str, Any]
 Media = Callable[[int], Any]
-"""From a colour to what stands in the row for its picture: a file name, bytes, base64."""
+"""From a colour to the value in the row for its picture: a file name, bytes, base64."""
 
 
 class Dialect(NamedTuple):
@@ -29,7 +29,7 @@ class Dialect(NamedTuple):
 
 
 def file_name(colour: int) -> str:
-    """Return the name of the file that holds a picture; endings lie as those of crawled files do."""
+    """Return the name of the file that holds a picture; endings can be wrong, as those of crawled files."""
     return f"im/{colour:03d}.jpg"
 
 
@@ -160,7 +160,7 @@ def table_numbered(rng: random.Random, turns: Turns) -> Row:
 
 
 def pairs(rng: random.Random, turns: Turns) -> Row:
-    """FineVision with marks, or Cauldron, whose pictures all stand before the first question."""
+    """FineVision with marks, or Cauldron, whose pictures all come before the first question."""
     shown = [as_struct(colour) for colour in colours(turns)]
     texts = [_marked(parts) for _, parts in turns]
     listed = [

@@ -1,4 +1,4 @@
-"""What samples mean: who says what, and which picture stands where. Pictures are told apart by their colour."""
+"""What samples mean: who says what, and which picture is where. Pictures are told apart by their colour."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may read a model: everybody whom the umask leaves."""
+"""Who may read a model: every user that the umask allows."""
 
 from __future__ import annotations
 

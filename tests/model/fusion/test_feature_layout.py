@@ -43,7 +43,7 @@ def merged(layout: FeatureLayout, features: Tensor, newline: Tensor | None) -> T
 
 
 def theirs(**config: Any) -> Any:
-    """Stand in for a model or processor of transformers: what its counting and merging look at."""
+    """Replace a model or processor of transformers: what its counting and merging look at."""
     pinpoints = [[TILE * rows, TILE * columns] for columns, rows in GRIDS]
     return SimpleNamespace(
         config=SimpleNamespace(

@@ -264,7 +264,7 @@ def wrapped_rows(draw: st.DrawFn) -> list[list[int]]:
 def test_fuse_wrapped_images_keeps_labels_and_trains_the_two_tokens_only(
     rows: list[list[int]], given_side: str, side: Literal["left", "right"]
 ) -> None:
-    """The tokens keep labels of their own, whatever they are; nothing else of the text gets a gradient."""
+    """The tokens keep their own labels, of any value; the rest of the text gets no gradient."""
     width = max(len(row) for row in rows)
     pads = [[0] * (width - len(row)) for row in rows]
     joined = [pad + row if given_side == "left" else row + pad for row, pad in zip(rows, pads, strict=True)]

@@ -24,7 +24,7 @@ def test_pack_two_samples_gives_every_field() -> None:
     assert batch.seqlens == (6, 2)
     assert batch.image_positions.tolist() == [1, 2, 3]
     assert batch.text_positions.tolist() == [0, 4, 5, 6, 7]
-    # Position 3 (last image feature) predicts 5; the label at the placeholder and both first labels are no targets.
+    # Position 3 (last image feature) predicts 5; the label at the placeholder and both first labels are not targets.
     assert batch.target_positions.tolist() == [3, 6]
     assert batch.targets.tolist() == [5, 4]
 

@@ -116,7 +116,7 @@ def test_adapters_of_another_shape_are_named(
 
 
 def test_target_that_is_no_linear_layer_is_refused(llava: LlavaLlamaForCausalLM) -> None:
-    with pytest.raises(ValueError, match=r"LoRA targets \['model.norm'\] are no linear layers"):
+    with pytest.raises(ValueError, match=r"LoRA targets \['model.norm'\] do not match linear layers"):
         add_lora(llava, rank=2, alpha=2, targets=["model.norm"])
 
 

@@ -1,4 +1,4 @@
-"""A tokenizer read from a published folder and written to another one gives the same ids, whoever reads it."""
+"""A tokenizer read from a published folder and written to another one gives the same ids, for every reader."""
 
 from __future__ import annotations
 

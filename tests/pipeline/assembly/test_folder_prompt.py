@@ -48,7 +48,7 @@ def png(size: int = 31) -> bytes:
 
 
 def write_base(folder: Path, layout: str, kind: str, rows: int = ROWS) -> Path:
-    """Write a language model with the files of a published tokenizer beside its weights."""
+    """Write a language model with the files of a published tokenizer next to its weights."""
     folder.mkdir()
     LAYOUTS[layout](folder)
     tokenizer = load_tokenizer(str(folder))

@@ -45,4 +45,4 @@ def test_reporter_of_a_resumed_run_starts_after_the_half_line_that_is_cut(
     with reporter, path.open("a") as file:
         file.write(line(1) + "no entry\n" + line(2))
     assert "step 3/3 loss 1.2500" in output.getvalue()
-    assert f"a line after byte {len(line(0))} is no metrics entry" in caplog.text
+    assert f"a line after byte {len(line(0))} is not a metrics entry" in caplog.text

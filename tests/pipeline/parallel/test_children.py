@@ -107,7 +107,7 @@ def test_errors_of_the_function_reach_the_caller() -> None:
 
 
 def test_child_that_does_not_start_is_an_error_and_no_fault_of_its_item() -> None:
-    with pytest.raises(RuntimeError, match="ended with exit code 1 before it had begun"):
+    with pytest.raises(RuntimeError, match="ended with exit code 1 during its startup"):
         list(_run(Unloadable(), [1, 2], 2))
 
 

@@ -38,7 +38,7 @@ def run(seconds: float, second: str, signum: int = signal.SIGTERM, **environment
         text=True,
         check=False,
     )
-    assert f"{signum.name if isinstance(signum, signal.Signals) else signum}: stops after this step" in done.stderr
+    assert f"{signum.name if isinstance(signum, signal.Signals) else signum}: stopping after this step" in done.stderr
     return done.returncode, done.stdout
 
 

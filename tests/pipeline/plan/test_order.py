@@ -43,6 +43,6 @@ def test_permute_first_items_spread_evenly_over_the_domain() -> None:
 
 def test_permute_position_outside_domain_is_refused() -> None:
     for positions, found in (([5, 4], r"4\.\.5"), ([4, -1], r"-1\.\.4")):
-        with pytest.raises(ValueError, match=rf"positions must lie in \[0, 5\), found {found}"):
+        with pytest.raises(ValueError, match=rf"positions must be in \[0, 5\), found {found}"):
             permute(np.array(positions), 5, 0, 0)
     assert permute(np.zeros(0, np.int64), 5, 0, 0).tolist() == []

@@ -62,7 +62,7 @@ def test_fingerprint_changes_with_data_seed_and_batch_but_not_with_the_cut() -> 
 def test_max_steps_ends_the_run_early() -> None:
     plan = make_plan(max_steps=3)
     assert plan.total_steps == 3
-    with pytest.raises(ValueError, match="step 3 lies outside the run's 3 steps"):
+    with pytest.raises(ValueError, match="step 3 is outside the run's 3 steps"):
         plan.samples(3)
 
 
@@ -117,7 +117,7 @@ def test_planned_by_source_names_the_counts_of_a_mix_only() -> None:
 def test_samples_of_a_step_outside_the_run_are_refused(step: int) -> None:
     plan = make_plan()
     assert (len(plan.samples(0)), len(plan.samples(11))) == (17, 8)
-    with pytest.raises(ValueError, match=f"step {step} lies outside the run's 12 steps"):
+    with pytest.raises(ValueError, match=f"step {step} is outside the run's 12 steps"):
         plan.samples(step)
 
 

@@ -26,7 +26,7 @@ def test_append_to_an_unfinished_line_ends_it_first(tmp_path: Path, caplog: pyte
     append_line(path, '{"step": 7}')
     assert path.read_bytes() == b'{"step": 3}\n{"step": 5, "ti\n{"step": 7}\n'
     assert list(read_entries(path, ("step",))) == [{"step": 3}, {"step": 7}]
-    assert f"{path}, line 2: no JSON object with step, left out" in caplog.text
+    assert f"{path}, line 2: not a JSON object with step, skipped" in caplog.text
 
 
 def test_append_on_a_full_disk_raises_and_the_next_line_is_whole(tmp_path: Path) -> None:
@@ -47,7 +47,8 @@ def test_line_that_is_no_entry_is_skipped(tmp_path: Path, line: bytes, caplog: p
     path = tmp_path / "lines.jsonl"
     path.write_bytes(line + b'\n{"step": 3}\n{"step": 4')
     assert list(read_entries(path, ("step",))) == [{"step": 3}]
-    assert [record.getMessage() for record in caplog.records] == [f"{path}, line 1: no JSON object with step, left out"]
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages == [f"{path}, line 1: not a JSON object with step, skipped"]
     cut_unfinished_line(path)
     assert path.read_bytes() == line + b'\n{"step": 3}\n'
 
@@ -61,7 +62,7 @@ def test_unreadable_object_counts_as_absent_saying_so(
     assert caplog.text == ""
     path.write_bytes(content)
     assert read_object(path) == {}
-    assert f"{path} is no JSON object and counts as absent" in caplog.text
+    assert f"{path} is not a JSON object and is ignored" in caplog.text
 
 
 def test_replaced_file_holds_the_new_content_and_nothing_lies_beside_it(tmp_path: Path) -> None:

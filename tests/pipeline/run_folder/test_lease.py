@@ -80,7 +80,7 @@ def test_unreadable_lease_never_gives_a_number_again_that_workers_had(
         check_lease(tmp_path, new)
         with pytest.raises(LeaseLostError, match="attempt 6 has taken over"):
             check_lease(tmp_path, old)
-    assert "lease.json is no JSON object and counts as absent" in caplog.text
+    assert "lease.json is not a JSON object and is ignored" in caplog.text
 
 
 def test_holder_that_has_not_named_itself_yet_is_said_to_be_unknown(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_half_line_of_a_killed_launcher_does_not_stop_the_starts_after_it(
         record_failure(tmp_path, 3, rank=0, step=5, error=ValueError("broken"))
     with pytest.raises(CrashLoopError, match="start 3: rank 0 at step 5: ValueError: broken"):
         record_start(tmp_path, attempt=3, step=4, max_restarts=1)
-    assert f"{tmp_path / RESTARTS_FILE}, line 2: no JSON object" in caplog.text
+    assert f"{tmp_path / RESTARTS_FILE}, line 2: not a JSON object" in caplog.text
     assert last_attempt(tmp_path) == 3
 
 

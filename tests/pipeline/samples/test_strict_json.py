@@ -1,4 +1,4 @@
-"""JSON and text from bytes nobody vouches for."""
+"""JSON and text from untrusted bytes."""
 
 from __future__ import annotations
 

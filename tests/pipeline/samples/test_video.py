@@ -62,7 +62,7 @@ def test_letters_of_a_place_stay_letters_without_a_video() -> None:
     [
         (annotation("What?"), Reason.IMAGE_TOKEN_MISMATCH, "0 <video> places"),
         (annotation("<video> <image>"), Reason.IMAGE_TOKEN_MISMATCH, "2 <video> places"),
-        (annotation(video="film.mp4"), Reason.JSON_INVALID, "no list of frames"),
+        (annotation(video="film.mp4"), Reason.JSON_INVALID, "not a list of frames"),
         (annotation(image=FRAMES), Reason.JSON_INVALID, "`video` and `image`"),
         (annotation(video=FRAMES[:2]), Reason.UNREFERENCED_IMAGE, r"2\.png stored but not listed"),
     ],

@@ -1,4 +1,4 @@
-"""Index, plan, encoder, packing and model count the same features, whatever sizes images have."""
+"""Index, plan, encoder, packing and model count the same features for images of any size."""
 
 from __future__ import annotations
 

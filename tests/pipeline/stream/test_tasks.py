@@ -1,4 +1,4 @@
-"""How a stream is cut into tasks: every rank-step of every step once, in order, whatever the number of ranks."""
+"""How a stream is cut into tasks: every rank-step of every step once, in order, for any number of ranks."""
 
 from __future__ import annotations
 

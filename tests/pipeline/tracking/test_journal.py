@@ -143,7 +143,7 @@ def test_journal_line_that_is_no_operation_is_reported_once_and_keeps_its_number
     for _ in range(2):
         assert list(journal.numbered()) == [(1, OPERATIONS[0]), (3, OPERATIONS[1])]
     assert journal.read(2) == [OPERATIONS[1]]
-    assert caplog.text.count(f"{journal.path}, line 2: no operation, left out") == 1
+    assert caplog.text.count(f"{journal.path}, line 2: not an operation, skipped") == 1
 
 
 def test_unreadable_state_counts_as_absent_saying_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,4 +1,4 @@
-"""Gradients of a rank-step: of the loss over the tokens of the whole step, whatever it is cut into."""
+"""Gradients of a rank-step: of the loss over the tokens of the whole step, however it is split."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def llava_records(folder: Path, count: int) -> list[dict[str, Any]]:
     records = []
     for idx in range(count):
         name = f"coco/{idx:03d}.jpg"
-        image_format = "PNG" if idx % 3 == 1 else "JPEG"  # names of crawled files lie
+        image_format = "PNG" if idx % 3 == 1 else "JPEG"  # names of crawled files can be wrong
         (folder / "images" / name).write_bytes(picture(11 + idx, 17, image_format))
         records.append({"id": f"a.{idx}", "image": name, "conversations": turns(answer=f"Answer {idx}.")})
     return records

@@ -1,4 +1,4 @@
-"""Output of img2dataset, and shards cut anew: samples, and a counted reason for everything else."""
+"""Output of img2dataset, and rewritten shards: samples, and a counted reason for everything else."""
 
 from __future__ import annotations
 

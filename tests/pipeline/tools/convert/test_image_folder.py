@@ -12,7 +12,7 @@ from pipeline.tools.convert.image_folder import image_size_bytes, read_image_fil
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Return a folder with images, beside a file that must not be read."""
+    """Return a folder with images, next to a file that must not be read."""
     images = tmp_path / "im ages"
     (images / "d").mkdir(parents=True)
     for name in ("a.jpg", "img:1.jpg", "C:1.jpg", "back\\slash.jpg", "d/b.jpg"):

@@ -1,4 +1,4 @@
-"""Cutting a large JSON array into elements, whatever the chunks it arrives in."""
+"""Cutting a large JSON array into elements, for any chunks it arrives in."""
 
 from __future__ import annotations
 

@@ -201,7 +201,7 @@ def test_row_shows_all_of_its_media_at_their_places(row: dict[str, Any], expecte
         ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}, MUTE[1]]}, "part of type 'input_audio'"),
         ({"messages": [MUTE[0], {**MUTE[1], "tool_calls": [{"name": "x"}]}]}, "`tool_calls` of turn 1 is not read"),
         ({"messages": MUTE, "conversations": ASK}, "two fields of turns that differ"),
-        ({"messages": [{"role": "system", "content": "a"}, *MUTE], "system": "b"}, "`system` beside another"),
+        ({"messages": [{"role": "system", "content": "a"}, *MUTE], "system": "b"}, "`system` in addition to a"),
         ({"messages": [{"role": "user", "content": "a", "value": "b"}, MUTE[1]]}, "several texts that differ"),
         ({"image": RED, "caption": ["one", "two"]}, "2 texts in one row: choose one"),
         ({"image": RED, "conversations": {"from": ["human"], "value": ["a", "b"]}}, "neither a caption nor a list"),

@@ -155,7 +155,7 @@ def test_checkpoint_of_a_model_that_is_not_here_is_of_unknown_size(config: Exper
 
 
 def test_checkpoints_newest_damaged_is_a_warning_all_damaged_an_error(config: ExperimentConfig) -> None:
-    assert "starts from nothing" in checkpoints_of(config).detail
+    assert "starts at step 0" in checkpoints_of(config).detail
     save(config, 3, 5)
     assert "from step 5" in checkpoints_of(config).detail
     for step, status in ((5, "warning"), (3, "error")):
@@ -198,7 +198,7 @@ def test_config_of_a_start_that_failed_before_the_run_began_may_be_corrected(con
     for first in (config.to_yaml(), "name: ["):
         saved.write_text(first)
         finding = resume_of(config.model_copy(update={"seed": 13}))
-        assert (finding.status, finding.detail) == ("ok", f"replaces {saved}, with which no run has begun")
+        assert (finding.status, finding.detail) == ("ok", f"replaces {saved}; no run has started with it")
     save(config, 3)
     assert resume_of(config.model_copy(update={"seed": 13})).status == "error"
 

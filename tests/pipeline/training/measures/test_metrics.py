@@ -67,7 +67,7 @@ def test_open_line_that_is_no_entry_is_named_and_kept_and_its_step_is_written_ag
     log = MetricsLog(path)
     for step, loss in ((0, 3.5), (1, 2.5), (2, 1.5)):
         log.append(step, {"train/loss": loss})
-    assert f"{path}, line 2: no JSON object" in caplog.text
+    assert f"{path}, line 2: not a JSON object" in caplog.text
     lines = path.read_bytes().splitlines(keepends=True)
     assert lines[1] == merged
     assert [json.loads(line)["step"] for line in lines if line != merged] == [0, 1, 2]
