@@ -30,6 +30,7 @@ from jobs import (
     plan,
     pretrain,
     submit,
+    verify,
 )
 from jobs.console import message_console
 from jobs.failures import classify
@@ -55,6 +56,7 @@ app.command("plan")(plan.run)
 app.command("cache-features")(cache_features.run)
 app.command("generate")(generate.run)
 app.command("export")(export.run)
+app.command("verify")(verify.run)
 app.command("merge")(merge.run)
 app.command("evaluate")(evaluate.run)
 app.command("demo")(demo.run)

@@ -12,12 +12,25 @@ Target = Annotated[Path, typer.Argument(metavar="TARGET", help="Folder to write;
 Dtype = Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Type of the written weights.")]
 
 
-def run(model: Model, target: Target, dtype: Dtype = "bfloat16") -> None:
-    """Export a finetuned model for transformers and vLLM, with processor, chat template and model card."""
+Check = Annotated[
+    bool, typer.Option("--check/--no-check", help="Ask the folder through transformers and compare; see `verify`.")
+]
+
+
+def run(model: Model, target: Target, dtype: Dtype = "bfloat16", check: Check = True) -> None:
+    """Export a finetuned model for transformers and vLLM, with processor, chat template and model card.
+
+    Ends with the check of `ray-llava verify`; an export that differs ends with 4.
+    """
     import torch
 
     from pipeline.assembly.export import export_model
 
     types = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     export_model(model, target, types[dtype])
-    output_console().print(f"exported: {target}", soft_wrap=True)
+    console = output_console()
+    if check:
+        from pipeline.tools.parity.check import verify_export
+
+        console.print(verify_export(target, model).summary(), soft_wrap=True, highlight=False)
+    console.print(f"exported: {target}{'' if check else ' (not checked)'}", soft_wrap=True)

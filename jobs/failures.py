@@ -19,6 +19,7 @@ EXIT_CODES = {
     "pipeline.stream.feature_files.FeatureCacheError": 4,
     "pipeline.training.loop.NonFiniteError": 5,
     "pipeline.training.measures.idle.NothingLearnedError": 5,
+    "pipeline.tools.parity.check.ParityError": 4,
     "torch.OutOfMemoryError": 5,
     "pipeline.run_folder.restarts.CrashLoopError": 8,
     "pipeline.launch.ray_train.ClusterCapacityError": 6,

@@ -206,13 +206,23 @@ def _base_of(folder: Path) -> ModelConfig:
     return ModelConfig.model_validate(recipe["base"])
 
 
-def _open_folder(folder: Path, device: str | torch.device) -> OpenedModel:
+def build_folder_encoder(folder: Path) -> SampleEncoder:
+    """Build the encoder of a model folder: conversations and images as in training.
+
+    Raises:
+        ConfigError: finetuning did not write the folder.
+        ValueError: a file of it is missing or does not fit.
+    """
     recipe = read_recipe(folder)
     facts = read_folder_facts(folder)
     resolution = facts.resolution(recipe["image_aspect_ratio"], recipe["image_grid_pinpoints"])
     tokenizer, template = read_folder_prompt(folder)
     check_rows(tokenizer, template, _base_of(folder).language_model if holds_adapters(folder) else str(folder))
-    encoder = SampleEncoder(tokenizer, template, facts.image_spec, resolution, recipe["max_length"])
+    return SampleEncoder(tokenizer, template, facts.image_spec, resolution, recipe["max_length"])
+
+
+def _open_folder(folder: Path, device: str | torch.device) -> OpenedModel:
+    encoder = build_folder_encoder(folder)
     return OpenedModel(_for_inference(load_model_folder(folder), device), encoder)
 
 
