@@ -26,6 +26,9 @@ def model_card(model: LlavaForCausalLM, kind: HfClass, language_model: str) -> s
     versions = _GEMMA if language_model == "gemma" else _VERSIONS
     tiles = f", tiles chosen as `{model.config.image_aspect_ratio}`" if kind.has_tiles else ""
     what = "tile" if kind.has_tiles else "image"
+    generation = model.generation_config
+    # what ends answers with text instead of a token has to be spelled to be found
+    stops = ", tokenizer=processor.tokenizer" if generation is not None and generation.stop_strings else ""
     return f"""---
 library_name: transformers
 pipeline_tag: image-text-to-text
@@ -47,7 +50,8 @@ messages = [{{"role": "user", "content": [{{"type": "image", "image": image}}, {
 inputs = processor.apply_chat_template(
     messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
 )
-answer = processor.batch_decode(model.generate(**inputs, max_new_tokens=128), skip_special_tokens=True)[0]
+tokens = model.generate(**inputs, max_new_tokens=128{stops})[:, inputs["input_ids"].shape[1] :]
+answer = processor.batch_decode(tokens, skip_special_tokens=True)[0]
 ```
 
 {versions}

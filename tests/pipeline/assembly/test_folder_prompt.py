@@ -157,6 +157,8 @@ def test_exported_model_stops_where_generate_stops(
         assert exported.eos_token == end
     if template == "v0":
         assert saved["stop_strings"] == ["###"]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert ("max_new_tokens=128, tokenizer=processor.tokenizer)" in card) == (template == "v0")
 
 
 @pytest.mark.parametrize(
