@@ -98,7 +98,7 @@ class AnnotationSource:
 
     def _outcome(self, text: bytes) -> Outcome:
         try:
-            row = _parse(text)
+            row = self.rules.fields.apply(_parse(text))
             reading = self._reading(row)
         except DataError as error:
             return failed(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 import json
 import os
@@ -23,6 +24,7 @@ from pipeline.tools.convert.annotations import (
 )
 from pipeline.tools.convert.coco import CocoSource
 from pipeline.tools.convert.downloads import DownloadSource
+from pipeline.tools.convert.lists import Listed, read_list
 from pipeline.tools.convert.mixed import MixedSource
 from pipeline.tools.convert.picture_folder import PictureFolderSource
 from pipeline.tools.convert.row import RowRules
@@ -96,8 +98,9 @@ def look_for_source(
     for look in looks:
         for found, files in look.files:
             by_kind.setdefault(found if kind == "auto" else kind, []).extend(files)
-    folder = _image_folder(paths, by_kind, options)
+    folder = _image_folder(paths, by_kind, options) if by_kind else ""
     parts = tuple(_open(found, tuple(files), folder, options) for found, files in by_kind.items())
+    parts += tuple(_open_listed(one, options) for look in looks for one in look.listed)
     notes = tuple(note for look in looks for note in look.notes)
     return Opened(parts[0] if len(parts) == 1 else MixedSource(parts), notes)
 
@@ -110,6 +113,15 @@ class _Found(NamedTuple):
     groups: list[list[str]]
     """Files in which no file of another group may be."""
     notes: list[str]
+    listed: tuple[Listed, ...] = ()
+    """Entries of a list of data sets."""
+
+
+def _open_listed(listed: Listed, options: SourceOptions) -> Source:
+    rules = dataclasses.replace(options.rules, fields=listed.fields)
+    if detect(listed.file) == "parquet":
+        return TableSource((listed.file,), rules, listed.image_folder)
+    return AnnotationSource((listed.file,), options.image_folder or listed.image_folder, rules)
 
 
 def _image_folder(paths: Sequence[str], by_kind: dict[str, list[str]], options: SourceOptions) -> str:
@@ -175,7 +187,8 @@ def _look_at(path: str) -> _Found:
     files = [kind for one in found for kind in one.files]
     if len(names) > 1:
         notes += [f"missing: {one}" for one in missing_pieces([name for _, group in files for name in group])]
-    return _Found(files, [group for one in found for group in one.groups], notes)
+    listed = tuple(one for look in found for one in look.listed)
+    return _Found(files, [group for one in found for group in one.groups], notes, listed)
 
 
 def _look_at_name(path: str) -> _Found:
@@ -184,8 +197,23 @@ def _look_at_name(path: str) -> _Found:
     files = [path] if os.path.isfile(path) else sorted(glob.glob(path, recursive=True))
     if not files:
         raise ValueError(f"{path}: no such file or folder; pass the file or folder to convert")
+    if len(files) == 1 and (found := read_list(files[0])) is not None:
+        return _of_list(files[0], *found)
     notes = [f"missing: {one}" for one in missing_pieces(files)] if len(files) > 1 else []
     return _Found([(detect(file), [file]) for file in files], [[file] for file in files], notes)
+
+
+def _of_list(path: str, listed: Sequence[Listed], notes: Sequence[str]) -> _Found:
+    """Return the data sets of a list.
+
+    Raises:
+        ValueError: none of them is a local file.
+    """
+    if not listed:
+        raise ValueError(f"{path}: a list of data sets, none of which is here; {'; '.join(notes)}")
+    names = ", ".join(dict.fromkeys(one.name for one in listed))
+    decided = f"taken for a list of data sets: {path} ({names})"
+    return _Found([], [[one.file] for one in listed], [decided, *notes], tuple(listed))
 
 
 def _look_at_folder(folder: Path) -> _Found:
@@ -199,6 +227,9 @@ def _look_at_folder(folder: Path) -> _Found:
         return _Found(
             [("parquet", there)], [there], [f"taken for data: a data set on disk, {len(there)} files", *notes]
         )
+    for name in ("dataset_info.json", "meta.json"):
+        if (folder / name).is_file() and (found := read_list(str(folder / name))) is not None and found[0]:
+            return _of_list(str(folder / name), *found)
     look = look_through(folder)
     files = [
         (detect(file) if kind == "annotations" else kind, [file])

@@ -12,8 +12,8 @@ from pipeline.samples.video import read_as_images
 from pipeline.tools.convert.image_field import ORIGINAL_NAMES, with_stored_names
 from pipeline.tools.convert.media_bytes import media_extension
 from pipeline.tools.convert.repair import repair_turns
-from pipeline.tools.convert.row import Reading, RowError, RowRules, Tally
-from pipeline.tools.convert.row_media import Found, find_media
+from pipeline.tools.convert.row import UNREAD, Reading, RowError, RowRules, Tally
+from pipeline.tools.convert.row_media import Found, find_media, is_film_name
 from pipeline.tools.convert.source import Members
 from pipeline.tools.convert.written import encode
 
@@ -34,6 +34,8 @@ def read_frames(row: Mapping[str, JsonValue], rules: RowRules) -> Reading:
     others = [one for one in found if one.path[0] != "video" and not one.is_origin]
     try:
         names = named_images(read_as_images(row))
+        if film := next((name for name in names if is_film_name(name)), None):
+            raise DataError(Reason.MEDIA_UNREAD, f"field `video` {UNREAD['film']} ({film[:40]!a})")
         if others:
             raise DataError(Reason.MEDIA_UNREAD, f"field `{others[0].field}` holds media, and `video` holds frames")
     except DataError as error:

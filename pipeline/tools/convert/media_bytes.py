@@ -12,6 +12,7 @@ from pipeline.shards.tar import MAX_MEMBER_BYTES
 from pipeline.tools.convert.image_folder import image_size_bytes, read_image_file
 from pipeline.tools.convert.row_media import Found, is_file_name
 
+_URL_SAFE = str.maketrans("-_", "+/")
 _DATA_URI = re.compile(r"\s*data:[\w.+-]+/[\w.+-]+(?:;[\w=.+-]+)*;base64,", re.IGNORECASE)
 
 
@@ -83,6 +84,6 @@ def _numbers(found: Found) -> bytes:
 def _decoded(found: Found) -> bytes:
     text = _DATA_URI.sub("", found.value, count=1)
     try:
-        return base64.b64decode(re.sub(r"\s+", "", text), validate=True)
+        return base64.b64decode(re.sub(r"\s+", "", text).translate(_URL_SAFE), validate=True)
     except (binascii.Error, ValueError):
         raise DataError(Reason.IMAGE_CORRUPT, f"field `{found.field}` holds text that is not base64") from None

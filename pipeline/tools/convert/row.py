@@ -21,10 +21,10 @@ from pipeline.tools.convert.turns import Said, read_said
 
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _PICTURE_PARTS = ("image", "image_url", "input_image")
-_UNREAD = {
-    "film": "a film, which is not read: store its frames as images and list these in `video`",
-    "sound": "a sound, which is not read",
-    "data": "data that may be media and is not read",
+UNREAD = {
+    "film": "holds a film, which is not read: store its frames as images and list these in `video`",
+    "sound": "holds a sound, which is not read",
+    "data": "holds data that may be media and is not read",
 }
 _USERS = ("human", "user", "Human", "User", "USER")
 
@@ -75,6 +75,34 @@ class RowError(DataError):
     tally: Tally = Tally()
 
 
+class FieldNames(NamedTuple):
+    """What the fields of a source are called, where a list of data sets says so."""
+
+    renamed: tuple[tuple[str, str], ...] = ()
+    """(name in the source, name that `read_said` knows)."""
+    role: str = ""
+    """Field of a turn that names the speaker; empty where turns are as usual."""
+    content: str = ""
+    roles: tuple[tuple[str, str], ...] = ()
+    """(speaker in the source, speaker)."""
+
+    def apply(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a row with the usual names; one that has them stays as it is."""
+        names = dict(self.renamed)
+        usual = {names.get(name, name): value for name, value in row.items()}
+        turns = usual.get("conversations")
+        if self.role and isinstance(turns, list):
+            usual["conversations"] = [self._turn(turn) if isinstance(turn, dict) else turn for turn in turns]
+        return usual
+
+    def _turn(self, turn: Mapping[str, Any]) -> Mapping[str, Any]:
+        if self.role not in turn or self.content not in turn:  # has the usual names already
+            return turn
+        rest = {name: value for name, value in turn.items() if name not in (self.role, self.content)}
+        speaker = turn.get(self.role)
+        return {**rest, "from": dict(self.roles).get(str(speaker), speaker), "value": turn.get(self.content)}
+
+
 @dataclass(frozen=True)
 class RowRules:
     """What a user says about the rows of a source."""
@@ -86,6 +114,8 @@ class RowRules:
     """Fields that are neither media nor text of the sample."""
     policy: SchemaPolicy = field(default_factory=SchemaPolicy)
     """Repairs that are applied to what is written, so that the shards need none."""
+    fields: FieldNames = field(default_factory=FieldNames)
+    """What the fields of its rows are called."""
 
 
 def read_row(row: Mapping[str, Any], rules: RowRules = RowRules()) -> Reading:
@@ -94,6 +124,7 @@ def read_row(row: Mapping[str, Any], rules: RowRules = RowRules()) -> Reading:
     Raises:
         RowError: it has no text, or the sample would show less than the row holds.
     """
+    row = rules.fields.apply(row)
     kept = {name: value for name, value in row.items() if name not in rules.ignored}
     num_ignored = len(find_media({name: value for name, value in row.items() if name in rules.ignored}))
     try:
@@ -151,7 +182,7 @@ class _Reader:
         pictures = [one for one in (*self._at_top, *self._in_turns) if one.kind == "picture"]
         for one in (*self._at_top, *self._in_turns):
             if one.kind != "picture" and not (one.is_origin and pictures):
-                raise DataError(Reason.MEDIA_UNREAD, f"field `{one.field}` holds {_UNREAD[one.kind]}{_name(one)}")
+                raise DataError(Reason.MEDIA_UNREAD, f"field `{one.field}` {UNREAD[one.kind]}{_name(one)}")
 
     def _turn(self, turn: Mapping[str, Any], idx: int) -> tuple[str, list[Part]]:
         role = turn.get("from", turn.get("role"))

@@ -16,211 +16,57 @@ from pipeline.samples.image_names import is_url
 Kind = Literal["picture", "film", "sound", "data"]
 Path = tuple[str | int, ...]
 
-TEXT_NAMES = frozenset(
-    [
-        "value",
-        "content",
-        "text",
-        "texts",
-        "txt",
-        "caption",
-        "captions",
-        "user",
-        "assistant",
-        "human",
-        "gpt",
-        "question",
-        "questions",
-        "answer",
-        "answers",
-        "query",
-        "response",
-        "instruction",
-        "input",
-        "output",
-        "prompt",
-        "completion",
-        "system",
-        "history",
-        "hint",
-        "title",
-        "description",
-        "conversation",
-        "conversations",
-        "messages",
-        "dialog",
-        "dialogue",
-        "chat",
-        "explanation",
-        "rationale",
-        "ocr",
-        "from",
-        "role",
-        "category",
-        "choices",
-        "options",
-        "multiple_choice_answer",
-    ]
+
+def _set(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
+TEXT_NAMES = _set(
+    "value content text texts txt caption captions user assistant human gpt question questions answer answers query "
+    "response instruction input output prompt completion system history hint title description conversation "
+    "conversations messages dialog dialogue chat explanation rationale ocr from role category choices options "
+    "multiple_choice_answer"
 )
 """Fields whose strings are always text."""
 _KINDS: dict[str, Kind] = {
     **dict.fromkeys(
-        [
-            "image",
-            "images",
-            "img",
-            "imgs",
-            "picture",
-            "pictures",
-            "pic",
-            "pics",
-            "photo",
-            "photos",
-            "frame",
-            "frames",
-            "screenshot",
-            "screenshots",
-            "thumbnail",
-            "jpg",
-            "jpeg",
-            "png",
-            "webp",
-            "bmp",
-            "tif",
-            "tiff",
-            "gif",
-            "avif",
-            "pixels",
-        ],
+        _set(
+            "image images img imgs picture pictures pic pics photo photos frame frames screenshot screenshots "
+            "thumbnail jpg jpeg png webp bmp tif tiff gif avif pixel pixels"
+        ),
         "picture",
     ),
-    **dict.fromkeys(
-        ["video", "videos", "vid", "vids", "clip", "clips", "film", "films", "movie", "movies", "mp4", "webm"], "film"
-    ),
-    **dict.fromkeys(["audio", "audios", "sound", "sounds", "speech", "wav", "mp3", "flac"], "sound"),
+    **dict.fromkeys(_set("video videos vid vids clip clips film films movie movies mp4 webm"), "film"),
+    **dict.fromkeys(_set("audio audios sound sounds speech wav mp3 flac"), "sound"),
 }
-_ABOUT = frozenset(
-    [
-        "id",
-        "ids",
-        "idx",
-        "index",
-        "num",
-        "number",
-        "count",
-        "counts",
-        "width",
-        "widths",
-        "height",
-        "heights",
-        "size",
-        "sizes",
-        "hash",
-        "md5",
-        "sha",
-        "sha256",
-        "phash",
-        "caption",
-        "captions",
-        "description",
-        "descriptions",
-        "desc",
-        "alt",
-        "title",
-        "text",
-        "texts",
-        "prompt",
-        "prompts",
-        "question",
-        "tokens",
-        "token",
-        "score",
-        "similarity",
-        "type",
-        "format",
-        "mode",
-        "ratio",
-        "resolution",
-        "license",
-        "has",
-        "is",
-        "class",
-        "label",
-        "category",
-        "quality",
-        "rating",
-        "aspect",
-        "area",
-        "bbox",
-        "tag",
-        "tags",
-        "ocr",
-        "language",
-        "author",
-        "domain",
-        "time",
-        "timestamp",
-        "duration",
-        "fps",
-        "date",
-        "status",
-        "error",
-    ]
+_ABOUT = _set(
+    "id ids idx index num number count counts width widths height heights size sizes hash md5 sha sha256 phash caption "
+    "captions description descriptions desc alt title text texts prompt prompts question tokens token score similarity "
+    "type format mode ratio resolution license has is class label category quality rating aspect area bbox tag tags "
+    "ocr language author domain time timestamp duration fps date status error"
 )
 """Words that make the name of a field one about media: `image_width`, `num_images`, `image_caption`."""
-_ORIGIN = frozenset(
-    [
-        "url",
-        "urls",
-        "uri",
-        "link",
-        "href",
-        "source",
-        "sources",
-        "origin",
-        "original",
-        "page",
-        "provenance",
-        "raw",
-        "coco",
-        "flickr",
-    ]
-)
+_ORIGIN = _set("url urls uri link href source sources origin original page provenance raw coco flickr")
 """Words for where a picture came from; if a picture is shown, such a field is not a picture of its own."""
-_NEVER = frozenset(("id", "ids", "key", "md5", "sha256", "hash", "__key__", "__url__"))
+_NEVER = _set("id ids key md5 sha256 hash __key__ __url__")
 _EXTENSIONS: dict[str, Kind] = {
-    **dict.fromkeys(
-        ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "tif", "tiff", "gif", "avif", "heic", "heif", "svg"],
-        "picture",
-    ),
-    **dict.fromkeys(["mp4", "webm", "mov", "avi", "mkv", "m4v", "mpg", "mpeg", "flv", "wmv"], "film"),
-    **dict.fromkeys(["mp3", "wav", "flac", "ogg", "m4a", "aac", "opus"], "sound"),
+    **dict.fromkeys(_set("jpg jpeg jpe jfif png webp bmp tif tiff gif avif heic heif svg"), "picture"),
+    **dict.fromkeys(_set("mp4 webm mov avi mkv m4v mpg mpeg flv wmv"), "film"),
+    **dict.fromkeys(_set("mp3 wav flac ogg m4a aac opus"), "sound"),
 }
 _FILE = re.compile(rf"[^\n\r]{{1,1000}}\.({'|'.join(_EXTENSIONS)})(?:[?#]\S*)?", re.IGNORECASE)
 _DATA_URI = re.compile(r"data:(image|video|audio)/", re.IGNORECASE)
 _BASE64 = re.compile(
-    r"(?:/9j/|iVBORw0KGgo|UklGR|Qk[0-9A-Za-z+/]{14}|SUkqA|TU0AK|R0lGOD|AAAA[A-Za-z]GZ0eX)[A-Za-z0-9+/\s]{40,}=*\s*"
+    r"(?:/9j/|_9j_|iVBORw0KGgo|UklGR|Qk[0-9A-Za-z+/]{14}|SUkqA|TU0AK|R0lGOD|AAAA[A-Za-z]GZ0eX)"
+    r"[A-Za-z0-9+/_\-\s]{40,}=*\s*"
 )
-_HOLDERS = frozenset(
-    [
-        "path",
-        "url",
-        "data",
-        "base64",
-        "bytes",
-        "image",
-        "src",
-        "uri",
-        "file",
-        "source",
-        "filename",
-        "file_name",
-        "media",
-        "image_url",
-    ]
+_HOLDERS = _set(
+    "path url data base64 bytes image src uri file source filename file_name media image_url content binary"
 )
 _MAX_DIGEST_BYTES = 64
 """Bytes without a known beginning count as media above this; below they may be a hash."""
+_MIN_NUMBERS = 64
+"""A flat list of so many numbers under the name of media is taken for media."""
 _MAX_DEPTH = 40
 
 
@@ -282,6 +128,12 @@ def family(name: str) -> str:
     return re.sub(r"[_\-. ]?\d+$", "", name).casefold().removesuffix("s")
 
 
+def is_film_name(name: str) -> bool:
+    """Whether a file name ends like that of a film or sound."""
+    match = _FILE.fullmatch(name.strip())
+    return match is not None and _EXTENSIONS[match[1].lower()] != "picture"
+
+
 def is_file_name(value: Any) -> bool:
     """Whether a place names a file or a URL, rather than holding the bytes."""
     return isinstance(value, str) and not _DATA_URI.search(value[:100]) and not _BASE64.match(value.strip()[:200])
@@ -306,15 +158,18 @@ def _walk(value: Any, path: Path, named: Kind | None, depth: int) -> Iterator[Fo
         if _is_bytes(value):
             yield Found(path, named or "picture", value)
             return
+        if named and _is_pixels(value) and not any(_is_bytes(one) for one in value if isinstance(one, list | tuple)):
+            yield Found(path, "data", value)
+            return
         for idx, one in enumerate(value):
             yield from _walk(one, (*path, idx), named, depth + 1)
 
 
 def _object(value: dict[str, Any], path: Path, named: Kind | None, depth: int) -> Iterator[Found]:
-    if "bytes" in value and value.keys() <= {"bytes", "path"}:  # how Hugging Face datasets store media
+    if "bytes" in value:  # how Hugging Face datasets store media
         content = value["bytes"] if value["bytes"] is not None else value.get("path")
         yield from _walk(content, path, named or "data", depth + 1)
-        return
+        value = {name: one for name, one in value.items() if name not in ("bytes", "path")}
     if "array" in value and "sampling_rate" in value:
         yield Found(path, "sound", str(value.get("path") or "samples"))
         return
@@ -364,6 +219,14 @@ def _text(value: str, path: Path, named: Kind | None) -> Iterator[Found]:
         yield Found(path, _EXTENSIONS[match[1].lower()], value)
     elif named and (is_url(stripped) or not re.search(r"\s", stripped)):
         yield Found(path, "picture" if named == "data" else named, value)
+
+
+def _is_pixels(value: list[Any] | tuple[Any, ...]) -> bool:
+    """Whether numbers are rows of pixels or samples of sound: nested, or too many for a list of indices."""
+    first = value[0] if value else None
+    if isinstance(first, list | tuple):
+        return bool(first) and (type(first[0]) in (int, float) or _is_pixels(first))
+    return type(first) in (int, float) and len(value) >= _MIN_NUMBERS
 
 
 def _is_bytes(value: list[Any] | tuple[Any, ...]) -> bool:

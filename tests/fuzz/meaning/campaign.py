@@ -26,7 +26,7 @@ from pipeline.samples.prompt.conversation import Image
 from pipeline.tools.convert.formats import SourceOptions, open_source
 from pipeline.tools.convert.run import convert
 from pipeline.tools.convert.shard_plan import ShardLimits
-from tests.fuzz.meaning.changes import Change, change
+from tests.fuzz.meaning.changes import CAUSES, Change, change
 from tests.fuzz.meaning.dialects import DIALECTS, Dialect, Row, file_name
 from tests.fuzz.meaning.truth import NUM_COLOURS, Part, Picture, Turns, colour_of, draw_turns, merged, picture_bytes
 
@@ -228,13 +228,11 @@ def _short(value: Any) -> str:
 
 def _problem(changed: Change, truth: Turns, reason: str, ours: Turns | None, theirs: Turns | None) -> str:
     if reason != "shown":
-        return (
-            "refused though sound"
-            if changed.verdict == "shown"
-            else ""
-            if ours is None is theirs
-            else "refused and written"
-        )
+        if changed.verdict == "shown":
+            return "refused though sound"
+        if reason not in CAUSES[changed.name]:
+            return "refused by a reason that does not name the cause"
+        return "" if ours is None is theirs else "refused and written"
     if ours is None or theirs is None:
         return "neither written nor refused"
     if changed.verdict == "refused":

@@ -16,6 +16,24 @@ _MEDIA_FIELDS = ("image", "images", "jpg")
 _TURN_FIELDS = ("conversations", "messages")
 
 
+CAUSES: dict[str, frozenset[str]] = {
+    "renamed": frozenset(("image_token_mismatch",)),
+    "nested media": frozenset(("media_unread", "image_token_mismatch")),
+    "film": frozenset(("media_unread",)),
+    "second field": frozenset(("media_unread", "image_token_mismatch")),
+    "fewer": frozenset(("image_token_mismatch", "media_unread", "unreferenced_image", "missing_image")),
+    "more": frozenset(("image_token_mismatch", "media_unread")),
+    "mark added": frozenset(("image_token_mismatch",)),
+    "mark dropped": frozenset(("image_token_mismatch", "turn_empty")),
+    "foreign mark": frozenset(("media_unread",)),
+    "two texts": frozenset(("text_unread",)),
+    "empty turn": frozenset(("turn_empty", "image_token_mismatch")),
+    "no answer": frozenset(("role_order", "no_assistant", "image_token_mismatch")),
+    "gone": frozenset(("missing_image",)),
+}
+"""Reasons that name the cause of a refusal, by change."""
+
+
 class Change(NamedTuple):
     """A row after a change, and what must become of it."""
 

@@ -60,6 +60,10 @@ PARTS = {"role": "assistant", "content": [{"type": "text", "text": "A ball."}]}
         ({"image": encoded(RED), "conversations": ASK}, ONE),
         ({"image_base64": encoded(RED), "conversations": ASK}, ONE),
         ({"photo": URI, "conversations": ASK}, ONE),
+        ({"image": {"bytes": RED, "path": "a.png", "width": 7}, "conversations": ASK}, ONE),
+        ({"image": {"content": RED}, "frames": [0, 5, 9], "conversations": ASK}, ONE),
+        ({"image": base64.urlsafe_b64encode(RED).decode(), "conversations": ASK}, ONE),
+        ({"image": RED, "meta": {"image_size": [[5, 7]], "url": "http://host/x"}, "conversations": ASK}, ONE),
         ({"Blob": RED, "conversations": ASK}, ONE),
         ({"images": [image(RED), None], "conversations": ASK}, ONE),
         ({"image": RED, "conversations": [[("from", "human"), ("value", "<image>\nWhat?")], [*ASK[1].items()]]}, ONE),
@@ -187,6 +191,12 @@ def test_row_shows_all_of_its_media_at_their_places(row: dict[str, Any], expecte
         ({"image": RED, "texts": [{"user": "<image> or <image>?", "assistant": "x"}]}, "2 <image> placeholders but 1"),
         ({"image": RED, "messages": [{**MUTE[0], "images": [BLUE]}, MUTE[1]]}, "1 <image> placeholder but 2 images"),
         ({"image": image(b""), "messages": MUTE}, "0 <image> placeholders but 1 image"),
+        ({"image": [[[1, 2, 3]] * 4] * 4, "messages": MUTE}, "field `image` holds data that may be media"),
+        ({"frames": [[0.5] * 9] * 9, "messages": MUTE}, "field `frames` holds data that may be media"),
+        (
+            {"more": {"views": [{"file": "a.png"}]}, "query": "What?", "response": "x"},
+            r"field `more\.views\[\]\.file` holds a picture",
+        ),
         ({"embedding": bytes(300), "messages": MUTE}, "field `embedding` holds data that may be media"),
         (
             {"messages": [{"role": "user", "content": "<video>Why is it funny?"}, MUTE[1]]},
