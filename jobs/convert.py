@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,8 +17,10 @@ from pipeline.config import ClusterConfig, ConfigError
 from pipeline.errors import DataError, Reason
 
 if TYPE_CHECKING:  # torch takes seconds to load; usage errors need not wait for it
+    from pipeline.index.scan import Checks
     from pipeline.parallel.run_map import RunMap
     from pipeline.tools.convert.run import Conversion
+    from pipeline.tools.convert.source import Source
 
 _MAX_LISTED = 10
 _MEGABYTE = 1_000_000
@@ -57,6 +60,9 @@ def run(
         list[str] | None, typer.Option(help="A field that is neither media nor text of the sample; may be repeated.")
     ] = None,
     strict: Annotated[bool, typer.Option(help="End with 3 when any entry becomes no sample.")] = False,
+    dry_run: Annotated[
+        int | None, typer.Option(min=1, help="Write no shards: show so many first samples as text and in a page.")
+    ] = None,
     check: CheckOption = "decode",
     launcher: LauncherOption = "local",
     workers: Annotated[int | None, typer.Option(min=1, help="Parallel shards; one per core by default.")] = None,
@@ -84,6 +90,10 @@ def run(
     )
     for note in notes:
         console.print(Text(visible(note)), soft_wrap=True)
+    checks = Checks(images="decode" if check == "decode" else "header")
+    if dry_run is not None:
+        _show_first(opened, dry_run, checks, notes, Path(out).absolute())
+        return
     columns = (
         TextColumn("writing shards"),
         BarColumn(),
@@ -99,7 +109,7 @@ def run(
             limits=ShardLimits(max_samples, max_mb * _MEGABYTE),
             shuffle_seed=shuffle_seed,
             prefix=prefix,
-            checks=Checks(images="decode" if check == "decode" else "header"),
+            checks=checks,
             run_map=_run_map(launcher, workers or len(os.sched_getaffinity(0))),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
@@ -121,6 +131,22 @@ def run(
             Reason(first.reason), f"--strict: {len(result.skipped)} of {result.num_entries} entries refused"
         )
     console.print(f"to train on them: {shards_override(out)}", markup=False, soft_wrap=True)
+
+
+def _show_first(source: "Source", number: int, checks: "Checks", notes: Sequence[str], folder: Path) -> None:
+    """Print the first samples, and write a page that shows their pictures."""
+    from pipeline.tools.convert.preview import first_samples, render_page
+    from pipeline.tools.inspect.prompt import visible
+
+    console = output_console()
+    samples = first_samples(source, number, checks)
+    for one in samples:
+        for line in one.lines():
+            console.print(Text(visible(line)), soft_wrap=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    page = folder / "first-samples.html"
+    page.write_text(render_page(samples, tuple(notes)), encoding="utf-8")
+    console.print(f"nothing was written but {page}, which shows the pictures", markup=False, soft_wrap=True)
 
 
 def equations(result: "Conversion") -> list[str]:

@@ -88,3 +88,29 @@ def test_convert_ends_with_equations_and_strict_with_three(run_command: RunComma
     ended = run_command(*ignoring)
     assert ended.exit_code in (None, 0)
     assert "set aside: 2" in ended.output
+
+
+def test_convert_dry_run_shows_the_first_samples_and_writes_no_shard(run_command: RunCommand, tmp_path: Path) -> None:
+    records = llava_records(tmp_path, 3)
+    records[1]["image"] = "gone.jpg"
+    records[2]["conversations"] = turns("Is <image> a <b>ball</b>?")
+    out = tmp_path / "out"
+    arguments = [
+        "convert",
+        str(write_llava(tmp_path, records)),
+        "--images",
+        str(tmp_path / "images"),
+        "--out",
+        str(out),
+    ]
+    ended = run_command(*arguments, "--dry-run", "5")
+    assert ended.exit_code in (None, 0)
+    assert "row 0: user: [picture 17 x 11]" in ended.output
+    assert "row 1: refused: missing_image" in ended.output
+    assert "row 2: user: Is [picture 17 x 13] a <b>ball</b>?" in ended.output
+    page = (out / "first-samples.html").read_text()
+    assert page.count("data:image/webp;base64,") == 2
+    assert "&lt;b&gt;ball&lt;/b&gt;" in page
+    assert "<script" not in page
+    assert not list(out.glob("*.tar"))
+    assert run_command(*arguments, "--workers", "1").exit_code in (None, 0)
