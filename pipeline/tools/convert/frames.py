@@ -33,9 +33,10 @@ def read_frames(row: Mapping[str, JsonValue], rules: RowRules) -> Reading:
     found = [one for one in find_media(row) if one.path[0] not in rules.ignored]
     others = [one for one in found if one.path[0] != "video" and not one.is_origin]
     try:
-        names = named_images(read_as_images(row))
-        if film := next((name for name in names if is_film_name(name)), None):
+        listed = [one.value for one in found if one.path[0] == "video" and isinstance(one.value, str)]
+        if film := next((name for name in listed if is_film_name(name)), None):
             raise DataError(Reason.MEDIA_UNREAD, f"field `video` {UNREAD['film']} ({film[:40]!a})")
+        names = named_images(read_as_images(row))
         if others:
             raise DataError(Reason.MEDIA_UNREAD, f"field `{others[0].field}` holds media, and `video` holds frames")
     except DataError as error:

@@ -63,7 +63,8 @@ def look_through(folder: Path) -> Look:
     else:
         folders = []
     _check_one_part(folder, tars, _split_of_path(folder))
-    _check_one_part(folder, tables, lambda path: path.parent / _part_of(path))
+    for endings in (TABLE_ENDINGS, TEXT_TABLE_ENDINGS):
+        _check_one_part(folder, [one for one in tables if one.suffix.casefold() in endings], _part_of_path)
     _check_one_part(folder, annotations, lambda path: path.parent / _split_of(path))
     files = {
         "img2dataset": [*map(str, tars)],
@@ -156,6 +157,10 @@ def _check_one_part(folder: Path, files: Sequence[Path], part_of: object) -> Non
             f"folder {folder} holds several parts ({names}): pass one, as the paths or a glob of its files, such as "
             f"{example}"
         )
+
+
+def _part_of_path(table: Path) -> Path:
+    return table.parent / _part_of(table)
 
 
 def _part_of(table: Path) -> str:
