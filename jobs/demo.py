@@ -38,7 +38,8 @@ def run(out: Out = Path("runs/demo"), overrides: Overrides = None) -> None:
 
 
 def _stage(config: ExperimentConfig, console: Console) -> "DemoStage":
-    from pipeline.launch.run import run_training, tracked_run
+    from pipeline.launch.run import run_training
+    from pipeline.launch.watch import tracked_run
     from pipeline.tools.demo.session import DemoStage
 
     return DemoStage(

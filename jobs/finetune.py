@@ -1,9 +1,18 @@
 """`ray-llava finetune`: train projector and language model; the tower stays frozen by default."""
 
-from jobs.config_source import ConfigOption, OverridesArgument
-from jobs.training import DryRunOption, run_stage
+from jobs.config_source import ConfigOption, OverridesArgument, read_config
+from jobs.console import output_console
+from jobs.training import DryRunOption, report, saying_how_to_go_on, show_plan
 
 
 def run(config: ConfigOption, overrides: OverridesArgument = None, dry_run: DryRunOption = False) -> None:
     """Stage 2: train projector and language model on instructions. The same command continues an interrupted run."""
-    run_stage("finetune", config, overrides, dry_run)
+    experiment, console = read_config(config, overrides, "finetune"), output_console()
+    if dry_run:
+        show_plan(experiment, console)
+        return
+    from pipeline.launch.run import run_training  # loads torch, which a wrong config need not wait for
+
+    with saying_how_to_go_on(experiment.name, console):
+        result = run_training(experiment, console)
+    report(experiment, result, console)

@@ -1,43 +1,50 @@
-"""What `pretrain` and `finetune` share: read the config, then train or print the plan."""
+"""What `pretrain` and `finetune` share: what a dry run shows, and what is said at the end."""
 
 import os
 import signal
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 from rich.syntax import Syntax
 
-from jobs.config_source import read_config
-from jobs.console import output_console
+from pipeline.config import ExperimentConfig
 from pipeline.parallel.stop_signals import StopRequestedError
+
+if TYPE_CHECKING:  # torch takes seconds to load; config errors need not wait for it
+    from pipeline.launch.run import TrainingResult
 
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and the plan; train nothing.")]
 
 
-def run_stage(
-    stage: Literal["pretrain", "finetune"], config_name: str, overrides: list[str] | None, dry_run: bool
-) -> None:
-    """Run one stage to its end, or continue it; the same command resumes a run."""
-    config = read_config(config_name, overrides, stage)
-    console = output_console()
-    if dry_run:
-        console.print(Syntax(config.to_yaml().rstrip(), "yaml", background_color="default"))
-        from pipeline.launch.preflight import prepare_checked
-        from pipeline.launch.run_maps import choose_run_map
+def show_plan(config: ExperimentConfig, console: Console) -> None:
+    """Print the resolved config and the plan, after all checks that need no worker."""
+    console.print(Syntax(config.to_yaml().rstrip(), "yaml", background_color="default"))
+    from pipeline.launch.preflight import prepare_checked
+    from pipeline.launch.run_maps import choose_run_map
 
-        config = config.with_absolute_paths()
-        prepare_checked(config, console=console, run_map=choose_run_map(config.cluster))
-        return
-    from pipeline.launch.run import run_training  # loads torch, which a wrong config need not wait for
-    from pipeline.training.measures.speed import verdict
+    config = config.with_absolute_paths()
+    prepare_checked(config, console=console, run_map=choose_run_map(config.cluster))
 
+
+@contextmanager
+def saying_how_to_go_on(name: str, console: Console) -> Iterator[None]:
+    """Say that the same command resumes a run which the keyboard interrupts."""
     try:
-        result = run_training(config, console)
+        yield
     except (KeyboardInterrupt, StopRequestedError) as error:
         if isinstance(error, KeyboardInterrupt) or error.signum == signal.SIGINT:
-            console.print(f"{config.name}: interrupted; the same command resumes the run from its last checkpoint")
+            console.print(f"{name}: interrupted; the same command resumes the run from its last checkpoint")
         raise
-    if os.environ.get("RANK", "0") != "0":  # under torchrun the first rank tells
+
+
+def report(config: ExperimentConfig, result: "TrainingResult", console: Console) -> None:
+    """Say what a run left behind and where to look at it; under torchrun the first rank tells."""
+    from pipeline.training.measures.speed import verdict
+
+    if os.environ.get("RANK", "0") != "0":
         return
     console.print(f"{config.name}: finished after {result.steps} steps; result: [bold]{result.output}[/]")
     if limit := verdict(result.metrics, config.cluster.data_workers):

@@ -6,11 +6,23 @@ cause is retried a few times.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
 
+from pipeline.checkpoint.resume import find_position
+from pipeline.checkpoint.verification import Position
+from pipeline.config import ExperimentConfig
 from pipeline.launch.crash_search import RunData, refused_samples
-from pipeline.stream.rank_step import RankStep
+from pipeline.parallel.ranks import Workers
+from pipeline.parallel.stop_signals import stop_requests
+from pipeline.run_folder.restarts import record_start
+from pipeline.stream.marks import WorkMarks
+from pipeline.stream.rank_step import BatchSource, RankStep, iterate_locally
+from pipeline.training.notices import SignalNotices
 
 logger = logging.getLogger(__name__)
 
@@ -18,6 +30,54 @@ OpenOnce = Callable[[int, Mapping[int, str]], Iterator[RankStep]]
 """Given the first step and the refused samples, yields steps to the end of the run."""
 
 _MAX_REOPENED = 3  # times without a step in between
+
+
+class RankStream(NamedTuple):
+    """The data of a rank without Ray, and where its part of the run begins."""
+
+    open: Callable[[int], Iterator[RankStep]]
+    """Given the first step, yields this rank's steps to the end of the run."""
+    position: Position | None
+    """The checkpoint to continue from, the same on all ranks."""
+    notices: SignalNotices
+
+
+@contextmanager
+def open_rank_stream(
+    config: ExperimentConfig, source: BatchSource, workers: Workers, attempt: int
+) -> Iterator[RankStream]:
+    """Yield a rank's stream; stop signals become notices meanwhile. All ranks take part.
+
+    Args:
+        config: the run.
+        source: its data and plan.
+        workers: this rank among the others.
+        attempt: number under which the launcher holds the run folder.
+    """
+    run_dir, cluster = Path(config.run_dir), config.cluster
+    marks = WorkMarks(run_dir / "working" / f"rank-{workers.rank:05d}")
+    data = RunData(run_dir, source.plan.data_fingerprint, lambda: source.index, marks)
+
+    def open_once(start_step: int, refused: Mapping[int, str]) -> Iterator[RankStep]:
+        return iterate_locally(
+            dataclasses.replace(source, refused=refused, marks=marks),
+            start_step=start_step,
+            rank=workers.rank,
+            num_ranks=workers.world_size,
+            num_workers=cluster.data_workers,
+            prefetch_steps=cluster.prefetch_steps,
+            pin=workers.device.type == "cuda",
+        )
+
+    with stop_requests() as requested:
+
+        def open_stream(start_step: int) -> Iterator[RankStep]:
+            return iterate_despite_deaths(open_once, data, start_step, requested.is_set)
+
+        position = workers.gather(find_position(run_dir, config.checkpoint) if workers.is_first else None)[0]
+        if workers.is_first:
+            record_start(run_dir, attempt, position.step if position else 0, cluster.max_failures, workers.world_size)
+        yield RankStream(open_stream, position, SignalNotices(requested.is_set))
 
 
 def iterate_despite_deaths(

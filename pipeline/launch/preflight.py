@@ -23,10 +23,10 @@ from pipeline.assembly.encoder import build_encoder
 from pipeline.assembly.part_files import check_part_files
 from pipeline.assembly.precision import DTYPES
 from pipeline.assembly.skeleton import build_skeleton
-from pipeline.checkpoint.resume import run_storage
-from pipeline.config import CheckpointConfig, ConfigError, ExperimentConfig, check_resumable, load_config
+from pipeline.config import ConfigError, ExperimentConfig
 from pipeline.features.opening import find_cache, with_cached_features
 from pipeline.index.dataset import IndexedData
+from pipeline.launch.adoption import check_continues
 from pipeline.launch.prepare import prepare_run
 from pipeline.parallel.run_map import RunMap
 from pipeline.plan.mix import describe_late_changes
@@ -94,23 +94,6 @@ def prepare_checked(config: ExperimentConfig, *, console: Console, run_map: RunM
     """
     source, data = prepare_run(config, check_config(config).encoder, console=console, run_map=run_map)
     return check_data(config, data, source), data
-
-
-def check_continues(config: ExperimentConfig) -> None:
-    """Compare the config with that of the run that its folder holds, if that has begun.
-
-    Raises:
-        ConfigError: a field that must not change on resume differs.
-    """
-    saved = Path(config.run_dir) / "config.yaml"
-    if saved.is_file() and has_begun(Path(config.run_dir), config.checkpoint):
-        check_resumable(load_config(saved), config)
-
-
-def has_begun(run_dir: Path, checkpoint: CheckpointConfig) -> bool:
-    """Whether a run has left more in its folder than its config."""
-    traces = (run_dir / name for name in ("metrics.jsonl", "mlflow.json"))
-    return any(path.exists() for path in traces) or bool(run_storage(run_dir, checkpoint).generations())
 
 
 def check_model(config: ExperimentConfig) -> LlavaModel:

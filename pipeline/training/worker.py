@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ from pipeline.run_folder.lease import check_lease
 from pipeline.run_folder.metrics_log import METRICS_FILE, MetricsLog
 from pipeline.run_folder.restarts import record_failure
 from pipeline.stream.rank_step import BatchSource, RankStep
-from pipeline.training.batches import prepare_ahead
+from pipeline.training.batches import PreparedStep, prepare_ahead
 from pipeline.training.bookkeeping import drop_replayed
 from pipeline.training.loop import train
 from pipeline.training.measures.metrics import Ledger
@@ -102,11 +102,15 @@ def run_worker(
     """
     session = None
     try:
+        # 1. Build the model and optimizer, filled from the checkpoint.
         session, snapshots = _set_up(job, source, workers, position, notices)
-        metrics = _train(session, snapshots, source, open_stream)
-        return WorkerResult(
-            source.plan.total_steps, metrics, save_result(job.recipe, job.run_dir, session.model, workers)
-        )
+        # 2. Train what is left of the run.
+        with _prepared_steps(session, snapshots, source, open_stream) as steps:
+            metrics = train(session, snapshots, steps)
+            _check_finished(session)
+        # 3. Leave the result in the run folder.
+        output = save_result(job.recipe, job.run_dir, session.model, workers)
+        return WorkerResult(source.plan.total_steps, metrics, output)
     except StopRequestedError:
         raise
     except Exception as error:
@@ -116,25 +120,29 @@ def run_worker(
         raise
 
 
-def _train(
+@contextmanager
+def _prepared_steps(
     session: TrainingSession, snapshots: Snapshots, source: BatchSource, open_stream: OpenStream
-) -> dict[str, float]:
-    """Train what is left of the run; returns the metrics of the last step."""
+) -> Iterator[Iterator[PreparedStep]]:
+    """Yield the steps that are left, prepared ahead; none of them opens the stream when the run is complete."""
     if session.current_step == session.plan.total_steps:
-        return {}
+        yield iter(())
+        return
     stream, device = open_stream(session.current_step), session.workers.device
     steps = prepare_ahead(stream, source.encoder.resolution, device, source.plan.sources)
     try:
-        metrics = train(session, snapshots, steps)
-        if session.current_step != session.plan.total_steps:
-            raise TransientError(
-                f"rank {session.workers.rank}: the steps ended before step {session.current_step} of "
-                f"{session.plan.total_steps}; start the run again, it resumes from its checkpoint"
-            )
-        return metrics
+        yield steps
     finally:
         steps.close()
         snapshots.abandon(_LAST_WRITE_S)
+
+
+def _check_finished(session: TrainingSession) -> None:
+    if session.current_step != session.plan.total_steps:
+        raise TransientError(
+            f"rank {session.workers.rank}: the steps ended before step {session.current_step} of "
+            f"{session.plan.total_steps}; start the run again, it resumes from its checkpoint"
+        )
 
 
 def _set_up(

@@ -24,7 +24,7 @@ from pipeline.checkpoint import manifest, state, verification
 from pipeline.checkpoint.store import Checkpoint, CheckpointStore
 from pipeline.config import TrainingConfig
 from pipeline.index.read import read_sample
-from pipeline.launch import run as launch
+from pipeline.launch import local_stream
 from pipeline.plan.plan import Plan, RankPlan
 from pipeline.run_folder.metrics_log import MetricsLog
 from pipeline.stream import rank_step
@@ -90,7 +90,7 @@ def _shift_stream(start_of: Callable[[int], int]) -> None:
             _report()
         return original(source, start_step=shifted, **settings)
 
-    _replace(launch, "iterate_locally", iterate)
+    _replace(local_stream, "iterate_locally", iterate)
 
 
 def _cursor_from_newest_folder() -> None:
@@ -154,7 +154,7 @@ def _iterator_draws_from_global_random() -> None:
         torch.empty((), dtype=torch.int64).random_()
         return original(*arguments, **settings)
 
-    _replace(launch, "iterate_locally", iterate)
+    _replace(local_stream, "iterate_locally", iterate)
 
 
 def _moments_not_restored() -> None:

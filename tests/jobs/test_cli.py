@@ -62,7 +62,7 @@ def test_defect_of_the_program_ends_with_one_and_a_traceback(
     def broken(*_: object) -> None:
         raise RuntimeError("out of order [red]")
 
-    monkeypatch.setattr("jobs.pretrain.run_stage", broken)
+    monkeypatch.setattr("jobs.pretrain.read_config", broken)
     ended = run_command("pretrain", "-c", "nlvr_pretrain", SHARDS)
     assert ended.exit_code == 1
     assert "Traceback" in ended.messages

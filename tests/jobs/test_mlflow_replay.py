@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.launch.run import tracked_run
+from pipeline.launch.watch import tracked_run
 from pipeline.tracking import open_run
 from tests.jobs.conftest import RunCommand
 from tests.pipeline.tools.doctor.configs import small_config

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.training import run_stage
+from jobs import pretrain
 from pipeline.launch import run as launch
 from pipeline.launch.run import TrainingResult
 
@@ -24,7 +24,7 @@ def test_end_of_a_run_names_its_mlflow_run_if_there_is_one(
 ) -> None:
     result = TrainingResult(tmp_path / "run", 3, {}, tmp_path / "run" / "projector", run_id)
     monkeypatch.setattr(launch, "run_training", lambda *_: result)
-    run_stage("pretrain", write_config(tmp_path), None, dry_run=False)
+    pretrain.run(write_config(tmp_path))
     assert f"curves, data and lineage, {said}: mlflow ui" in capsys.readouterr().out.replace("\n", " ")
 
 
@@ -35,5 +35,5 @@ def test_end_of_a_run_is_told_by_the_first_rank_alone(
     monkeypatch.setattr(
         launch, "run_training", lambda *_: TrainingResult(tmp_path, 3, {}, tmp_path / "projector", None)
     )
-    run_stage("pretrain", write_config(tmp_path), None, dry_run=False)
+    pretrain.run(write_config(tmp_path))
     assert capsys.readouterr().out == ""

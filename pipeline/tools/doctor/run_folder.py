@@ -57,7 +57,7 @@ def check_checkpoint_folder(run_dir: Path, checkpoint: CheckpointConfig) -> list
 
 def check_resume(run_dir: Path, checkpoint: CheckpointConfig, record: Mapping[str, Any]) -> Finding:
     """Compare the config with that of the run that the folder holds."""
-    from pipeline.launch.preflight import has_begun  # transformers takes seconds to load
+    from pipeline.launch.adoption import has_begun  # transformers takes seconds to load
 
     saved = run_dir / "config.yaml"
     if not saved.is_file():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from pipeline.launch.run import tracked_run
+from pipeline.launch.watch import tracked_run
 from pipeline.tracking import open_run, replay
 from pipeline.tracking.artifacts import ArtifactError
 from pipeline.tracking.probe import probe_server

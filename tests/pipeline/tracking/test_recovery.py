@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 
 from pipeline.checkpoint.store import CheckpointStore
 from pipeline.config import ExperimentConfig
-from pipeline.launch.run import tracked_run
+from pipeline.launch.watch import tracked_run
 from pipeline.tracking import open_run, replay
 from tests.pipeline.tracking.tracked_runs import (
     MakeConfig,

@@ -14,7 +14,7 @@ import torch
 from mlflow import MlflowClient
 
 from pipeline.checkpoint.store import CheckpointStore
-from pipeline.launch.run import tracked_run
+from pipeline.launch.watch import tracked_run
 from pipeline.run_folder.lease import RunHeldError, hold_run
 from pipeline.tracking import RunTracker, open_run, replay
 from pipeline.tracking.sender import Sender

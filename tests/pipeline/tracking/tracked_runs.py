@@ -8,7 +8,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from pipeline.config import ExperimentConfig
-from pipeline.launch.run import tracked_run
+from pipeline.launch.watch import tracked_run
 from pipeline.tracking import RunTracker, open_run
 
 MakeConfig = Callable[..., ExperimentConfig]
