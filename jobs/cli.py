@@ -30,6 +30,7 @@ from jobs import (
     plan,
     pretrain,
     submit,
+    submitted,
     verify,
 )
 from jobs.console import message_console
@@ -61,6 +62,10 @@ app.command("merge")(merge.run)
 app.command("evaluate")(evaluate.run)
 app.command("demo")(demo.run)
 app.command("submit")(submit.run)
+app.command("list")(submitted.list_jobs)
+app.command("status")(submitted.status)
+app.command("follow")(submitted.follow)
+app.command("stop")(submitted.stop)
 app.command("mlflow-replay")(mlflow_replay.run)
 
 LogLevel = Annotated[str, typer.Option(metavar="LEVEL", help="debug, info, warning or error.")]

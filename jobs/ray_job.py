@@ -15,7 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
@@ -29,6 +29,12 @@ STOPPED_EXIT_CODE = 143
 _PROBE_TIMEOUT_S = 10.0
 _STOP_GRACE_S = "120"
 _POLL_S = 0.5
+PATIENCE_S = 1800.0
+"""How long a dashboard may be away: a head restarts in minutes, a laptop sleeps longer."""
+_LONGEST_WAIT_S = 30.0
+_SILENCE_S = 300.0
+NAME_PREFIX = "ray-llava"
+_T = TypeVar("_T")
 _TERMINAL = {"STOPPED", "SUCCEEDED", "FAILED"}
 
 
@@ -140,8 +146,8 @@ def next_submission_id(name: str, jobs: Iterable[tuple[str | None, str]]) -> str
         match = earlier.fullmatch(submission_id or "")
         if match and status not in _TERMINAL:
             raise JobActiveError(
-                f"job {submission_id} is {status}; stop it (ray job stop {submission_id}) or wait for its end before "
-                "submitting it again, or give the other run another name"
+                f"job {submission_id} is {status}; follow it (ray-llava follow {submission_id}), stop it (ray-llava "
+                f"stop {submission_id}) or wait for its end before submitting it again, or use another name"
             )
         if match:
             attempt = max(attempt, int(match[1]))
@@ -197,29 +203,63 @@ class FollowedJob:
     def follow(self) -> int:
         """Write the log until the job is over; returns its exit code.
 
-        A broken connection is opened again. After an interruption, another call continues where this one ended.
+        A dashboard or tunnel that is away for minutes is waited for: the job goes on meanwhile. After an interruption,
+        another call goes on where this one ended.
+
+        Raises:
+            ConnectionError: it was away for too long; names the job and how to go on.
         """
         while True:
-            asyncio.run(self._write_log())
-            job = self._client.get_job_info(self.submission_id)
+            try:
+                asyncio.run(self._write_log())
+            except Exception as error:  # RuntimeError, aiohttp's, the system's: the connection broke
+                logger.warning("job %s: following its log broke off (%s)", self.submission_id, _first_line(error))
+            job = self._ask(lambda: self._client.get_job_info(self.submission_id))
             if str(job.status) in _TERMINAL:
-                self._write_beyond(0, self._client.get_job_logs(self.submission_id))
+                self._write_beyond(0, self._ask(lambda: self._client.get_job_logs(self.submission_id)))
                 return exit_code_of(job)
             time.sleep(_POLL_S)
 
     def stop(self) -> None:
         """Ask the job to stop; it gets SIGTERM, and time to write a checkpoint."""
-        self._client.stop_job(self.submission_id)
+        self._ask(lambda: self._client.stop_job(self.submission_id))
+
+    def _ask(self, request: Callable[[], _T]) -> _T:
+        """Ask the dashboard, until it answers or was away for too long."""
+        since, wait_s = time.monotonic(), _POLL_S
+        while True:
+            try:
+                return request()
+            except Exception as error:  # RuntimeError, requests' or the system's: all mean no answer, but for one
+                if "404" in str(error) or "does not exist" in str(error):
+                    raise ConnectionError(
+                        f"the cluster does not know job {self.submission_id} any more: its head was started again. "
+                        "Submitting the same command again continues the run"
+                    ) from error
+                if time.monotonic() - since > PATIENCE_S:
+                    raise ConnectionError(
+                        f"the dashboard was away for {PATIENCE_S / 60:.0f} minutes ({error}); job {self.submission_id} "
+                        f"may still run. Follow it with: ray-llava follow {self.submission_id}"
+                    ) from error
+                wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+                logger.warning(
+                    "job %s: the dashboard does not answer (%s); the job goes on, asking again in %.0f s",
+                    self.submission_id, _first_line(error), wait_s,
+                )  # fmt: skip
+                time.sleep(wait_s)
 
     async def _write_log(self) -> None:
-        """Write what is new in the log until it ends or the connection breaks."""
+        """Write what is new in the log until it ends, the connection breaks, or nothing has come for minutes."""
         position = 0
-        try:
-            async for chunk in self._client.tail_job_logs(self.submission_id):
-                self._write_beyond(position, chunk)
-                position += len(chunk)
-        except (RuntimeError, OSError) as error:
-            logger.warning("job %s: following its log broke off (%s), trying again", self.submission_id, error)
+        chunks = aiter(self._client.tail_job_logs(self.submission_id))
+        while True:
+            try:
+                # a tunnel that died without a word says nothing either
+                chunk = await asyncio.wait_for(anext(chunks), _SILENCE_S)
+            except (StopAsyncIteration, TimeoutError):
+                return
+            self._write_beyond(position, chunk)
+            position += len(chunk)
 
     def _write_beyond(self, position: int, text: str) -> None:
         """Write the part of `text`, which begins at `position` of the log, that was not written before."""
@@ -227,6 +267,48 @@ class FollowedJob:
         if fresh:
             self._write(fresh)
             self._num_written = position + len(text)
+
+
+class KnownJob(NamedTuple):
+    """A job of ours that a cluster knows."""
+
+    submission_id: str
+    status: str
+    start_time_ms: int
+    entrypoint: str
+
+
+def list_own_jobs(client: "JobSubmissionClient") -> list[KnownJob]:
+    """Return the jobs that `submit` has sent, oldest first."""
+    jobs = (
+        KnownJob(job.submission_id, str(job.status), int(job.start_time or 0), job.entrypoint)
+        for job in client.list_jobs()
+        if (job.submission_id or "").startswith(f"{NAME_PREFIX}-")
+    )
+    return sorted(jobs, key=lambda job: job.start_time_ms)
+
+
+def find_job(jobs: Sequence[KnownJob], name: str) -> KnownJob:
+    """Return the newest job of a name.
+
+    Args:
+        jobs: Oldest first.
+        name: A submission id, or a run's name, with or without the verb.
+
+    Raises:
+        SubmitError: there is none.
+    """
+    wanted = re.compile(rf"({NAME_PREFIX}-)?([a-z-]+-)?{re.escape(job_name(name))}(-\d{{3,}})?")
+    exact = [job for job in jobs if job.submission_id == name]
+    found = exact or [job for job in jobs if wanted.fullmatch(job.submission_id)]
+    if not found:
+        known = ", ".join(job.submission_id for job in jobs[-5:]) or "none"
+        raise SubmitError(f"no job of the name {name!r}; the newest jobs of ray-llava there: {known}")
+    return found[-1]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:200] or type(error).__name__
 
 
 def exit_code_of(job: "JobDetails") -> int:

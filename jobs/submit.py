@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -25,6 +25,9 @@ from jobs.ray_job import (
     submit,
 )
 from pipeline.config import load_config
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
 
 _INTERRUPTED_EXIT_CODE = 130
 _VERBS = ("pretrain", "finetune", "index", "doctor", "generate", "evaluate", "export", "demo", "mlflow-replay")
@@ -62,14 +65,10 @@ def run(
     """
     console = message_console()
     request = build_request(command, python=python, working_dir=working_dir, env=env or [], environment=os.environ)
-    address = check_address(address, allow_unencrypted)
-    if token_path := os.environ.get("RAY_AUTH_TOKEN_PATH"):
-        check_token_file(Path(token_path))
-    check_requires_token(address)
-    client = connect(address)
+    client = connect_to(address, allow_unencrypted)
     submission_id = submit(client, request)
     console.print(f"job [bold]{submission_id}[/] submitted to {address}")
-    raise typer.Exit(_follow_or_stop(FollowedJob(client, submission_id, _write), console))
+    raise typer.Exit(follow_or_stop(FollowedJob(client, submission_id, write_log), console))
 
 
 def build_request(
@@ -100,13 +99,27 @@ def build_request(
     )
 
 
-def _follow_or_stop(job: FollowedJob, console: Console) -> int:
+def connect_to(address: str, allow_unencrypted: bool) -> "JobSubmissionClient":
+    """Return a client of a cluster that wants a token, and has taken this shell's.
+
+    Raises:
+        SubmitError: the address, the cluster or the token will not do.
+    """
+    address = check_address(address, allow_unencrypted)
+    if token_path := os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        check_token_file(Path(token_path))
+    check_requires_token(address)
+    return connect(address)
+
+
+def follow_or_stop(job: FollowedJob, console: Console) -> int:
+    """Follow a job; returns its exit code. An interruption stops it, at a terminal after a question."""
     try:
         return job.follow()
     except KeyboardInterrupt:
         # Without a terminal to ask at, interrupting `submit` interrupts the job, as it would the command itself.
         if sys.stdin.isatty() and not typer.confirm(f"\nStop job {job.submission_id}?", default=True, err=True):
-            console.print(f"the job continues; follow it with: ray job logs --follow {job.submission_id}")
+            console.print(f"the job continues; follow it with: ray-llava follow {job.submission_id}")
             return _INTERRUPTED_EXIT_CODE
         console.print(f"stopping job {job.submission_id}; the same submission continues the run later")
         job.stop()
@@ -149,6 +162,7 @@ def _split_pair(pair: str) -> tuple[str, str]:
     return name, value
 
 
-def _write(text: str) -> None:
+def write_log(text: str) -> None:
+    """Show a piece of a job's log."""
     sys.stdout.write(text)
     sys.stdout.flush()

@@ -14,7 +14,7 @@ from ray import cloudpickle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.config import ClusterConfig, ConfigError
-from pipeline.launch.ray_address import check_listens
+from pipeline.launch.ray_door import check_admits
 from pipeline.parallel import own_code as own_code_module
 from pipeline.parallel.own_code import check_same_code, own_code
 from pipeline.parallel.stop_signals import keep_signal_handlers
@@ -33,7 +33,7 @@ def connect(cluster: ClusterConfig) -> None:
     """Join the Ray cluster of this process's environment, or start a local one large enough for the run.
 
     Raises:
-        ConfigError: the cluster lacks CPUs or GPUs for the workers and at least one preprocessing task.
+        ConfigError: the cluster refuses this process, or lacks CPUs or GPUs for the workers and a preprocessing task.
         ConnectionError: nothing answers at RAY_ADDRESS.
     """
     join_cluster(cluster)
@@ -57,7 +57,7 @@ def join_cluster(cluster: ClusterConfig) -> None:
     if ray.is_initialized():
         return
     if address := os.environ.get("RAY_ADDRESS"):
-        check_listens(address)
+        check_admits(address)
         with keep_signal_handlers(), _in_own_root():
             ray.init()
     else:

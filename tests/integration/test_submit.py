@@ -42,6 +42,8 @@ class Head(NamedTuple):
     token_path: Path
     environment: dict[str, str]
     """Environment of a shell that may submit to it."""
+    port: int
+    """Of the head itself, which RAY_ADDRESS names."""
 
 
 def free_ports(count: int) -> list[int]:
@@ -50,8 +52,8 @@ def free_ports(count: int) -> list[int]:
         return [entry.getsockname()[1] for entry in sockets]
 
 
-def start_command(temp_dir: Path) -> tuple[str, int]:
-    """Return the file's own head command on free ports and with its own folder, and the dashboard's port."""
+def start_command(temp_dir: Path) -> tuple[str, int, int]:
+    """Return the file's own head command on free ports and with its own folder, the dashboard's and the head's port."""
     config = yaml.safe_load(CLUSTER_FILE.read_text(encoding="utf-8"))
     (command,) = [entry for entry in config["head_start_ray_commands"] if "ray start" in entry]
     names = ["port", "object-manager-port", "dashboard-port", "node-manager-port", "ray-client-server-port"]
@@ -66,7 +68,7 @@ def start_command(temp_dir: Path) -> tuple[str, int]:
         command, count = re.subn(rf"--{name}=\d+", f"--{name}={port}", command)
         command += "" if count else f" --{name}={port}"
     command = command.replace("--autoscaling-config=$HOME/ray_bootstrap_config.yaml", "")
-    return f"{command} --num-cpus=4 --block --temp-dir={temp_dir}", ports["dashboard-port"]
+    return f"{command} --num-cpus=4 --block --temp-dir={temp_dir}", ports["dashboard-port"], ports["port"]
 
 
 def status_of(url: str, token: str | None = None, method: str = "GET") -> int:
@@ -99,7 +101,7 @@ def head() -> Iterator[Head]:
     token_path.touch(mode=0o600)
     token_path.write_text(secrets.token_hex(16), encoding="utf-8")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
-    command, port = start_command(home / "r")
+    command, port, head_port = start_command(home / "r")
     with (home / "head.log").open("wb") as log:
         process = subprocess.Popen(
             ["bash", "-c", command], env=clean | {"HOME": str(home)}, stdout=log, stderr=log, start_new_session=True
@@ -111,6 +113,7 @@ def head() -> Iterator[Head]:
             token_path=token_path,
             environment=clean
             | {"RAY_AUTH_TOKEN_PATH": str(token_path), "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"},
+            port=head_port,
         )
     finally:
         os.killpg(process.pid, signal.SIGKILL)
@@ -173,15 +176,58 @@ def test_submit_with_a_wrong_token_says_where_the_right_one_is(head: Head, tmp_p
     assert "Traceback" not in result.stderr
 
 
+ASK = "import sys; from pipeline.launch.ray_door import check_admits; check_admits(sys.argv[1]); print('admitted')"
+
+
+@pytest.mark.parametrize(
+    ("token", "said"),
+    [
+        (None, "wants a token, and this process sends none: set RAY_AUTH_MODE=token"),
+        ("wrong", "refused the token of"),
+        ("right", "admitted"),
+        ("dashboard", "what listens there is no Ray head"),
+    ],
+)
+def test_head_without_the_right_token_is_named_by_one_call(
+    head: Head, tmp_path: Path, token: str | None, said: str
+) -> None:
+    wrong = tmp_path / "token"
+    wrong.touch(mode=0o600)
+    wrong.write_text("0" * 64)
+    path = wrong if token == "wrong" else head.token_path
+    environment = {name: value for name, value in head.environment.items() if not name.startswith("RAY_")}
+    if token is not None:
+        environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path)}
+    port = head.address.rpartition(":")[2] if token == "dashboard" else head.port
+    ended = subprocess.run(
+        [sys.executable, "-c", ASK, f"127.0.0.1:{port}"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert said in ended.stdout + ended.stderr
+
+
+def test_submitted_jobs_are_listed_and_followed_again_by_name(head: Head) -> None:
+    assert submit(head, "--", "mlflow-replay", "/no/such/other").returncode == 2
+
+    def call(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "jobs", *words]
+        return subprocess.run(command, env=head.environment, capture_output=True, text=True, check=False, timeout=240)
+
+    assert re.search(r"ray-llava-mlflow-replay-001\W+FAILED", call("list").stdout)
+    assert "-001: FAILED, started 2" in call("status", "mlflow-replay-001").stdout
+    followed = call("follow", "ray-llava-mlflow-replay-001")
+    assert (followed.returncode, followed.stdout.count("error: /no/such/other: no tracked run here")) == (2, 1)
+    assert "no job of the name 'nobody'" in call("status", "nobody").stderr
+
+
 def test_submitted_verb_shows_its_output_and_passes_its_exit_code_on(head: Head) -> None:
     """The job fails in the ray-llava command on the cluster, with the exit code of a config error."""
     result = submit(head, "--", "mlflow-replay", "/no/such/run")
     assert result.returncode == 2
-    assert "job ray-llava-mlflow-replay-001 submitted" in result.stderr
+    assert "job ray-llava-mlflow-replay-002 submitted" in result.stderr
     assert result.stdout.count("error: /no/such/run: no tracked run here (tracking.jsonl is missing)") == 1
     again = submit(head, "--", "mlflow-replay", "/no/such/run")
     assert again.returncode == 2
-    assert "job ray-llava-mlflow-replay-002 submitted" in again.stderr
+    assert "job ray-llava-mlflow-replay-003 submitted" in again.stderr
 
 
 @pytest.mark.slow

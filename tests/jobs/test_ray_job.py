@@ -11,11 +11,13 @@ import pytest
 from jobs.ray_job import (
     FollowedJob,
     JobActiveError,
+    KnownJob,
     SubmitError,
     build_entrypoint,
     check_address,
     check_requires_token,
     check_token_file,
+    find_job,
     forwarded_environment,
     job_name,
     next_submission_id,
@@ -192,3 +194,72 @@ def test_followed_log_is_written_once_however_often_the_connection_breaks(
 def test_exit_code_of_a_job_is_that_of_its_command(status: str, driver_exit_code: int | None, expected: int) -> None:
     client = cast("JobSubmissionClient", FlakyClient("", [], driver_exit_code, status))
     assert FollowedJob(client, "id", str).follow() == expected
+
+
+class AwayClient(FlakyClient):
+    """A jobs API that is away for some requests after its log broke off."""
+
+    def __init__(self, num_away: int, message: str = "Max retries exceeded") -> None:
+        super().__init__(LOG, [13], exit_code=5, status="FAILED")
+        self.num_away, self.message = num_away, message
+
+    def get_job_info(self, submission_id: str) -> SimpleNamespace:
+        if self.num_away:
+            self.num_away -= 1
+            raise ConnectionError(self.message)
+        return super().get_job_info(submission_id)
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Pauses that were asked for; time passes by them alone."""
+    recorded: list[float] = []
+    monkeypatch.setattr("jobs.ray_job.time.sleep", recorded.append)
+    monkeypatch.setattr("jobs.ray_job.time.monotonic", lambda: sum(recorded))
+    return recorded
+
+
+def test_dashboard_that_is_away_for_minutes_is_waited_for_and_the_log_goes_on(waits: list[float]) -> None:
+    written: list[str] = []
+    client = cast("JobSubmissionClient", AwayClient(num_away=41))
+    assert FollowedJob(client, "ray-llava-pretrain-a-001", written.append).follow() == 5
+    assert "".join(written) == LOG
+    assert sum(waits) > 600
+
+
+def test_dashboard_that_stays_away_is_given_up_naming_job_and_verb(waits: list[float]) -> None:
+    client = cast("JobSubmissionClient", AwayClient(num_away=10_000))
+    with pytest.raises(
+        ConnectionError, match=r"may still run\. Follow it with: ray-llava follow ray-llava-pretrain-a-001"
+    ):
+        FollowedJob(client, "ray-llava-pretrain-a-001", str).follow()
+    assert 1800 < sum(waits) < 1900
+
+
+def test_job_that_a_restarted_head_does_not_know_is_not_waited_for(waits: list[float]) -> None:
+    client = cast(
+        "JobSubmissionClient", AwayClient(10_000, "Request failed with status code 404: Job a does not exist")
+    )
+    with pytest.raises(ConnectionError, match="does not know job a any more"):
+        FollowedJob(client, "a", str).follow()
+    assert sum(waits) < 1
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("run one", "ray-llava-pretrain-run-one-003"),
+        ("ray-llava-pretrain-run-one-001", "ray-llava-pretrain-run-one-001"),
+        ("ray-llava-pretrain-run-one", "ray-llava-pretrain-run-one-003"),
+        ("pretrain-run-one", "ray-llava-pretrain-run-one-003"),
+        ("one", "ray-llava-index-one-001"),
+    ],
+)
+def test_job_is_found_by_id_or_name_of_the_run(name: str, expected: str) -> None:
+    ids = ["pretrain-run-one-001", "pretrain-run-one-003", "index-one-001", "cache-features-x-001"]
+    jobs = [KnownJob(f"ray-llava-{rest}", "RUNNING", number, "") for number, rest in enumerate(ids)]
+    assert find_job(jobs, name).submission_id == expected
+    with pytest.raises(
+        SubmitError, match="no job of the name 'run'; the newest jobs of ray-llava there: ray-llava-pre"
+    ):
+        find_job(jobs, "run")
