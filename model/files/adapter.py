@@ -4,12 +4,14 @@ Tensors are stored as safetensors under the names of published LLaVA checkpoints
 Original `mm_projector.bin` files are read too, restricted to tensors.
 """
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -26,6 +28,7 @@ _PREFIX: Final = "model."
 _PROJECTOR: Final = "mm_projector"
 _NEWLINE: Final = "image_newline"
 _TOWER: Final = r"vision_tower\.(?:towers\.\d+\.)?vision_tower\."
+_DIGEST_KEY: Final = "ray_llava.sha256"
 EMBEDDING_KEY: Final = "model.embed_tokens.weight"
 """Input embeddings, present in adapters trained with `<im_start>` and `<im_end>`."""
 
@@ -40,13 +43,19 @@ def projector_state(body: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in body.state_dict().items() if name.startswith(names)}
 
 
-def write_projector(state: Mapping[str, Tensor], path: str | Path, row_ids: Sequence[int] | None = None) -> Path:
+def write_projector(
+    state: Mapping[str, Tensor],
+    path: str | Path,
+    row_ids: Sequence[int] | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> Path:
     """Write the projector's weights atomically and return the file's path.
 
     Args:
         state: whole tensors, named as `projector_state` does; the input embeddings may be among them.
         path: target file ending in `.safetensors`, or a folder, which then gets `mm_projector.safetensors`.
         row_ids: rows of the input embeddings to write: those of `<im_start>` and `<im_end>`.
+        metadata: what the file is to say about itself, such as the parts it was trained between.
     """
     target = Path(path)
     if target.suffix != ".safetensors":
@@ -57,9 +66,53 @@ def write_projector(state: Mapping[str, Tensor], path: str | Path, row_ids: Sequ
         tensors[EMBEDDING_KEY] = tensors[EMBEDDING_KEY][list(row_ids or ())]
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     with replacing(target) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+        save_file(tensors, temporary, metadata=with_digest(tensors, metadata))
         follow_umask(temporary)
     return target
+
+
+def with_digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the metadata of a file of these tensors: what is given, and a digest of their content."""
+    return {"format": "pt", **(metadata or {}), _DIGEST_KEY: _digest(tensors)}
+
+
+def load_verified(path: str | Path) -> dict[str, Tensor]:
+    """Load the tensors of a file and compare them with the digest it was written with; files of others have none.
+
+    Raises:
+        ValueError: the file is damaged, or they differ.
+    """
+    written = read_metadata(path).get(_DIGEST_KEY)
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); copy it again") from error
+    if written is not None and written != _digest(tensors):
+        raise ValueError(f"{path} is damaged: its tensors are not those that were written; copy it again")
+    return tensors
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)};".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """Return what an adapter file says about itself; nothing for an original one.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    if Path(path).suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(path, framework="pt") as opened:
+            return dict(opened.metadata() or {})
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); copy it again") from error
 
 
 def read_adapter(path: str | Path) -> dict[str, Tensor]:
@@ -71,7 +124,7 @@ def read_adapter(path: str | Path) -> dict[str, Tensor]:
     source = _find_adapter(path)
     read_shapes(source)
     if source.suffix == ".safetensors":
-        return load_file(source)
+        return load_verified(source)
     return read_pickled_tensors(source)
 
 

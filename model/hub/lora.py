@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from model.files.adapter import load_projector, read_adapter, write_projector
+from model.files.adapter import load_projector, load_verified, read_adapter, with_digest, write_projector
 from model.files.checkpoint_files import read_pickled_tensors
 from model.files.file_mode import follow_umask
 from model.files.tower_layouts import misfits
@@ -106,7 +106,7 @@ def save_lora(
     target.mkdir(parents=True, exist_ok=True)
     found = adapter_state(model) if state is None else state
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
-    save_file(tensors, target / _WEIGHTS, metadata={"format": "pt"})
+    save_file(tensors, target / _WEIGHTS, metadata=with_digest(tensors))
     follow_umask(target / _WEIGHTS)
     configs: Any = model.peft_config
     configs["default"].base_model_name_or_path = base
@@ -173,7 +173,7 @@ def _read_adapters(source: Path) -> dict[str, Tensor]:
         if file.is_file():
             read_shapes(file)
     if (source / _WEIGHTS).is_file():
-        state = load_file(source / _WEIGHTS)
+        state = load_verified(source / _WEIGHTS)
     elif (source / _LEGACY_WEIGHTS).is_file():
         state = read_pickled_tensors(source / _LEGACY_WEIGHTS)
     else:

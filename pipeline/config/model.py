@@ -33,6 +33,8 @@ class ModelConfig(Section):
     """Order of tiles' features; spatial_unpad learns a newline per row. Null: that of a LLaVA folder, else flat."""
     pretrain_mm_mlp_adapter: Annotated[str | None, Fixed] = None
     """Projector file (safetensors, or an original mm_projector.bin), or the folder of a finished pretraining run."""
+    accept_projector: Annotated[bool, Free] = False
+    """Use a projector file although it says that it was trained on another tower, layer, pooling or language model."""
     attention: Annotated[Literal["auto", "sdpa", "varlen", "flex", "flash_attention_2", "flash_attention_4"], Free] = (
         "auto"
     )

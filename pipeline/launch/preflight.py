@@ -22,6 +22,7 @@ from model.llava.attention import check_training_kernel, enable_packed_attention
 from pipeline.assembly.encoder import build_encoder
 from pipeline.assembly.part_files import check_part_files
 from pipeline.assembly.precision import DTYPES
+from pipeline.assembly.provenance import check_provenance
 from pipeline.assembly.skeleton import build_skeleton
 from pipeline.config import ConfigError, ExperimentConfig
 from pipeline.features.opening import find_cache, with_cached_features
@@ -100,13 +101,15 @@ def check_model(config: ExperimentConfig) -> LlavaModel:
     """Put the model together without values; returns it.
 
     Raises:
-        ConfigError: a package is missing, or a file of a part is damaged or lacks tensors.
+        ConfigError: a package is missing, a file of a part is damaged or lacks tensors, or the projector was trained on
+            other parts.
         ValueError: parts are missing or do not fit, or the attention kernel does not fit the workers' devices.
     """
     dtype = DTYPES[config.training.precision]
     if config.lora.quantize_base is not None:
         quantization_config(config.lora.quantize_base, dtype)
     check_part_files(config.model)
+    check_provenance(config.model)
     model = build_skeleton(config.recipe)
     if model.packs_rows:
         kernel = config.model.attention

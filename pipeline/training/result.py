@@ -10,6 +10,7 @@ from model.hub.weights import LlavaModel, pretrained_state
 from pipeline.assembly.folder import save_adapter_folder, save_model_folder
 from pipeline.assembly.parts import MODEL_FOLDER, PROJECTOR_FILE
 from pipeline.assembly.precision import DTYPES
+from pipeline.assembly.provenance import provenance_metadata
 from pipeline.checkpoint.state import gather_whole
 from pipeline.config import Recipe
 from pipeline.parallel.ranks import Workers
@@ -21,7 +22,8 @@ def save_result(recipe: Recipe, run_dir: Path, model: LlavaModel, workers: Worke
     if recipe.stage == "pretrain":
         target = run_dir / PROJECTOR_FILE
         if workers.is_first:
-            write_projector(projector, target, model.config.im_start_end_ids)
+            trained_on = provenance_metadata(recipe.model)
+            write_projector(projector, target, model.config.im_start_end_ids, trained_on)
     elif recipe.lora.rank is not None:
         target = run_dir / MODEL_FOLDER
         adapters = gather_whole(adapter_state(model), keep=workers.is_first)
