@@ -34,6 +34,7 @@ from benchmarks.step.measure import Timing
 from benchmarks.step.ours import time_ours
 from benchmarks.step.overhead import measure_overhead, measure_packing
 from benchmarks.step.report import render
+from benchmarks.step.rival import time_rival
 from benchmarks.step.scenarios import CPU_SCENARIOS, SCENARIOS, Scenario
 from benchmarks.step.shapes import flop_model
 from benchmarks.step.side_by_side import compare
@@ -234,7 +235,7 @@ def run_checks(device: torch.device, seed: int) -> dict[str, Any]:
 
 def run_scenario(scenario: Scenario, device: torch.device, results: Results) -> None:
     """Time every contender of a scenario; the first of ours is profiled as well."""
-    flops = flop_model(scenario.shape, scenario.stage)
+    flops = flop_model(scenario.shape, scenario.stage, scenario.lora_rank)
     name = results.content["machine"]["device"]
 
     def report(side: str, label: str, measure: Callable[[], Timing]) -> None:
@@ -247,6 +248,8 @@ def run_scenario(scenario: Scenario, device: torch.device, results: Results) -> 
         inspect = profile if settings == scenario.ours[0] and device.type == "cuda" else None
         with tempfile.TemporaryDirectory() as folder:
             report("ours", settings.label, partial(time_ours, scenario, settings, device, Path(folder), inspect))
+    for rival in scenario.rivals:
+        report("packed transformers", rival.label, partial(time_rival, scenario, rival, device))
     for baseline in scenario.baselines:
         report("transformers", baseline.label, partial(time_baseline, scenario, baseline, device))
 

@@ -13,7 +13,8 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 OWN_PACKAGES = {"benchmarks", "jobs", "model", "pipeline", "tests"}
-COMPARED = {"streaming"}  # a benchmark's other side, which takes part when it happens to be installed
+COMPARED = {"liger_kernel", "streaming", "torchao"}  # other sides of benchmarks, which take part when installed
+WITH_TORCH = {"triton"}  # comes with its builds for GPUs
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
@@ -34,7 +35,7 @@ def imported_packages(folder: str) -> Iterator[tuple[str, Path]]:
                 names = [node.module or ""]
             for name in names:
                 top = name.partition(".")[0]
-                if top not in OWN_PACKAGES | COMPARED and top not in sys.stdlib_module_names:
+                if top not in OWN_PACKAGES | COMPARED | WITH_TORCH and top not in sys.stdlib_module_names:
                     yield top, path.relative_to(ROOT)
 
 

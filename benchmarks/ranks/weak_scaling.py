@@ -96,7 +96,7 @@ def compare_cases(one: dict[str, Any], several: dict[str, Any]) -> dict[str, flo
     return {"efficiency": several[speed] / one[speed], "step_time_ratio": several["step_time_s"] / one["step_time_s"]}
 
 
-_PRETRAIN_7B, _FINETUNE_7B, _FINETUNE_1B = SCENARIOS["full"]
+_PRETRAIN_7B, _FINETUNE_7B, _FINETUNE_1B, _ = SCENARIOS["full"]
 _TINY_PRETRAIN, _TINY_FINETUNE = SCENARIOS["tiny"]
 
 

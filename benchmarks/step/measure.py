@@ -45,6 +45,7 @@ class Timing:
             "useful_tokens_per_s": statistics.median(sum(s.num_tokens for s in samples) / t for samples, t in per_step),
             "model_tflops_per_s": statistics.median(rates) / 1e12,
             "mfu": None if peak is None else statistics.median(rates) / peak,
+            "mfu_of_fp8_peak": None if peak is None else statistics.median(rates) / (2 * peak),
             "useful_share_of_tokens": useful / sum(self.computed_tokens),
             "memory_peak_gib": None if self.memory_peak_bytes is None else self.memory_peak_bytes / 2**30,
             "step_times_s": list(self.step_times_s),

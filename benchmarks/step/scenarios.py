@@ -17,8 +17,10 @@ from benchmarks.step.workloads import (
     plan_of,
 )
 from pipeline.config import (
+    ClusterConfig,
     DataConfig,
     ExperimentConfig,
+    LoraConfig,
     ModelConfig,
     TrainingConfig,
 )
@@ -43,6 +45,25 @@ class BaselineSettings(NamedTuple):
         return ", ".join(parts)
 
 
+class RivalSettings(NamedTuple):
+    """How transformers' model is run on packed rows."""
+
+    row_tokens: int
+    layers: Literal["plain", "liger", "compiled"]
+    attention: Literal["varlen", "fa4", "sdpa"] = "varlen"
+    gradient_checkpointing: bool = False
+    fp8: bool = False
+    """Linear layers of the decoder through torchao, scaled by row."""
+
+    @property
+    def label(self) -> str:
+        """Name in reports."""
+        parts = [f"packed rows of {self.row_tokens} tokens", f"{self.layers} layers", f"{self.attention} attention"]
+        parts += ["gradient checkpointing"] if self.gradient_checkpointing else []
+        parts += ["FP8 (torchao)"] if self.fp8 else []
+        return ", ".join(parts)
+
+
 class OurSettings(NamedTuple):
     """How our step is run."""
 
@@ -50,6 +71,7 @@ class OurSettings(NamedTuple):
     compile: bool
     gradient_checkpointing: bool | Literal["selective"] = False
     attention: Literal["auto", "sdpa", "varlen", "flex", "flash_attention_4"] = "auto"
+    linear_precision: Literal["fp8"] | None = None
 
     @property
     def label(self) -> str:
@@ -59,6 +81,7 @@ class OurSettings(NamedTuple):
             self.gradient_checkpointing
         ]
         parts += [] if self.attention == "auto" else [f"{self.attention} attention"]
+        parts += ["FP8"] if self.linear_precision == "fp8" else []
         return ", ".join(parts)
 
 
@@ -78,6 +101,10 @@ class Scenario:
     """The first is the one that is recommended and profiled."""
     baselines: tuple[BaselineSettings, ...]
     """The first is how it is usually run."""
+    rivals: tuple[RivalSettings, ...] = ()
+    """The first is the strongest."""
+    lora_rank: int | None = None
+    """Adapters in all linear layers of the decoder, with twice the rank as alpha; None trains the whole decoder."""
     num_steps: int = 3
     """Measured optimizer steps."""
     num_warmup_steps: int = 2
@@ -91,7 +118,7 @@ class Scenario:
     @property
     def quick(self) -> Scenario:
         """The same with one measured step and the first contender of each side."""
-        return replace(self, ours=self.ours[:1], baselines=self.baselines[:1], num_steps=1)
+        return replace(self, ours=self.ours[:1], baselines=self.baselines[:1], rivals=self.rivals[:1], num_steps=1)
 
     @property
     def learning_rate(self) -> float:
@@ -133,7 +160,10 @@ class Scenario:
                 master_dtype=self.master_dtype,
                 gradient_checkpointing=settings.gradient_checkpointing,
                 compile=settings.compile,
+                linear_precision=settings.linear_precision,
             ),
+            lora=LoraConfig() if self.lora_rank is None else LoraConfig(rank=self.lora_rank, alpha=2 * self.lora_rank),
+            cluster=ClusterConfig(use_gpu=settings.linear_precision == "fp8"),
         )
 
 
@@ -143,7 +173,12 @@ _PRETRAIN = Scenario(
     stage="pretrain",
     master_dtype="float32",
     global_batch_size=128,
-    ours=(OurSettings(32768, compile=True), OurSettings(32768, compile=False)),
+    ours=(
+        OurSettings(32768, compile=True, linear_precision="fp8"),
+        OurSettings(32768, compile=True),
+        OurSettings(32768, compile=False),
+    ),
+    rivals=(RivalSettings(32768, "compiled", "fa4"), RivalSettings(16384, "liger")),
     baselines=(BaselineSettings(32, gradient_checkpointing=True), BaselineSettings(32, gradient_checkpointing=False)),
 )
 _FINETUNE_7B = Scenario(
@@ -153,6 +188,7 @@ _FINETUNE_7B = Scenario(
     master_dtype="bfloat16",
     global_batch_size=64,
     ours=(
+        OurSettings(16384, compile=True, linear_precision="fp8"),
         OurSettings(16384, compile=True),
         OurSettings(16384, compile=False, gradient_checkpointing="selective"),
     ),
@@ -161,6 +197,15 @@ _FINETUNE_7B = Scenario(
         BaselineSettings(16, gradient_checkpointing=True, group_by_length=True),
         BaselineSettings(4, gradient_checkpointing=False),
     ),
+    rivals=(RivalSettings(16384, "compiled", "fa4"), RivalSettings(8192, "liger")),
+)
+_LORA_7B = replace(
+    _FINETUNE_7B,
+    name="LoRA finetuning, CLIP-L/14-336 + 7B, rank 128",
+    lora_rank=128,
+    ours=(OurSettings(32768, compile=True, linear_precision="fp8"), OurSettings(32768, compile=True)),
+    baselines=(),
+    rivals=(RivalSettings(16384, "compiled", "fa4"), RivalSettings(8192, "liger")),
 )
 _FINETUNE_1B = Scenario(
     name="full finetuning, CLIP-L/14-336 + 1.5B",
@@ -170,12 +215,14 @@ _FINETUNE_1B = Scenario(
     global_batch_size=128,
     ours=(
         OurSettings(40960, compile=True),
+        OurSettings(40960, compile=True, linear_precision="fp8"),
         OurSettings(16384, compile=False),
     ),
     baselines=(
         BaselineSettings(16, gradient_checkpointing=True),
         BaselineSettings(16, gradient_checkpointing=True, group_by_length=True),
     ),
+    rivals=(RivalSettings(32768, "compiled", "fa4"), RivalSettings(16384, "liger")),
 )
 _TINY_FINETUNE = Scenario(
     name="tiny finetune",
@@ -211,6 +258,6 @@ CPU_SCENARIOS: Final = (_CPU_SMALL, _CPU_PRETRAIN, _CPU_LARGE)
 """Small enough for two cores: images of 64 features, a quarter of the text."""
 
 SCENARIOS: Final[dict[Literal["full", "tiny"], tuple[Scenario, ...]]] = {
-    "full": (_PRETRAIN, _FINETUNE_7B, _FINETUNE_1B),
+    "full": (_PRETRAIN, _FINETUNE_7B, _FINETUNE_1B, _LORA_7B),
     "tiny": (_TINY_PRETRAIN, _TINY_FINETUNE),
 }

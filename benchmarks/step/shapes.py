@@ -11,6 +11,7 @@ from transformers import CLIPVisionConfig, LlamaConfig
 
 from model.backbones.llama import LlavaConfig, LlavaLlamaForCausalLM
 from model.fusion.resolution import Resolution
+from model.hub.lora import add_lora
 from model.hub.weights import set_trainable
 from model.llava.attention import AttentionKernel, enable_packed_attention
 from pipeline.training.measures.flops import FlopModel
@@ -147,17 +148,19 @@ def llava_config(name: str) -> LlavaConfig:
     return LlavaConfig.from_dict(values)
 
 
-def skeleton(name: str, stage: Literal["pretrain", "finetune"]) -> LlavaLlamaForCausalLM:
+def skeleton(name: str, stage: Literal["pretrain", "finetune"], lora_rank: int | None = None) -> LlavaLlamaForCausalLM:
     """Return our model of a named size without values, with what the stage trains requiring gradients."""
     with torch.device("meta"):
         model = LlavaLlamaForCausalLM(llava_config(name))
-    set_trainable(model, stage)
+        set_trainable(model, stage)
+        if lora_rank is not None:
+            add_lora(model, lora_rank, 2 * lora_rank)
     return model
 
 
-def flop_model(name: str, stage: Literal["pretrain", "finetune"]) -> FlopModel:
-    """Return the FLOPs of a named size in a stage."""
-    return FlopModel.of(skeleton(name, stage))
+def flop_model(name: str, stage: Literal["pretrain", "finetune"], lora_rank: int | None = None) -> FlopModel:
+    """Return the FLOPs of a named size in a stage, with adapters or without."""
+    return FlopModel.of(skeleton(name, stage, lora_rank))
 
 
 def build_model(

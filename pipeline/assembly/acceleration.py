@@ -21,6 +21,7 @@ _KEPT_OPERATIONS: Final = frozenset(
     {
         _aten.mm.default,
         _aten.addmm.default,
+        _aten._scaled_mm.default,
         _aten._scaled_dot_product_flash_attention.default,
         _aten._scaled_dot_product_efficient_attention.default,
         _aten._scaled_dot_product_cudnn_attention.default,
@@ -28,7 +29,7 @@ _KEPT_OPERATIONS: Final = frozenset(
     }
 )
 """Results worth their memory: one costs thousands of operations per element, all others a few."""
-_KEPT_NAMESPACES: Final = frozenset({"torch_attn", "flash_attn"})
+_KEPT_NAMESPACES: Final = frozenset({"torch_attn", "flash_attn", "ray_llava"})
 """Custom operators for packed attention, which exist only once their module was imported."""
 
 

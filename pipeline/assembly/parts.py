@@ -13,6 +13,8 @@ from model.fusion.resolution import Pinpoints
 from model.hub.lora import add_lora
 from model.hub.quantization import Quantization
 from model.hub.weights import LlavaModel, build_llava, load_llava, set_trainable
+from model.llava.fp8_linear import quantize_layers
+from model.llava.fp8_mlp import join_gated_mlps
 from pipeline.assembly.acceleration import accelerate
 from pipeline.assembly.adapter_base import fingerprint_base
 from pipeline.assembly.facts import has_wrapped_images, load_tokenizer
@@ -42,8 +44,11 @@ def set_up_stage(model: LlavaModel, recipe: Recipe, device: torch.device) -> Lla
     for parameter in model.parameters():
         if parameter.is_floating_point():  # quantised weights are bytes
             parameter.data = parameter.data.to(trained_dtype if parameter.requires_grad else frozen_dtype)
-    accelerate(model, recipe.training)
     nn.Module.to(model, device)
+    if recipe.training.linear_precision == "fp8":
+        quantize_layers(model.get_model().layers)
+        join_gated_mlps(model.get_model().layers)
+    accelerate(model, recipe.training)
     nn.Module.train(model)
     return model
 

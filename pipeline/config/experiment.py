@@ -77,6 +77,22 @@ class ExperimentConfig(Section):
             raise ValueError("lora.quantize_base cannot be sharded; set training.sharding=none")
         return self
 
+    @model_validator(mode="after")
+    def _check_linear_precision(self) -> Self:
+        if self.training.linear_precision != "fp8":
+            return self
+        if not self.cluster.use_gpu:
+            raise ValueError(
+                "training.linear_precision=fp8 needs GPUs of the Hopper generation or newer, but cluster.use_gpu is "
+                "false; set it to true, or training.linear_precision=null"
+            )
+        if self.lora.quantize_base is not None:
+            raise ValueError(
+                f"training.linear_precision=fp8 and lora.quantize_base={self.lora.quantize_base} both quantise the "
+                "frozen language model; set one of them to null"
+            )
+        return self
+
     @property
     def recipe(self) -> Recipe:
         """The sections that decide which model the stage trains."""

@@ -42,6 +42,8 @@ class TrainingConfig(Section):
     """Arithmetic of forward and backward; bfloat16 keeps frozen weights in bfloat16 too."""
     master_dtype: Annotated[Literal["float32", "bfloat16"], Fixed] = "float32"
     """Storage type of what learns and of its optimizer state; bfloat16 halves memory and rounds stochastically."""
+    linear_precision: Annotated[Literal["fp8"] | None, Fixed] = None
+    """`fp8`: the decoder's linear layers multiply in 8-bit floats, on Hopper GPUs and newer; null: as `precision`."""
     optimizer: Annotated[Literal["adamw", "adamw_8bit"], Fixed] = "adamw"
     """`adamw_8bit`: moments of 2 bytes per parameter, not 8 (bitsandbytes, extra `eightbit`); updates are slower."""
     sharding: Annotated[Literal["none", "fsdp"], Free] = "none"
@@ -68,6 +70,16 @@ class TrainingConfig(Section):
             raise ValueError(
                 "training.optimizer=adamw_8bit rounds to nearest, which loses most updates of bfloat16 weights; set "
                 "training.master_dtype=float32 or training.optimizer=adamw"
+            )
+        if self.linear_precision == "fp8" and self.precision != "bfloat16":
+            raise ValueError(
+                f"training.linear_precision=fp8 gives bfloat16 results, but training.precision is {self.precision}; "
+                "set that to bfloat16, or training.linear_precision=null"
+            )
+        if self.linear_precision == "fp8" and self.sharding == "fsdp":
+            raise ValueError(
+                "training.linear_precision=fp8 keeps quantised weights whole on every worker; set "
+                "training.sharding=none or training.linear_precision=null"
             )
         steps = self.profile_steps
         if steps is not None and not 0 <= steps[0] <= steps[1]:

@@ -27,6 +27,7 @@ _LOCAL_SETTINGS = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a local machine is not preempted
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's coming default, which it would otherwise announce as a warning
 }
+_GPU_ANSWER_S = 60.0
 
 
 def connect(cluster: ClusterConfig) -> None:
@@ -99,6 +100,23 @@ def check_nodes_run_own_code() -> None:
         check_same_code(found, own_code(), f"node {asked[answer]}")
     for answer in late:
         logger.warning("node %s did not say within %.0f s which code it runs", asked[answer], _LOOK_TIMEOUT_S)
+
+
+def gpu_capability() -> tuple[int, int] | None:
+    """Return the CUDA compute capability of a GPU of the joined cluster; None when no free one answers in time."""
+    try:
+        found: tuple[int, int] | None = ray.get(
+            ray.remote(num_gpus=1, num_cpus=0)(_capability_here).remote(), timeout=_GPU_ANSWER_S
+        )
+    except ray.exceptions.GetTimeoutError:
+        return None
+    return found
+
+
+def _capability_here() -> tuple[int, int] | None:
+    import torch
+
+    return torch.cuda.get_device_capability() if torch.cuda.is_available() else None
 
 
 def describe_nodes(cluster: ClusterConfig) -> list[tuple[str, float, float, float]]:

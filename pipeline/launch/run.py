@@ -7,15 +7,18 @@ first one does the shared work.
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from rich.console import Console
 
 from pipeline.config import ExperimentConfig
 from pipeline.features.opening import with_cached_features
 from pipeline.index.rejected import record_rejected
 from pipeline.launch.adoption import adopt_run_dir
+from pipeline.launch.device_check import check_capability
 from pipeline.launch.local_stream import open_rank_stream
 from pipeline.launch.preflight import check_config, check_data, check_outputs
 from pipeline.launch.prepare import prepare_run, prepare_source
@@ -59,6 +62,7 @@ def run_training(config: ExperimentConfig, console: Console | None = None) -> Tr
         return _run_on_ray(config, console)
     # 1. Meet the other ranks, which must run the same code.
     workers = _join_ranks(config.cluster.use_gpu)
+    check_capability(config.training, partial(torch.cuda.get_device_capability, workers.device))
     with ExitStack() as run:
         # 2. The first rank holds the run folder and prepares the data; the others then find everything ready.
         attempt, watch = 0, None
@@ -91,6 +95,7 @@ def _run_on_ray(config: ExperimentConfig, console: Console) -> TrainingResult:
         adopt_run_dir(config)
         encoder = check_config(config).encoder  # before Ray, which takes seconds to start
         ray_cluster.connect(config.cluster)
+        check_capability(config.training, ray_cluster.gpu_capability)
         source, rejected = _prepare(config, encoder, console, survive_in_tasks(map_on_cluster))
         with RunWatch(config, source, rejected, console) as watch:
             result = ray_train.run_on_ray(config, source, attempt)

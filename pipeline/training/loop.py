@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from model.llava.fp8_linear import refresh_learning_layers
 from pipeline.parallel.stop_signals import StopRequestedError
 from pipeline.run_folder.fault_points import reached
 from pipeline.training.batches import PreparedStep
@@ -115,6 +116,7 @@ def run_step(session: TrainingSession, prepared: PreparedStep) -> StepOutcome:
     summed = session.workers.sum([*own_counts, *prepared.tally.counts])
     counts, source_counts = StepCounts(*summed[: len(own_counts)]), summed[len(own_counts) :]
     session.optimizer.zero_grad(set_to_none=True)
+    refresh_learning_layers(session.model, compiled=session.training.compile)
     local_loss = accumulate_gradients(session, prepared, counts.targets)
     if session.training.sharding == "none":
         session.workers.sum_gradients(session.trained)

@@ -160,11 +160,12 @@ def _cast_bytes(model: LlavaModel, training: TrainingConfig, shards: int, comput
         root: int = sum(p.numel() for p in model.parameters()) - sum(p.numel() for part in parts for p in part)
         gradient_bytes = 4 if any(parameter.requires_grad for parameter in body.layers.parameters()) else 0
         return 2 * max(layers) * compute + root * (compute + gradient_bytes)
-    if compute == master:
-        return 0
-    linear = [part for part in (*body.layers.modules(), model.lm_head) if isinstance(part, nn.Linear)]
-    cast = sum(part.weight.numel() for part in linear if part.weight.requires_grad)
-    return cast * compute
+    inner = [part for part in body.layers.modules() if isinstance(part, nn.Linear) and part.weight.requires_grad]
+    in_layers = sum(part.weight.numel() for part in inner)
+    head = model.lm_head.weight.numel() if model.lm_head.weight.requires_grad else 0
+    if training.linear_precision == "fp8":  # by row and by column, a byte each; adapters are few
+        return 2 * in_layers + (0 if compute == master else head * compute)
+    return 0 if compute == master else (in_layers + head) * compute
 
 
 def _activation_bytes(model: LlavaModel, training: TrainingConfig, tokens: int, compute: int) -> int:

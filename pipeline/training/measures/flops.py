@@ -8,7 +8,6 @@ frozen weights, norms and other elementwise work. MFU = these FLOPs / time / pea
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.hub.weights import LlavaModel
+from model.llava.fp8_linear import Fp8Linear, learns, linear_layers
 from model.vision.joined_towers import JoinedTowers
 from model.vision.tower_builder import AnyTower
 from model.vision.vision_tower import VisionTower
@@ -86,13 +86,13 @@ class FlopModel:
         width = config.num_attention_heads * (head_dim or config.hidden_size // config.num_attention_heads)
         tower, per_tile, in_tower = model.get_vision_tower(), 0, 0
         if tower is not None:
-            first, *rest = [*_linear(body.mm_projector), None]
+            first, *rest = [*linear_layers(body.mm_projector), None]
             unneeded = 0 if first is None else 2 * first.in_features * first.out_features
             projector = sum(_passes(layer) for layer in (first, *rest) if layer is not None) - unneeded
             in_tower = _tower_forward(tower) * (1 if tower.frozen else 3)
             per_tile = projector * tower.num_features + in_tower
         return cls(
-            per_token=sum(_passes(layer) for decoder_layer in body.layers for layer in _linear(decoder_layer)),
+            per_token=sum(_passes(layer) for decoder_layer in body.layers for layer in linear_layers(decoder_layer)),
             per_pair=3 * 4 * width * len(body.layers),
             per_target=_passes(model.lm_head),
             per_tile=per_tile,
@@ -113,13 +113,9 @@ class FlopModel:
         )
 
 
-def _linear(module: nn.Module) -> Iterable[nn.Linear]:
-    return (part for part in module.modules() if isinstance(part, nn.Linear))
-
-
-def _passes(layer: nn.Linear) -> int:
+def _passes(layer: nn.Linear | Fp8Linear) -> int:
     """Return the FLOPs of one row through a layer, forward and backward."""
-    return 2 * layer.in_features * layer.out_features * (3 if layer.weight.requires_grad else 2)
+    return 2 * layer.in_features * layer.out_features * (3 if learns(layer) else 2)
 
 
 def _tower_forward(tower: AnyTower) -> int:

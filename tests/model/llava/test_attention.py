@@ -69,9 +69,9 @@ def test_dropout_in_a_packed_call_is_refused(llama_config: LlamaConfig) -> None:
 
 def test_kernel_is_reported_and_unknown_one_refused(llama_config: LlamaConfig) -> None:
     model = LlamaForCausalLM(llama_config)
-    assert packed_kernel(model) is None
+    assert packed_kernel(model.config) is None
     enable_packed_attention(model, "sdpa")
-    assert packed_kernel(model) == "sdpa"
+    assert packed_kernel(model.config) == "sdpa"
     with pytest.raises(ValueError, match="'eager' is unknown; known: auto, sdpa"):
         enable_packed_attention(model, "eager")  # type: ignore[arg-type]
 
@@ -84,7 +84,7 @@ def test_every_name_is_accepted_by_transformers(
     monkeypatch.setattr(attention, "is_installed", lambda: True)
     model = LlamaForCausalLM(llama_config)
     enable_packed_attention(model, kernel)
-    assert packed_kernel(model) == kernel
+    assert packed_kernel(model.config) == kernel
 
 
 def test_kernel_that_is_not_installed_is_refused(llama_config: LlamaConfig) -> None:

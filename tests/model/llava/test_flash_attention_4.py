@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn.attention.varlen import varlen_attn
 from transformers import LlamaConfig, LlamaModel, MistralConfig, MistralModel, PreTrainedModel
 
 from model.fusion.packed import PackedBatch, pack_samples
@@ -297,5 +298,9 @@ def test_kernels_equal_dense_float32(
     assert flash_attention_4.missing_for(CUDA, BF16, width, heads // groups) is None
     got = flash_attention_4.flash_attention_4(q, k, v, bounds, max(lengths), window, scale)
     got_grads = torch.autograd.grad(got, leaves, upstream)
-    for a, b in zip((got, *got_grads), (wanted, *wanted_grads), strict=True):
-        assert float((a.float() - b.float()).norm()) <= 1e-2 * float(b.float().norm()) + 1e-6
+    left = -1 if window is None else window - 1
+    fa2: Any = varlen_attn(q, k, v, bounds, bounds, max(lengths), max(lengths), window_size=(left, 0), scale=scale)
+    fa2_grads = torch.autograd.grad(fa2, leaves, upstream)
+    for a, b, c in zip((got, *got_grads), (wanted, *wanted_grads), (fa2, *fa2_grads), strict=True):
+        mine, theirs = (float((x.float() - b.float()).norm()) for x in (a, c))
+        assert mine <= 1.25 * theirs + 2e-3 * float(b.float().norm()) + 1e-5  # a gradient that is zero but for rounding

@@ -141,3 +141,38 @@ def test_user_and_password_in_a_url_are_refused_and_not_shown(config_path: Path,
         load_config(config_path, [f"{field}=[{value}]" if field == "data.shards" else f"{field}={value}"])
     assert "bucket/a" in str(refused.value)
     assert "mysecret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([], r"training\.precision is float32; set that to bfloat16"),
+        (["training.precision=bfloat16"], r"cluster\.use_gpu is false; set it to true"),
+        (
+            ["training.precision=bfloat16", "cluster.use_gpu=true", "training.sharding=fsdp"],
+            r"set training\.sharding=none or training\.linear_precision=null",
+        ),
+        (
+            [
+                "training.precision=bfloat16",
+                "cluster.use_gpu=true",
+                "stage=finetune",
+                "lora.rank=2",
+                "lora.quantize_base=nf4",
+            ],
+            r"lora\.quantize_base=nf4 both quantise",
+        ),
+    ],
+)
+def test_fp8_layers_that_contradict_other_settings_are_refused(
+    overrides: list[str], message: str, config_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(config_path, ["training.linear_precision=fp8", *overrides])
+
+
+def test_fp8_layers_may_not_come_or_go_on_resume(config_path: Path) -> None:
+    changes = ["training.precision=bfloat16", "cluster.use_gpu=true"]
+    started = load_config(config_path, changes)
+    with pytest.raises(ConfigError, match=r"training\.linear_precision: the run was started with None, now 'fp8'"):
+        check_resumable(started, load_config(config_path, [*changes, "training.linear_precision=fp8"]))
