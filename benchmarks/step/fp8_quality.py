@@ -45,8 +45,8 @@ class Lesson(NamedTuple):
     num_examples: int = 40_000
     num_held_out: int = 1_000
     batch_size: int = 192
-    decoder_steps: int = 350
-    projector_steps: int = 250
+    decoder_steps: int = 300
+    projector_steps: int = 200
     width: int = 384
     num_layers: int = 4
 

@@ -16,7 +16,7 @@ from benchmarks.step.measure import synchronize
 _FAMILIES: Final = (
     ("attention", r"flash|fmha|attention|sdpa|cudnn_generated"),
     ("matrix products", r"gemm|nvjet|cutlass|xmma|wgmma|splitk|cublas|conv"),
-    ("compiled elementwise", r"^triton"),
+    ("compiled elementwise", r"^triton|^_gate"),
     ("optimizer and norm of gradients", r"multi_tensor|adam|lpnorm"),
     ("copies and fills", r"memcpy|memset|copy|fill"),
     ("gather and scatter", r"index|gather|scatter|embedding|sort"),

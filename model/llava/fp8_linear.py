@@ -67,18 +67,9 @@ class Fp8Linear(nn.Module):
     by_column_scales: Tensor
 
     def __init__(self, linear: nn.Linear) -> None:
-        """Quantise a layer; a frozen weight is let go.
-
-        Raises:
-            ValueError: a width is not a multiple of 16.
-        """
+        """Quantise a layer; a frozen weight is let go."""
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        if self.in_features % _WIDTH_STEP or self.out_features % _WIDTH_STEP:
-            raise ValueError(
-                f"FP8 products need widths that are multiples of {_WIDTH_STEP}, found {self.in_features} x "
-                f"{self.out_features}; set training.linear_precision=null"
-            )
         self.learns = linear.weight.requires_grad
         self.bias: nn.Parameter | None = linear.bias
         if self.learns:
@@ -171,6 +162,21 @@ def _along_rows(inputs: Tensor, weight: Quantized) -> Tensor:
     return out.view(*inputs.shape[:-1], out.shape[-1])
 
 
+def check_widths(layers: nn.ModuleList) -> None:
+    """Refuse decoder layers with a linear layer that FP8 products do not take; weights are not looked at.
+
+    Raises:
+        ValueError: a width is not a multiple of 16; names the layer.
+    """
+    for place in list(_linear_places(layers)):
+        wide = place.layer
+        if wide.in_features % _WIDTH_STEP or wide.out_features % _WIDTH_STEP:
+            raise ValueError(
+                f"training.linear_precision=fp8 needs widths in multiples of {_WIDTH_STEP}, decoder layer {place.path} "
+                f"is {wide.in_features} x {wide.out_features}; set training.linear_precision=null"
+            )
+
+
 def quantize_layers(layers: nn.ModuleList) -> None:
     """Put FP8 layers in the place of all linear layers of decoder layers, adapters excepted; on their device.
 
@@ -180,13 +186,24 @@ def quantize_layers(layers: nn.ModuleList) -> None:
     device = next(layers.parameters()).device
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
         raise ValueError(f"FP8 products by row need a Hopper GPU or newer, found {torch.cuda.get_device_name(device)}")
-    for parent_name, parent in list(layers.named_modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear and _ADAPTERS not in f"{parent_name}.{name}":
-                try:
-                    setattr(parent, name, Fp8Linear(child))
-                except ValueError as error:
-                    raise ValueError(f"decoder layer {parent_name}.{name}: {error}") from error
+    check_widths(layers)
+    for place in list(_linear_places(layers)):
+        setattr(place.parent, place.name, Fp8Linear(place.layer))
+
+
+class _Place(NamedTuple):
+    parent: nn.Module
+    name: str
+    path: str
+    layer: nn.Linear
+
+
+def _linear_places(layers: nn.ModuleList) -> Iterator[_Place]:
+    for parent_name, parent in layers.named_modules():
+        for name, child in parent.named_children():
+            path = f"{parent_name}.{name}"
+            if type(child) is nn.Linear and _ADAPTERS not in path:
+                yield _Place(parent, name, path, child)
 
 
 def fp8_layers(model: nn.Module) -> Iterator[Fp8Linear]:

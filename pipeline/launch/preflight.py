@@ -19,6 +19,7 @@ from model.files.checkpoint_files import read_checkpoint_config
 from model.hub.quantization import quantization_config
 from model.hub.weights import LlavaModel
 from model.llava.attention import check_training_kernel, enable_packed_attention
+from model.llava.fp8_linear import check_widths
 from pipeline.assembly.encoder import build_encoder
 from pipeline.assembly.part_files import check_part_files
 from pipeline.assembly.precision import DTYPES
@@ -115,6 +116,8 @@ def check_model(config: ExperimentConfig) -> LlavaModel:
         kernel = config.model.attention
         enable_packed_attention(model, kernel)
         check_training_kernel(model, kernel, on_cuda=config.cluster.use_gpu, dtype=dtype)
+    if config.training.linear_precision == "fp8":
+        check_widths(model.get_model().layers)
     check_optimizer(model, config.training)
     return model
 

@@ -68,6 +68,8 @@ def test_time_steps_leaves_warm_up_out() -> None:
         ("triton_tem_fused_flex_attention_backward_transpose_view_4", "attention"),
         ("triton_poi_fused_mul_silu_3", "compiled elementwise"),
         ("void at::native::multi_tensor_apply_kernel<FusedOptimizer>", "optimizer and norm of gradients"),
+        ("kernel_cutlass_kernel_flash_attncuteflash_bwd_sm90FlashAttentionBackwardSm90_object", "attention"),
+        ("_gate_gradient_kernel", "compiled elementwise"),
         ("Memset (Device)", "copies and fills"),
         ("something new", "other"),
     ],
