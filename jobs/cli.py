@@ -1,4 +1,4 @@
-"""The `ray-llava` command: its verbs, and how it ends.
+"""The `ray-llava` command: its verbs and its exit codes.
 
 Each verb is a module of this package. Logging is configured here and nowhere else.
 """

@@ -1,4 +1,4 @@
-"""`ray-llava demo`: generate shards, pretrain, finetune, and show on held-out samples what each stage brought.
+"""`ray-llava demo`: generate shards, pretrain, finetune, and show on held-out samples what each stage achieved.
 
 The stages run exactly as `ray-llava pretrain` and `ray-llava finetune` run them; only the data is made here.
 """

@@ -32,7 +32,7 @@ def run(
     device: Device = "cpu",
     report: Report = None,
 ) -> None:
-    """Measure a model; every figure also with blanked images: what stays right was not read off an image."""
+    """Measure a model, also with blanked images: answers that stay right do not depend on the image."""
     from pipeline.assembly.facts import load_tokenizer
     from pipeline.assembly.folder import open_model
     from pipeline.index.build import build_index

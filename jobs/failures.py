@@ -1,4 +1,4 @@
-"""What the shell is told about a failure: an exit code that scripts can rely on, and whether a traceback helps.
+"""The exit code of each kind of failure, and whether a traceback helps.
 
 0 done, 1 defect of the program, 2 config or usage, 3 too many bad samples, 4 corrupt data or account, 5 numbers not
 finite or no memory, 6 storage, network or cluster, 7 run already active, 8 workers fail again and again,

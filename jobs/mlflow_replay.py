@@ -13,7 +13,7 @@ Uri = Annotated[str | None, typer.Option(help="Send it there instead of where th
 
 
 def run(run_dir: RunDir, uri: Uri = None) -> None:
-    """Send everything of a run that its MLflow server lacks; sending twice changes nothing."""
+    """Send everything of a run that its MLflow server lacks; it may be repeated."""
     sender = replay(run_dir, uri)
     console = output_console()
     place = f"MLflow run {sender.state.run_id} at {without_credentials(sender.state.tracking_uri)}"

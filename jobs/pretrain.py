@@ -1,4 +1,4 @@
-"""`ray-llava pretrain`: train the projector; tower and language model stay as they are."""
+"""`ray-llava pretrain`: train the projector; tower and language model stay frozen."""
 
 from jobs.config_source import ConfigOption, OverridesArgument, read_config
 from jobs.console import output_console

@@ -1,1 +1,1 @@
-"""Checkpoints as transactions: written aside, proven by a manifest, verified before anything is loaded."""
+"""Checkpoints as transactions: written aside, committed by a manifest, verified before anything is loaded."""

@@ -1,4 +1,4 @@
-"""Whether a checkpoint is this run's own, and what it holds still is what the config would compute."""
+"""Whether a checkpoint is this run's own, and whether it matches what the config would compute."""
 
 from __future__ import annotations
 

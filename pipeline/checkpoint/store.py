@@ -1,4 +1,4 @@
-"""Checkpoints as transactions: one counts only once its manifest, written last, proves every byte of it.
+"""Checkpoints as transactions: one counts only once its manifest with all digests, written last, is in place.
 
 Tensors in safetensors, all else in the manifest, never pickle. A checkpoint is `GROUP.safetensors` per group of tensors
 (model, optimizer, random), or, when every rank writes its own share, `GROUP-RANK.safetensors` in the Hugging Face

@@ -1,4 +1,4 @@
-"""The frozen tower of a config, alone: who fills the cache or launches a run needs no language model."""
+"""The frozen tower of a config, alone, since filling the cache and launching a run need no language model."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Experiment tracking as a sink: training writes files, a background thread copies them to MLflow.
 
-`journal` is what the run folder remembers, `recovery` what helps where that is damaged, `tracker` the thread that sends
+`journal` is what the run folder remembers, `recovery` repairs it after damage, `tracker` the thread that sends
 it, `mlflow_run` the only module that imports mlflow, `lineage` the tags that tie a finetuning run to its projector,
-`credentials` what takes them out of all that others read.
+`credentials` removes credentials from text that others can read.
 """
 
 from pipeline.tracking.credentials import without_credentials

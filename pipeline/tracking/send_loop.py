@@ -1,4 +1,4 @@
-"""A background thread that sends again and again: soon after news, with growing pauses while the server fails."""
+"""A background thread that sends repeatedly: soon after new records, with growing pauses while the server fails."""
 
 import logging
 import threading

@@ -1,4 +1,4 @@
-"""What to change when a run would not fit: the smallest changes of the config that the estimate says would do."""
+"""What to change when a run would not fit: the smallest changes of the config that fit by the estimate."""
 
 from __future__ import annotations
 
