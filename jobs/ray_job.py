@@ -254,7 +254,7 @@ class FollowedJob:
         chunks = aiter(self._client.tail_job_logs(self.submission_id))
         while True:
             try:
-                # a tunnel that died without a word says nothing either
+                # a broken tunnel gives no message either
                 chunk = await asyncio.wait_for(anext(chunks), _SILENCE_S)
             except (StopAsyncIteration, TimeoutError):
                 return

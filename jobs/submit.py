@@ -100,7 +100,7 @@ def build_request(
 
 
 def connect_to(address: str, allow_unencrypted: bool) -> "JobSubmissionClient":
-    """Return a client of a cluster that wants a token, and has taken this shell's.
+    """Return a client of a cluster that requires a token, and accepted this shell's.
 
     Raises:
         SubmitError: the address, the cluster or the token will not do.

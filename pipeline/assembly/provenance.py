@@ -27,7 +27,7 @@ _DIGITS = 12
 def describe_parts(parts: ModelConfig) -> dict[str, Any]:
     """Return what decides the meaning of a projector's inputs and outputs, as JSON values.
 
-    Folders are known by their content, wherever they lie; a hub id, or the tower inside a LLaVA folder, by name only.
+    Folders are identified by their content; a hub id, or the tower inside a LLaVA folder, by name only.
     """
     found: dict[str, Any] = {"num_features": read_tower_facts(parts).num_features}
     if parts.vision_tower is None:

@@ -57,7 +57,7 @@ def check_admits(address: str) -> None:
 def _explain_token() -> str:
     if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
         return (
-            "the cluster wants a token, and this process sends none: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH "
+            "the cluster requires a token, this process sends none: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH "
             f"to a file with the cluster's token ({_WHERE})"
         )
     source = "RAY_AUTH_TOKEN" if os.environ.get("RAY_AUTH_TOKEN") else os.environ.get("RAY_AUTH_TOKEN_PATH")

@@ -182,7 +182,7 @@ ASK = "import sys; from pipeline.launch.ray_door import check_admits; check_admi
 @pytest.mark.parametrize(
     ("token", "said"),
     [
-        (None, "wants a token, and this process sends none: set RAY_AUTH_MODE=token"),
+        (None, "requires a token, this process sends none: set RAY_AUTH_MODE=token"),
         ("wrong", "refused the token of"),
         ("right", "admitted"),
         ("dashboard", "what listens there is no Ray head"),
@@ -216,7 +216,7 @@ def test_submitted_jobs_are_listed_and_followed_again_by_name(head: Head) -> Non
     assert "-001: FAILED, started 2" in call("status", "mlflow-replay-001").stdout
     followed = call("follow", "ray-llava-mlflow-replay-001")
     assert (followed.returncode, followed.stdout.count("error: /no/such/other: no tracked run here")) == (2, 1)
-    assert "no job of the name 'nobody'" in call("status", "nobody").stderr
+    assert "no job of the name 'absent'" in call("status", "absent").stderr
 
 
 def test_submitted_verb_shows_its_output_and_passes_its_exit_code_on(head: Head) -> None:
