@@ -67,7 +67,7 @@ def run(
     launcher: LauncherOption = "local",
     workers: Annotated[int | None, typer.Option(min=1, help="Parallel shards; one per core by default.")] = None,
 ) -> None:
-    """Convert a data set into WebDataset shards that pass the index; killed, the same command continues."""
+    """Convert a data set into WebDataset shards that pass the index; after a kill, the same command continues."""
     if check not in ("decode", "header") or launcher not in ("local", "ray"):
         raise ConfigError(f"--check {check} --launcher {launcher}: expected decode or header, and local or ray")
     if not prefix or not prefix.replace("-", "").replace("_", "").isalnum():

@@ -24,7 +24,7 @@ _DASHBOARD_PORT = 8265
 
 
 def run(config: ConfigOption, overrides: OverridesArgument = None) -> None:
-    """Check what a run needs: disk, file system, checkpoints, data, model, Ray, MLflow. Ends as the run would."""
+    """Check what a run needs: disk, file system, checkpoints, data, model, Ray, MLflow. Same exit codes as a run."""
     experiment = read_config(config, overrides).with_absolute_paths()
     findings = examine(experiment)
     output_console().print(findings_table(experiment.name, findings))

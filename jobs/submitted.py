@@ -1,4 +1,4 @@
-"""`ray-llava list`, `status`, `follow` and `stop`: what became of submitted jobs, found by the name of the run."""
+"""`ray-llava list`, `status`, `follow` and `stop`: submitted jobs, found by the name of the run."""
 
 import time
 from typing import Annotated
@@ -23,7 +23,7 @@ def list_jobs(address: Address = "http://127.0.0.1:8265", allow_unencrypted: All
 
 
 def status(name: Name, address: Address = "http://127.0.0.1:8265", allow_unencrypted: AllowUnencrypted = False) -> None:
-    """Say how a submitted run is."""
+    """Show the state of a submitted run."""
     job = find_job(list_own_jobs(connect_to(address, allow_unencrypted)), name)
     output_console().print(f"{job.submission_id}: {job.status}, started {_when(job.start_time_ms)}", highlight=False)
 

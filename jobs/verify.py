@@ -1,4 +1,4 @@
-"""`ray-llava verify`: whether an exported folder does in transformers what the model it was made of does here."""
+"""`ray-llava verify`: whether an exported folder gives the same results in transformers as its model gives here."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +14,7 @@ Against = Annotated[
 
 
 def run(folder: Folder, against: Against = None) -> None:
-    """Ask an exported folder through transformers alone, compare ids, pixels, logits, answers. Exit 4: they differ."""
+    """Run an exported folder in plain transformers and compare ids, pixels, logits, answers. Exit 4: they differ."""
     from pipeline.tools.parity.check import verify_export
 
     parity = verify_export(folder, against)
