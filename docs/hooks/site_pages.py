@@ -17,12 +17,16 @@ _ROOT_PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "C
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Append the API reference to the navigation, one section per top-level package."""
+    """Add the benchmark pages to the navigation, and the API reference, one section per top-level package."""
+    assert config.nav is not None
+    for entry in config.nav:
+        if "Benchmarks" in entry:
+            dated = sorted((Path(config.docs_dir) / "benchmarks").glob("2*.md"), reverse=True)
+            entry["Benchmarks"] = ["benchmarks/README.md", *(f"benchmarks/{page.name}" for page in dated)]
     sections = []
     for top in _PACKAGES:
         pages = [package for package in _package_modules() if package.split(".")[0] == top]
         sections.append({top: [{page: f"api/{page}.md"} for page in pages]})
-    assert config.nav is not None
     config.nav.append({"API reference": sections})
     return config
 

@@ -1,7 +1,7 @@
 """Linear layers of the decoder whose matrix products run in 8-bit floats (e4m3), with one scale for every row.
 
 Weights are quantised once, by row for the product and by column for the gradient of the input, and kept; activations
-and gradients are quantised as they come. A weight that learns keeps its own type beside the two, is quantised again
+and gradients are quantised as they come. A weight that learns keeps its own type too, is quantised again
 before every optimizer step, and gets its gradient from a product of bfloat16. Embeddings, output head, projector and
 adapters stay as they are. Source: Micikevicius et al., "FP8 Formats for Deep Learning", 2022.
 
