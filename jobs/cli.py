@@ -23,6 +23,7 @@ from jobs import (
     export,
     finetune,
     generate,
+    import_model,
     index,
     inspect,
     merge,
@@ -58,6 +59,7 @@ app.command("cache-features")(cache_features.run)
 app.command("generate")(generate.run)
 app.command("export")(export.run)
 app.command("verify")(verify.run)
+app.command("import")(import_model.run)
 app.command("merge")(merge.run)
 app.command("evaluate")(evaluate.run)
 app.command("demo")(demo.run)

@@ -56,12 +56,26 @@ def backbone_of_language_model(values: dict[str, Any], name: str) -> Backbone:
         ValueError: it is a complete LLaVA model, of an unknown kind, or caps its logits.
     """
     kind = values.get("model_type")
+    refuse_transformers_folder(values, name)
     if kind not in BACKBONES:
         hint = "; it is a complete LLaVA model: use load_llava" if backbone_of_llava(values) else ""
         raise ValueError(f"language model {name} has model_type {kind!r}; known: {', '.join(sorted(BACKBONES))}{hint}")
     if values.get("final_logit_softcapping") is not None:
         raise ValueError(f"language model {name} sets final_logit_softcapping, which the packed loss does not compute")
     return BACKBONES[kind]
+
+
+def refuse_transformers_folder(values: dict[str, Any], name: str) -> None:
+    """Refuse a config.json of transformers' own LLaVA classes, which is not laid out as models are here.
+
+    Raises:
+        ValueError: it is one; says what to do.
+    """
+    if "text_config" in values and str(values.get("model_type")).startswith("llava"):
+        raise ValueError(
+            f"{name} was saved by transformers' LLaVA class ({values['model_type']}); run `ray-llava import {name} "
+            "FOLDER` first, and give FOLDER"
+        )
 
 
 def backbone_of_llava(values: dict[str, Any]) -> Backbone | None:

@@ -1,16 +1,14 @@
 """Folders of transformers' LLaVA classes as models of this project; the inverse of `export`."""
 
-import json
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
 from transformers import CONFIG_MAPPING
+from transformers.image_processing_utils import BaseImageProcessor
 
 from model.backbones.registry import Backbone, backbone_of_language_model
-from model.files.checkpoint_files import read_checkpoint_config
+from model.files.checkpoint_files import read_checkpoint_config, read_tensors
 from model.hub.hf_classes import HF_CLASSES, LLAVA_ONEVISION
 from model.hub.hf_names import imported_name
 from model.hub.weights import LlavaModel, load_weights
@@ -38,7 +36,9 @@ def import_transformers(
             "as transformers' LLaVA classes save it; this project's own folders are opened by load_llava"
         )
     backbone, config = _config_of(values, path)
-    state = {imported_name(name): tensor for name, tensor in _read_tensors(path).items() if "position_ids" not in name}
+    tensors = read_tensors(str(path), lambda name: "position_ids" not in name)
+    state = {imported_name(name): tensor for name, tensor in tensors.items()}
+    config.tie_word_embeddings = "lm_head.weight" not in state  # flags on two levels, and defaults of two classes
     model = load_weights(backbone, None, config, dtype, state)
     cast(Any, model.get_vision_tower()).set_frozen(True)
     if model.packs_rows:
@@ -77,9 +77,7 @@ def _config_of(values: dict[str, Any], path: Path) -> tuple[Backbone, Any]:
 def _image_fields(values: dict[str, Any], path: Path) -> dict[str, Any]:
     """Return how images become tiles; pin points of those classes are (height, width)."""
     if not HF_CLASSES[values["model_type"]].has_tiles:
-        file = path / "preprocessor_config.json"
-        processor = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        return {"image_aspect_ratio": "pad" if processor.get("do_pad") else "crop"}
+        return {"image_aspect_ratio": "pad" if _pads(path) else "crop"}
     is_limited = values["model_type"] == LLAVA_ONEVISION.model_type
     defaults: Any = CONFIG_MAPPING[values["model_type"]]()
     pinpoints = values.get("image_grid_pinpoints") or defaults.image_grid_pinpoints
@@ -90,15 +88,17 @@ def _image_fields(values: dict[str, Any], path: Path) -> dict[str, Any]:
     }
 
 
+def _pads(path: Path) -> bool:
+    """Whether the image processor pads to a square; its file may be inside that of the processor."""
+    try:
+        values, _ = BaseImageProcessor.get_image_processor_dict(str(path))
+    except OSError:
+        return False
+    return bool(values.get("do_pad"))
+
+
 def _check_supported(values: dict[str, Any], path: Path) -> None:
     expected = {"projector_hidden_act": "gelu", "multimodal_projector_bias": True}
     found = {key: values.get(key, value) for key, value in expected.items()}
     if found != expected:
         raise ValueError(f"{path}: expected {expected} in config.json, found {found}; no projector here is like that")
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    files = sorted(path.glob("*.safetensors"))
-    if not files:
-        raise ValueError(f"{path} holds no *.safetensors; save the model with transformers' save_pretrained first")
-    return {name: tensor for file in files for name, tensor in load_file(file).items()}

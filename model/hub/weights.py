@@ -10,7 +10,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from model.backbones.registry import Backbone, backbone_of_language_model, backbone_of_llava
+from model.backbones.registry import (
+    Backbone,
+    backbone_of_language_model,
+    backbone_of_llava,
+    refuse_transformers_folder,
+)
 from model.files.adapter import load_projector, projector_state, write_projector
 from model.files.checkpoint_files import read_checkpoint_config, read_checkpoint_shapes, read_tensors
 from model.files.file_mode import follow_umask
@@ -21,6 +26,7 @@ from model.llava.attention import AttentionKernel, enable_packed_attention
 from model.llava.published_fields import check_published_fields
 from model.llava.vision_tokens import refuse_tied_tables
 from model.llava_arch import LlavaForCausalLM
+from model.vision.pixels import read_pixel_stats
 from model.vision.tower_builder import VisionArgs, build_vision_tower
 from model.vision.vision_tower import SelectFeature, VisionTower
 
@@ -110,15 +116,17 @@ def load_llava(
     dtype: torch.dtype = torch.float32,
     attention: AttentionKernel = "auto",
     quantize: Quantization | None = None,
+    vision_tower: str | None = None,
 ) -> LlavaModel:
     """Load a complete LLaVA model: one of `save_llava`, or a published one with LLaVA's original tensor names.
 
-    The tower comes from inside the checkpoint when it is there, else from the folder or hub id that its config names.
+    The tower comes from inside the checkpoint when it is there, else from the folder or hub id that its config names,
+    or from `vision_tower` in its place.
 
     Raises:
         ValueError: the folder is missing, is not a LLaVA model, or lacks tensors; all are named.
     """
-    backbone, config = _read_llava(str(path))
+    backbone, config = _read_llava(str(path), vision_tower)
     model = load_weights(backbone, str(path), config, dtype, quantize=quantize)
     tower = _tower(model)
     if not tower.is_loaded:
@@ -128,10 +136,32 @@ def load_llava(
             model.config.mm_vision_weights = "checkpoint"
         else:
             tower.load_model(dtype)
+    _describe_tower(model, str(path))
     tower.set_frozen(True)
     if model.packs_rows:
         enable_packed_attention(model, attention)
     return model
+
+
+def _describe_tower(model: LlavaModel, path: str) -> None:
+    """Note in the config what original checkpoints leave to the tower's folder, so that a copy needs no other folder.
+
+    Args:
+        model: with its tower.
+        path: of the checkpoint, whose own image processor counts before the tower's.
+
+    Raises:
+        ValueError: an image processor is not supported.
+    """
+    config, tower = model.config, model.get_vision_tower()
+    if not isinstance(tower, VisionTower):  # several are described when they are joined
+        return
+    if config.mm_vision_config is None:
+        config.mm_vision_config = tower.config.to_dict()
+    if config.mm_image_mean is None or config.mm_image_std is None:
+        stats = read_pixel_stats(path) or read_pixel_stats(tower.spec.name)
+        if stats is not None:
+            config.mm_image_mean, config.mm_image_std = list(stats.mean), list(stats.std)
 
 
 def load_weights(
@@ -214,13 +244,13 @@ def _describe_head(model: LlavaModel) -> None:
     model.config.tie_word_embeddings = tied
 
 
-def read_llava_config(path: str | Path) -> PretrainedConfig:
-    """Read the config of a complete LLaVA model, without its weights.
+def read_llava_config(path: str | Path, vision_tower: str | None = None) -> PretrainedConfig:
+    """Read the config of a complete LLaVA model, without its weights; `vision_tower` replaces the tower it names.
 
     Raises:
         ValueError: the folder is missing or is not a LLaVA model.
     """
-    return _read_llava(str(path))[1]
+    return _read_llava(str(path), vision_tower)[1]
 
 
 def save_llava(model: LlavaModel, path: str | Path, state: Mapping[str, Tensor] | None = None) -> None:
@@ -294,8 +324,11 @@ def _tower(model: LlavaModel) -> Any:
     return tower
 
 
-def _read_llava(path: str) -> tuple[Backbone, PretrainedConfig]:
+def _read_llava(path: str, vision_tower: str | None = None) -> tuple[Backbone, PretrainedConfig]:
     values = read_checkpoint_config(path, "LLaVA model")
+    if vision_tower is not None:
+        values = {**values, "mm_vision_tower": vision_tower}
+    refuse_transformers_folder(values, path)
     backbone = backbone_of_llava(values)
     if backbone is None:
         raise ValueError(

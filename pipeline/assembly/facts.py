@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from transformers import BaseImageProcessor, PreTrainedTokenizerFast
 
+from model.backbones.registry import refuse_transformers_folder
 from model.files.checkpoint_files import check_json_files, read_checkpoint_config, refuse_other_folders
 from model.fusion.resolution import Pinpoints, Resolution, read_resolution
 from model.hub.tokenizer_files import read_tokenizer
@@ -86,18 +87,23 @@ def read_tower_facts(parts: ModelConfig) -> TowerFacts:
     return _facts(tower, spec, parts.mm_projector_type, parts.mm_patch_merge_type or "flat")
 
 
-def read_llava_facts(folder: str) -> TowerFacts:
+def read_llava_facts(folder: str, vision_tower: str | None = None) -> TowerFacts:
     """Read what the data side must know of the tower of a LLaVA folder.
+
+    Args:
+        folder: of the model.
+        vision_tower: folder or hub id that takes the place of the one that its config names.
 
     Raises:
         ValueError: it is not a LLaVA folder, or has neither a preprocessor_config.json nor a tower that has one.
     """
     values = read_checkpoint_config(folder, "model.language_model")
+    refuse_transformers_folder(values, folder)
     if not values.get("mm_vision_tower"):
         raise ValueError(
             f"{folder} is a language model without a vision tower; set model.vision_tower to a tower's folder or hub id"
         )
-    config: Any = read_llava_config(folder)
+    config: Any = read_llava_config(folder, vision_tower)
     tower = build_vision_tower(config, delay_load=True)
     if (Path(folder) / "preprocessor_config.json").is_file():
         spec = read_image_spec(folder)

@@ -40,8 +40,9 @@ from pipeline.samples.prompt.rendering import choose_template
 from pipeline.samples.prompt.served_prompt import served_chat_template
 from pipeline.samples.prompt.templates import Template
 
-_RECIPE = "ray_llava.json"
-_PROCESSOR = "preprocessor_config.json"
+RECIPE_FILE = "ray_llava.json"
+"""How a model folder's conversations and images are encoded."""
+PROCESSOR_FILE = "preprocessor_config.json"
 _RECIPE_FIELDS = ("template", "image_aspect_ratio", "image_grid_pinpoints", "max_length")
 
 
@@ -158,10 +159,10 @@ def read_recipe(folder: Path) -> dict[str, Any]:
     Raises:
         ConfigError: the folder is not one that finetuning wrote.
     """
-    file = folder / _RECIPE
+    file = folder / RECIPE_FILE
     if not file.is_file():
         raise ConfigError(
-            f"{folder} has no {_RECIPE}: expected the folder of a run, or a model folder written by finetuning"
+            f"{folder} has no {RECIPE_FILE}: expected the folder of a run, or a model folder written by finetuning"
         )
     recipe: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return recipe
@@ -170,10 +171,10 @@ def read_recipe(folder: Path) -> dict[str, Any]:
 def copy_encoding(source: Path, target: Path) -> None:
     """Copy a model folder's tokenizer, image processor and recipe, without the base that adapters need."""
     write_tokenizer(load_tokenizer(str(source)), target)
-    shutil.copyfile(source / _PROCESSOR, target / _PROCESSOR)
+    shutil.copyfile(source / PROCESSOR_FILE, target / PROCESSOR_FILE)
     of_adapters = ("base", "base_fingerprints")
     recipe = {name: value for name, value in read_recipe(source).items() if name not in of_adapters}
-    (target / _RECIPE).write_text(json.dumps(recipe, indent=2), encoding="utf-8")
+    (target / RECIPE_FILE).write_text(json.dumps(recipe, indent=2), encoding="utf-8")
 
 
 def read_folder_facts(folder: Path) -> TowerFacts:
@@ -202,7 +203,7 @@ def read_folder_prompt(folder: Path) -> tuple[PreTrainedTokenizerFast, Template 
 def _base_of(folder: Path) -> ModelConfig:
     recipe = read_recipe(folder)
     if "base" not in recipe:
-        raise ConfigError(f"{folder} holds adapters, but its {_RECIPE} does not say of which model (`base`)")
+        raise ConfigError(f"{folder} holds adapters, but its {RECIPE_FILE} does not say of which model (`base`)")
     return ModelConfig.model_validate(recipe["base"])
 
 
@@ -244,9 +245,9 @@ def _save_encoding(
         saved.chat_template = served_chat_template(saved, template, adds_bos=saved.add_bos_token)
     write_tokenizer(saved, folder)
     processor = json.dumps(read_tower_facts(parts).image_spec.to_preprocessor_config(), indent=2)
-    (folder / _PROCESSOR).write_text(processor, encoding="utf-8")
+    (folder / PROCESSOR_FILE).write_text(processor, encoding="utf-8")
     recipe = data.model_dump(mode="json", include=set(_RECIPE_FIELDS))
-    (folder / _RECIPE).write_text(json.dumps(recipe | dict(facts), indent=2), encoding="utf-8")
+    (folder / RECIPE_FILE).write_text(json.dumps(recipe | dict(facts), indent=2), encoding="utf-8")
     return tokenizer
 
 
