@@ -20,8 +20,13 @@ from model.files.weight_files import Shapes, check_not_pointer, read_shapes
 
 ADAPTER_FILES: Final = ("adapter_model.safetensors", "adapter_model.bin", "adapter_config.json")
 """A folder that has one of them holds adapters, not a model."""
-_WHOLE: Final = ("model.safetensors", "pytorch_model.bin")
-_INDEX: Final = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_WEIGHTS: Final = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+"""Whole, or an index of parts; the first that is there counts, as in transformers."""
 
 
 def read_checkpoint_config(name: str, what: str) -> dict[str, Any]:
@@ -34,7 +39,7 @@ def read_checkpoint_config(name: str, what: str) -> dict[str, Any]:
     if not Path(name).is_dir() and not is_hub_id:
         raise ValueError(f"{what}: folder {name!r} does not exist; expected a Hugging Face checkpoint folder or hub id")
     refuse_other_folders(name, what)
-    check_json_files(name, ("config.json",))
+    check_json_files(name, ("config.json", "generation_config.json"))
     try:
         values, _ = PretrainedConfig.get_config_dict(name)
     except OSError as error:
@@ -52,9 +57,10 @@ def refuse_other_folders(name: str, what: str) -> None:
     """
     folder = Path(name)
     if any((folder / file).is_file() for file in ADAPTER_FILES):
+        ours = (folder / "ray_llava.json").is_file()
+        command = f"run `ray-llava merge {name} WHOLE`" if ours else "merge them with the library that made them"
         raise ValueError(
-            f"{what}: {name} holds adapters, which need another model; run `ray-llava merge {name} WHOLE` first, "
-            "and give the folder WHOLE"
+            f"{what}: {name} holds adapters, which need another model; {command} first, and give the folder WHOLE"
         )
     if not (folder / "config.yaml").is_file() or (folder / "config.json").is_file():
         return
@@ -134,18 +140,22 @@ def read_pickled_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def _weight_files(name: str, wanted: Callable[[str], bool]) -> list[Path]:
-    for candidate in _WHOLE:
-        if (file := _find(name, candidate)) is not None:
-            return [file]
-    for candidate in _INDEX:
-        if (index := _find(name, candidate)) is not None:
-            parts: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            files = {part: _find(name, part) for part in sorted({parts[key] for key in parts if wanted(key)})}
-            missing = [part for part, file in files.items() if file is None]
-            if missing:
-                raise ValueError(f"{name}: {candidate} names {', '.join(missing)}, which do not exist; copy them there")
-            return [file for file in files.values() if file is not None]
-    raise ValueError(f"{name} has no weights; expected one of {', '.join((*_WHOLE, *_INDEX))}")
+    for candidate in _WEIGHTS:
+        file = _find(name, candidate)
+        if file is not None:
+            return _parts_of(name, file, wanted) if file.suffix == ".json" else [file]
+    raise ValueError(f"{name} has no weights; expected one of {', '.join(_WEIGHTS)}")
+
+
+def _parts_of(name: str, index: Path, wanted: Callable[[str], bool]) -> list[Path]:
+    """Return the files that an index names for the tensors that are wanted."""
+    check_json_files(str(index.parent), (index.name,))
+    parts: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    files = {part: _find(name, part) for part in sorted({parts[key] for key in parts if wanted(key)})}
+    missing = [part for part, file in files.items() if file is None]
+    if missing:
+        raise ValueError(f"{name}: {index.name} names {', '.join(missing)}, which do not exist; copy them there")
+    return [file for file in files.values() if file is not None]
 
 
 def _find(name: str, file: str) -> Path | None:

@@ -193,7 +193,9 @@ class VisionTower(nn.Module):
             dtype=dtype or own_dtype,
         )
         if lacking:
-            logger.info("%s has no %s; no selected feature needs them", where, ", ".join(lacking))
+            logger.info(
+                "%s lacks %d tensors that no selected feature needs, such as %s", where, len(lacking), lacking[0]
+            )
             fill_neutrally(model, lacking)
         self._adopt(model)
 

@@ -12,6 +12,7 @@ from transformers import BaseImageProcessor, PreTrainedTokenizerFast
 
 from model.backbones.registry import refuse_transformers_folder
 from model.files.checkpoint_files import check_json_files, read_checkpoint_config, refuse_other_folders
+from model.files.weight_files import check_not_pointer
 from model.fusion.resolution import Pinpoints, Resolution, read_resolution
 from model.hub.tokenizer_files import read_tokenizer
 from model.hub.weights import read_llava_config
@@ -119,6 +120,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
         ValueError: there is none, or none that can be written to another folder without loss.
     """
     check_json_files(name, _TOKENIZER_FILES)
+    if (Path(name) / "tokenizer.model").is_file():
+        check_not_pointer(Path(name) / "tokenizer.model")
     return read_tokenizer(name)
 
 
