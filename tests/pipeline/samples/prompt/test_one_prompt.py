@@ -110,6 +110,10 @@ def by_processor(processor: Any, conversation: Conversation, **options: Any) -> 
             listed, add_generation_prompt=prompt, tokenize=True, return_dict=True, **options
         )
         found: list[int] = made["input_ids"][0]
+        if not options:  # the older way, in two steps, which lets the tokenizer add what it adds
+            text = processor.apply_chat_template(listed, add_generation_prompt=prompt, tokenize=False)
+            images = [picture for message in listed for part in message["content"] if part["type"] == "image"]
+            assert processor(text=text, images=images or None)["input_ids"][0] == found
         return found
 
     return Prompts(ids(messages[:-1], True), ids(messages, False))
