@@ -13,16 +13,10 @@ from typing import Any, Final
 
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from model.hub.sentencepiece_files import check_sentencepiece, open_sentencepiece, order_merges
+
 _ROLES: Final = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _OF_THIS_MACHINE: Final = ("backend", "is_local", "local_files_only", "files_loaded")
-_SENTENCEPIECE_PROBES: Final = (
-    "What colour is the ball?",
-    "two  spaces ",
-    "a\nb\n\nc",
-    "\u00e9 \u00bd 12 \uff21\uff11 3.14",
-    "The assistant gives helpful, detailed, and polite answers.",
-)
-"""Texts on which normalization rules, prefix spaces, byte fallback and merges show."""
 
 
 def read_tokenizer(name: str) -> PreTrainedTokenizerFast:
@@ -42,8 +36,11 @@ def read_tokenizer(name: str) -> PreTrainedTokenizerFast:
             "tokenizer_config.json"
         ) from error
     made = portable(tokenizer)
-    if only_sentencepiece and getattr(tokenizer, "add_prefix_space", True) is not False:
-        _check_sentencepiece(made, file)
+    reference = open_sentencepiece(file) if only_sentencepiece else None
+    if reference is not None:
+        order_merges(made, reference)
+        if getattr(tokenizer, "add_prefix_space", True) is not False:
+            check_sentencepiece(made, reference, file)
     return made
 
 
@@ -148,25 +145,3 @@ def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
 def _adds_prefix_space(pre_tokenizer: Any) -> bool:
     """Whether a byte-level pre-tokenizer adds a space: transformers 4 sets it to what tokenizer_config.json says."""
     return bool(getattr(pre_tokenizer, "add_prefix_space", False))
-
-
-def _check_sentencepiece(tokenizer: PreTrainedTokenizerFast, file: Path) -> None:
-    """Compare with the library that the file belongs to.
-
-    Raises:
-        ValueError: a text gets other ids, because the model normalizes text in a way that transformers does not repeat.
-    """
-    from sentencepiece import SentencePieceProcessor  # read only where there is such a file
-
-    try:
-        reference = SentencePieceProcessor(model_file=str(file))
-    except (RuntimeError, OSError):
-        return  # a tiktoken vocabulary under the same name
-    for text in _SENTENCEPIECE_PROBES:
-        expected: list[int] = reference.encode(text)
-        found: list[int] = tokenizer(text, add_special_tokens=False).input_ids
-        if expected != found:
-            raise ValueError(
-                f"{file}: SentencePiece reads {text!r} as {reference.id_to_piece(expected)}, transformers as "
-                f"{tokenizer.convert_ids_to_tokens(found)}; put the tokenizer.json next to it that belongs to it"
-            )

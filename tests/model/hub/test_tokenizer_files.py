@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sentencepiece import SentencePieceProcessor
+from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 from tokenizers import Tokenizer, processors
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
 from model.hub.tokenizer_files import portable, read_tokenizer, write_tokenizer
 from tests.pipeline.samples.prompt.published_tokenizers import LAYOUTS, train_sentencepiece
@@ -48,6 +48,33 @@ def test_tokenizer_model_alone_is_read_as_sentencepiece_reads_it(layout: str, tm
     reference = SentencePieceProcessor(model_proto=train_sentencepiece())
     for text in ("What colour is the ball?", "a\nb", "\u00e9 \u00bd 12", "two  spaces "):
         assert tokenizer(text, add_special_tokens=False).input_ids == reference.encode(text)
+
+
+def spaces_first_by_id_and_last_by_score() -> bytes:
+    """Return a tokenizer.model whose runs of spaces stand as in Mistral's."""
+    messages: Any = sentencepiece_model_pb2  # its members are made when it is imported
+    proto = messages.ModelProto.FromString(train_sentencepiece())
+    normal = next(idx for idx, piece in enumerate(proto.pieces) if piece.type == piece.NORMAL)
+    runs = [proto.SentencePiece(piece="\u2581" * length, score=-1e9) for length in (2, 4, 3)]
+    kept = [piece for piece in proto.pieces if set(piece.piece) != {"\u2581"} or len(piece.piece) == 1]
+    ordered = [*kept[:normal], *runs, *kept[normal:]]
+    del proto.pieces[:]
+    proto.pieces.extend(ordered)
+    data: bytes = proto.SerializeToString()
+    return data
+
+
+def test_merges_of_a_tokenizer_model_are_ordered_by_score_as_sentencepiece_does(tmp_path: Path) -> None:
+    folder, model = published("llama_2", tmp_path / "published"), spaces_first_by_id_and_last_by_score()
+    (folder / "tokenizer.model").write_bytes(model)
+    tokenizer, reference = read_tokenizer(str(folder)), SentencePieceProcessor(model_proto=model)
+    by_transformers: Any = LlamaTokenizer.from_pretrained(folder)
+    differ = 0
+    for text in [f"ball{' ' * spaces}is red" for spaces in range(1, 12)] + ["a\n   the  ball", "is    the   ball"]:
+        expected = reference.encode(text)
+        assert tokenizer(text, add_special_tokens=False).input_ids == expected
+        differ += by_transformers(text, add_special_tokens=False).input_ids != expected
+    assert differ > 3
 
 
 def test_legacy_decides_about_the_space_after_a_control_token(tmp_path: Path) -> None:
