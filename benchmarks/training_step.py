@@ -38,6 +38,8 @@ from benchmarks.step.rival import time_rival
 from benchmarks.step.scenarios import CPU_SCENARIOS, SCENARIOS, Scenario
 from benchmarks.step.shapes import flop_model
 from benchmarks.step.side_by_side import compare
+from model.llava.attention import AttentionKernel
+from model.llava.flash_attention_4 import is_installed
 from pipeline.training.session import TrainingSession
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -222,9 +224,12 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
 def run_checks(device: torch.device, seed: int) -> dict[str, Any]:
     """Run all comparisons with float32; a check that cannot run counts as failed."""
     on_gpu = device.type == "cuda"
+    kernels: list[AttentionKernel] = ["sdpa", "varlen", "flex"] if on_gpu else ["sdpa"]
+    if on_gpu and is_installed():
+        kernels.append("flash_attention_4")
     checks = check_all(
         device,
-        kernels=["sdpa", "varlen", "flex"] if on_gpu else ["sdpa"],
+        kernels=kernels,
         shape="check" if on_gpu else "tiny",
         seed=seed,
         compiled=on_gpu,

@@ -142,7 +142,7 @@ def _explain(console: Console, training: TrainingConfig, found: "list[Forecast]"
 
     timed = next((one.device for one in found if one.step_time_s is not None), None)
     if timed is not None and timed.peak_flops is not None:
-        share = utilisation(compiled=training.compile)
+        share = utilisation(training)
         console.print(
             f"time: FLOPs at {share:.0%} of the {timed.peak_flops / 1e12:.0f} TFLOP/s of one {timed.name}, "
             f"{'compiled' if training.compile else 'not compiled'}; exchange between workers and waiting for "

@@ -56,8 +56,7 @@ def forecast(
     memory = estimate_memory(model, recipe, num_ranks, packing.most_tokens, use_gpu=use_gpu)
     time_s = None
     if device is not None and device.peak_flops is not None and recipe.training.precision == "bfloat16":
-        compiled = recipe.training.compile
-        time_s = step_time_s(work, device.peak_flops, num_ranks, packing.balance, compiled=compiled)
+        time_s = step_time_s(work, device.peak_flops, num_ranks, packing.balance, recipe.training)
     changes: list[Change] = []
     if device is not None and memory.total > device.usable_bytes:
         tokens, usable = packing.most_tokens, device.usable_bytes
