@@ -15,6 +15,7 @@ from rich.text import Text
 from jobs.console import output_console
 from pipeline.config import ClusterConfig, ConfigError
 from pipeline.errors import DataError, Reason
+from pipeline.parallel.cpus import usable_cpus
 
 if TYPE_CHECKING:  # torch takes seconds to load; usage errors need not wait for it
     from pipeline.index.scan import Checks
@@ -110,7 +111,7 @@ def run(
             shuffle_seed=shuffle_seed,
             prefix=prefix,
             checks=checks,
-            run_map=_run_map(launcher, workers or len(os.sched_getaffinity(0))),
+            run_map=_run_map(launcher, workers or usable_cpus()),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     console.print(summary_table(result))

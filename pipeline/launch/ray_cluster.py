@@ -16,6 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipeline.config import ClusterConfig, ConfigError
 from pipeline.launch.ray_door import check_admits
 from pipeline.parallel import own_code as own_code_module
+from pipeline.parallel.cpus import usable_cpus
 from pipeline.parallel.own_code import check_same_code, own_code
 from pipeline.parallel.stop_signals import keep_signal_handlers
 
@@ -154,7 +155,7 @@ def start_local_cluster(cluster: ClusterConfig) -> None:
     with keep_signal_handlers(), _in_own_root():
         ray.init(
             address="local",
-            num_cpus=max(slots + 1, os.cpu_count() or 1),
+            num_cpus=max(slots + 1, usable_cpus()),
             include_dashboard=False,
             log_to_driver=False,  # what the workers do is in metrics.jsonl, why they fail in the exception
             logging_level=logging.WARNING,

@@ -117,8 +117,9 @@ def _describe_capacity(cluster: ClusterConfig, step: int, waited_s: float) -> st
 
 
 def _fit(config: ExperimentConfig, source: BatchSource, attempt: int, stop: Any) -> WorkerResult:
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
 
+    from pipeline.launch.elastic import ElasticTrainer  # torch
     from pipeline.parallel.ranks import backends
     from pipeline.training.worker import WorkerResult
 
@@ -127,7 +128,7 @@ def _fit(config: ExperimentConfig, source: BatchSource, attempt: int, stop: Any)
     source_ref = ray.put(source)
     data = run_data(Path(config.run_dir), source.plan.data_fingerprint, source_ref)
     start = RunStart(config, data, attempt, source.plan.total_steps)
-    trainer = TorchTrainer(
+    trainer = ElasticTrainer(
         _TrainFunction(config, source_ref, attempt, stop, own_code()),
         torch_config=TorchConfig(backend=backends(config.cluster.use_gpu), timeout_s=_GROUP_TIMEOUT_S),
         datasets={"train": start},

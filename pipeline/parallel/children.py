@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
-import os
 import signal
 import traceback
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -18,6 +17,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 from typing import Any, Protocol, runtime_checkable
 
+from pipeline.parallel.cpus import usable_cpus
 from pipeline.parallel.exits import READY, START_TIMEOUT_S, describe_exit
 from pipeline.parallel.run_map import RunMap
 from pipeline.parallel.stop_signals import STOP_SIGNALS
@@ -142,7 +142,7 @@ def run_in_processes(num_workers: int) -> RunMap:
 
 def run_on_cores(function: Callable[[Any], Any], items: Sequence[Any], /) -> Iterable[Any]:
     """Run in one process per core that this process may use: the `RunMap` of a machine without Ray."""
-    return _run(function, items, len(os.sched_getaffinity(0)))
+    return _run(function, items, usable_cpus())
 
 
 def _run(function: Callable[[Any], Any], items: Sequence[Any], num_children: int) -> Generator[Any, None, None]:

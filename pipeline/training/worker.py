@@ -5,7 +5,6 @@ Folder of a run: config.yaml, index/, metrics.jsonl, quarantine/, checkpoints/, 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from pipeline.checkpoint.verification import Position
 from pipeline.config import CheckpointConfig, Recipe
 from pipeline.errors import TransientError
 from pipeline.features.opening import check_tower
+from pipeline.parallel.cpus import usable_cpus
 from pipeline.parallel.ranks import Workers
 from pipeline.parallel.stop_signals import StopRequestedError
 from pipeline.run_folder.lease import check_lease
@@ -201,7 +201,7 @@ def _open_store(job: RankJob, start_step: int) -> CheckpointStore:
 
 def _use_threads(asked_for: int | None, workers: Workers) -> None:
     """Pin the number of intra-op threads: it decides how sums are split, so equal runs need equal numbers."""
-    threads = asked_for or max(1, (os.cpu_count() or 1) // workers.ranks_here)
+    threads = asked_for or max(1, usable_cpus() // workers.ranks_here)
     torch.set_num_threads(threads)
 
 
