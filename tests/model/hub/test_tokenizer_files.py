@@ -51,7 +51,7 @@ def test_tokenizer_model_alone_is_read_as_sentencepiece_reads_it(layout: str, tm
 
 
 def spaces_first_by_id_and_last_by_score() -> bytes:
-    """Return a tokenizer.model whose runs of spaces stand as in Mistral's."""
+    """Return a tokenizer.model with runs of spaces as in Mistral's."""
     messages: Any = sentencepiece_model_pb2  # its members are made when it is imported
     proto = messages.ModelProto.FromString(train_sentencepiece())
     normal = next(idx for idx, piece in enumerate(proto.pieces) if piece.type == piece.NORMAL)
