@@ -36,6 +36,8 @@ _GZIP_MAGIC = b"\x1f\x8b"
 _HEAD_BYTES = 2 * MAX_JSON_BYTES
 MAX_ROW_BYTES = 64 * 1024 * 1024
 """Largest row: one whose pictures are written in it as base64."""
+_CHUNK_ROWS = 65_536
+"""Entries of a listing that are held as Python objects at a time."""
 _NUM_TRIED = 17
 """Lines at the start that are looked at to tell one object per line from an array."""
 
@@ -59,21 +61,14 @@ class AnnotationSource:
 
         Of a compressed file, in which nothing can be found again by its place, the text itself is listed.
         """
-        entries: list[Entry] = []
-        places: list[tuple[int, int]] = []
-        texts: list[bytes] = []
-        is_packed = is_gzipped(unit)
+        chunks = _Chunks(keeps_text=is_gzipped(unit))
         with open_annotations(unit) as file:
             try:
                 for row, (offset, text) in enumerate(_lines(file) if holds_lines(unit) else iterate_array(file)):
-                    entries.append(self._entry(row, text))
-                    places.append((offset, len(text)))
-                    texts.append(text if is_packed and not entries[-1].reason else b"")
+                    chunks.add(self._entry(row, text), offset, text)
             except DataError as error:  # of the file: an element only costs itself
                 raise error.at(shard=unit) from None
-        offsets, lengths = zip(*places, strict=True) if places else ((), ())
-        columns = {"offset": pa.array(offsets, pa.int64()), "length": pa.array(lengths, pa.int64())}
-        return entry_table(entries, {**columns, "text": pa.array(texts, pa.large_binary())})
+        return chunks.table()
 
     def read(self, unit: str, entries: pa.Table) -> Iterator[Outcome]:
         """Yield annotation and images of each entry."""
@@ -124,6 +119,38 @@ class AnnotationSource:
                 Reason.MISSING_ANNOTATION, "an entry with neither turns nor a question, and a text without picture"
             )
         return reading
+
+
+class _Chunks:
+    """A listing in the making; what is complete is held as Arrow, which takes some bytes per entry."""
+
+    def __init__(self, *, keeps_text: bool) -> None:
+        self._keeps_text = keeps_text
+        self._tables: list[pa.Table] = []
+        self._entries: list[Entry] = []
+        self._places: list[tuple[int, int, bytes]] = []
+
+    def add(self, entry: Entry, offset: int, text: bytes) -> None:
+        """Take an entry in, with where its text is in the file."""
+        self._entries.append(entry)
+        self._places.append((offset, len(text), text if self._keeps_text and not entry.reason else b""))
+        if len(self._entries) == _CHUNK_ROWS:
+            self._close()
+
+    def table(self) -> pa.Table:
+        """Return the listing."""
+        self._close()
+        return pa.concat_tables(self._tables)
+
+    def _close(self) -> None:
+        offsets, lengths, texts = zip(*self._places, strict=True) if self._places else ((), (), ())
+        columns = {
+            "offset": pa.array(offsets, pa.int64()),
+            "length": pa.array(lengths, pa.int64()),
+            "text": pa.array(texts, pa.large_binary()),
+        }
+        self._tables.append(entry_table(self._entries, columns))
+        self._entries, self._places = [], []
 
 
 def plain_name(path: str) -> str:

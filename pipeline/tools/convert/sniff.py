@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,7 +65,7 @@ def look_through(folder: Path) -> Look:
     _check_one_part(folder, tars, _split_of_path(folder))
     for endings in (TABLE_ENDINGS, TEXT_TABLE_ENDINGS):
         _check_one_part(folder, [one for one in tables if one.suffix.casefold() in endings], _part_of_path)
-    _check_one_part(folder, annotations, lambda path: path.parent / _split_of(path))
+    _check_one_part(folder, annotations, _split_of_path(folder))
     files = {
         "img2dataset": [*map(str, tars)],
         "parquet": [*map(str, tables)],
@@ -142,13 +142,12 @@ def _holds_annotations(path: Path) -> bool:
     return any(has_content(row) or {"images", "annotations"} <= row.keys() for row in looks_at(str(path)))
 
 
-def _check_one_part(folder: Path, files: Sequence[Path], part_of: object) -> None:
+def _check_one_part(folder: Path, files: Sequence[Path], part_of: Callable[[Path], Path]) -> None:
     """Check that files belong to the same part of a data set.
 
     Raises:
         ValueError: there are several parts.
     """
-    assert callable(part_of)
     parts = {part_of(path): path for path in files}
     if len(parts) > 1:
         names = ", ".join(sorted(str(part.relative_to(folder)) for part in parts))
@@ -174,8 +173,8 @@ def _split_of(file: Path) -> str:
     return _split_words(file.stem) or "no split"
 
 
-def _split_of_path(folder: Path) -> object:
-    """Return a function that tells the split of a tar file from its name and the folders it is in."""
+def _split_of_path(folder: Path) -> Callable[[Path], Path]:
+    """Return a function that tells the split of a file from its name and the folders it is in."""
 
     def split_of(path: Path) -> Path:
         inside = [_split_words(part) for part in path.relative_to(folder).parent.parts]
