@@ -27,6 +27,8 @@ _EXTENSION = re.compile(rf"{_IMAGE}|txt|json|jsonl")
 _KEY_BEFORE_EXTENSION = re.compile(rf"(.*?[^/])\.({_EXTENSION.pattern})", re.IGNORECASE | re.DOTALL)
 _SAME_AS = {"jsonl": "json"}
 _APPLE_DOUBLE = b"\x00\x05\x16\x07"
+_OF_MACOS = frozenset((".DS_Store", "Icon\r"))
+_OF_WINDOWS = frozenset(("thumbs.db", "desktop.ini"))
 _META = re.compile(r"(?:\./)?__[^/]*__(?:/|$)")
 """What the `webdataset` library passes over, and where macOS puts its metadata into zip files."""
 
@@ -115,9 +117,12 @@ def _no_part_of_a_sample(member: TarMember) -> str:
     """Return what a member is that belongs to no sample; empty for any other."""
     if member.is_directory:
         return "folder entries"
-    base = member.name.rpartition("/")[2]
-    if base == ".DS_Store" or (base.startswith("._") and (member.data or b"").startswith(_APPLE_DOUBLE)):
+    folder, _, base = member.name.rpartition("/")
+    is_apple_double = (member.data or b"").startswith(_APPLE_DOUBLE)
+    if base in _OF_MACOS or (is_apple_double and (base.startswith("._") or folder.endswith(".AppleDouble"))):
         return "metadata of macOS"
+    if base.casefold() in _OF_WINDOWS:
+        return "metadata of Windows"
     if _META.match(member.name):
         return "metadata of macOS" if "__MACOSX/" in member.name else "files under names like __meta__"
     return ""

@@ -32,13 +32,22 @@ def expand_shards(patterns: Sequence[str]) -> list[str]:
     shards = [shard for pattern in patterns for braced in expand_braces(pattern) for shard in _expand(braced)]
     if not shards:
         raise ValueError("no shards given; pass folders, globs or URLs of WebDataset tar files")
-    seen: set[str] = set()
+    seen: set[object] = set()
     for shard in shards:
-        place = shard if "://" in shard else os.path.realpath(shard)
+        place = shard if "://" in shard else file_identity(shard)
         if place in seen:
             raise ValueError(f"shard {shard} is named twice by {', '.join(patterns)}; every shard may appear once")
         seen.add(place)
     return shards
+
+
+def file_identity(path: str) -> object:
+    """Return what all names of a local file have in common, symbolic and hard links alike."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return os.path.realpath(path)
+    return found.st_dev, found.st_ino
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -89,7 +98,8 @@ def _passed_over_in(folder: str) -> list[str]:
         elif _COMPRESSED.search(name):
             found.append(f"{path}: a compressed archive is not read; unpack it to a .tar first")
         elif _is_tar(name) and path not in taken:
-            found.append(f"{path}: another name of {os.path.realpath(path)}, which is read once")
+            first = next(one for one in taken if file_identity(one) == file_identity(path))
+            found.append(f"{path}: another name of {first}, which is read once")
     return found
 
 
@@ -101,9 +111,9 @@ def _of_folder(folder: str) -> list[str]:
 
 def _each_once(paths: Sequence[str]) -> list[str]:
     """Return the paths without second names of a file; a name that is not a link is kept, else the first."""
-    chosen: dict[str, str] = {}
+    chosen: dict[object, str] = {}
     for path in paths:
-        real = os.path.realpath(path)
+        real = file_identity(path)
         if real not in chosen or (os.path.islink(chosen[real]) and not os.path.islink(path)):
             chosen[real] = path
     kept = set(chosen.values())

@@ -26,7 +26,7 @@ from pipeline.shards.tar import scan_tar
 from pipeline.tools.convert.frames import has_frames, read_frames, write_frames
 from pipeline.tools.convert.image_field import ORIGINAL_NAMES, listed_names
 from pipeline.tools.convert.readable import name_unreadable
-from pipeline.tools.convert.row import RowRules, Tally, read_row
+from pipeline.tools.convert.row import RowRules, Tally, check_caption, read_row
 from pipeline.tools.convert.source import Entry, Members, Outcome, entry_table, refused, stored_bytes
 from pipeline.tools.convert.written import kept_fields, write_members
 
@@ -94,9 +94,10 @@ class DownloadSource:
 def members_outcome(key: str, members: Members, rules: RowRules) -> Outcome:
     """Return what the files of one key become: a caption as it is, an annotation with its images renamed."""
     num_images = _num_images(members)
-    if "json" not in members or "txt" in members:
-        return Outcome(members, Tally(media=num_images, implied=num_images))
     try:
+        if "json" not in members or "txt" in members:
+            check_caption(members.get("txt", b"").decode(errors="replace"), num_images)
+            return Outcome(members, Tally(media=num_images, implied=num_images))
         row, originals = _row_of(key, members)
         if has_frames(row):
             reading = read_frames(row, rules)

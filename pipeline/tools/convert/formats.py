@@ -12,7 +12,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from pipeline.samples.schema import SchemaPolicy
-from pipeline.shards.listing import describe_passed_over, expand_braces, expand_shards
+from pipeline.shards.listing import describe_passed_over, expand_braces, expand_shards, file_identity
 from pipeline.shards.pieces import missing_pieces
 from pipeline.tools.convert.annotations import (
     LINE_ENDINGS,
@@ -245,9 +245,9 @@ def _check_repeated(groups: Sequence[Sequence[str]]) -> None:
     Raises:
         ValueError: a file would be converted twice.
     """
-    seen: dict[str, str] = {}
+    seen: dict[object, str] = {}
     for group in groups:
-        real = {os.path.realpath(file): file for file in group}
+        real = {file_identity(file): file for file in group}
         if twice := next((path for path in real if path in seen), None):
             raise ValueError(
                 f"{real[twice]} is named twice, the first time as {seen[twice]}: its samples would be written twice; "

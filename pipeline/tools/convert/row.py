@@ -394,6 +394,7 @@ class _Reader:
         """Read a caption: all pictures belong to it."""
         chosen = self._listed([])
         self._check_nothing_left()
+        check_caption(str(self._said.caption), len(chosen))
         tally = self._tally(len(chosen), len(chosen), 0)
         return Reading([], str(self._said.caption), tuple(chosen), None, self._used(), tally)
 
@@ -418,6 +419,17 @@ class _Reader:
 
     def _take(self, one: Found) -> None:
         self._taken.add(id(one))
+
+
+def check_caption(text: str, num_pictures: int) -> None:
+    """Refuse a caption with marks, which would stay letters: a caption says what all of its pictures show.
+
+    Raises:
+        DataError: the text has marks.
+    """
+    if num_marks := sum(isinstance(part, Mark) for part in split_marks(text, numbered=False)):
+        what = f"a caption with {num_marks} <image> in its text and {num_pictures} pictures"
+        raise DataError(Reason.IMAGE_TOKEN_MISMATCH, f"{what}; store it as turns, or remove the marks")
 
 
 def _mismatch(num_places: int, num_media: int, found: Sequence[Found]) -> DataError:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.shards.listing import file_identity
 from pipeline.shards.pieces import missing_pieces
 from pipeline.tools.convert.annotations import LINE_ENDINGS, has_content, looks_at, plain_name
 
@@ -87,14 +88,18 @@ def look_through(folder: Path) -> Look:
 
 
 def _each_once(folder: Path, notes: list[str]) -> Iterator[Path]:
-    """Yield the files below a folder in order; hidden ones and second names of a file are left out."""
-    seen: dict[str, Path] = {}
+    """Yield the files below a folder in order; hidden ones and second names of data files are left out.
+
+    Pictures and texts may have several names: each is a sample of its own, or what an annotation calls it.
+    """
+    seen: dict[object, Path] = {}
     found = []
     for root, names, files in os.walk(folder):
         names[:] = sorted(name for name in names if not name.startswith("."))
         found += [Path(root) / name for name in files if not name.startswith(".")]
     for path in sorted(found, key=lambda one: (one.is_symlink(), one)):
-        real = os.path.realpath(path)
+        is_data = path.suffix.casefold() not in (*IMAGE_ENDINGS, ".txt")
+        real = file_identity(str(path)) if is_data else path
         if real in seen:
             notes.append(
                 f"counted once: {path.relative_to(folder)} is another name of {seen[real].relative_to(folder)}"

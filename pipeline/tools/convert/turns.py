@@ -64,6 +64,8 @@ def read_said(row: Mapping[str, Any], text_field: str | None = None) -> Said:
         raise DataError(Reason.MISSING_ANNOTATION, _nothing(row, text_field))
     _check_same(row, names)
     value = row[name]
+    if name in CAPTION_NAMES and isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
+        value = value[0]
     if isinstance(value, str) and not (name in TURN_NAMES or _JSON_TURNS.match(value)):
         return Said("caption", name, [], value, frozenset((name,)), value)
     if _is_document(row, name):

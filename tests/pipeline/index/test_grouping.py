@@ -124,11 +124,17 @@ APPLE_DOUBLE = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        " + bytes(97)
 def test_group_members_passes_over_what_belongs_to_no_sample_and_counts_it() -> None:
     names = [("._a.jpg", APPLE_DOUBLE), ("a.jpg", b"x"), (".DS_Store", b"\0\0\0\1Bud1"), ("._a.txt", APPLE_DOUBLE)]
     names += [("a.txt", b"x"), ("__MACOSX/._b.jpg", APPLE_DOUBLE), ("__meta__/b.json", b"{}")]
+    names += [(".AppleDouble/a.jpg", APPLE_DOUBLE), ("Thumbs.db", b"x"), ("Icon\r", b"")]
     data = entry("./", kind=b"5") + tar_bytes(names)
     passed_over: Counter[str] = Counter()
     (group,) = group_members(scan_tar(io.BytesIO(data), len(data)), "first_dot", passed_over)
     assert (group.key, [extension for extension, _ in group.members], group.error) == ("a", ["jpg", "txt"], None)
-    assert passed_over == {"folder entries": 1, "metadata of macOS": 4, "files under names like __meta__": 1}
+    assert passed_over == {
+        "folder entries": 1,
+        "metadata of macOS": 6,
+        "metadata of Windows": 1,
+        "files under names like __meta__": 1,
+    }
 
 
 def test_group_members_under_a_name_of_macos_that_holds_something_else_is_refused() -> None:

@@ -82,6 +82,7 @@ def test_expand_shards_of_folder_takes_endings_in_capitals_and_each_file_once(tm
     touch(tmp_path, "b.tar", "A.TAR", "._b.tar")
     (tmp_path / "a-latest.tar").symlink_to("b.tar")
     (tmp_path / "gone.tar").symlink_to("nowhere.tar")
+    (tmp_path / "c-hard.tar").hardlink_to(tmp_path / "b.tar")
     expected = [str(tmp_path / "A.TAR"), str(tmp_path / "b.tar")]
     assert expand_shards([str(tmp_path)]) == expected
     assert expand_shards([f"{tmp_path}/[ab]*.tar", str(tmp_path / "A.TAR")]) == expected[::-1]

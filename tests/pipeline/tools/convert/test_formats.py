@@ -140,6 +140,7 @@ def test_folder_is_looked_through_and_every_file_accounted_for(tmp_path: Path) -
         (folder / "hub" / "a-00000-of-00003.parquet").read_bytes()
     )
     (folder / "latest.tar").symlink_to("laion/part0/00000.tar")
+    (folder / "same.jpg").symlink_to("images/coco/000.jpg")
     for name in ("old.tar.gz", "README.md", ".hidden.tar", "dataset_info.json"):
         (folder / name).write_text("{}")
     opened = look_for_source([str(folder)])
@@ -157,7 +158,7 @@ def test_folder_is_looked_through_and_every_file_accounted_for(tmp_path: Path) -
     assert "lists of downloads: 3 tables (laion/part0/00000.parquet" in notes
     assert "passed over: old.tar.gz, a compressed archive" in notes
     assert "passed over: 1 files with .md (README.md)" in notes
-    assert "pictures as files: 2, for annotations to name" in notes
+    assert "pictures as files: 3, for annotations to name" in notes
     assert notes.count("piece 1 of 3 not there") == 1 or notes.count("pieces 1, 2 of 3") == 1
 
 

@@ -110,6 +110,7 @@ PARTS = {"role": "assistant", "content": [{"type": "text", "text": "A ball."}]}
             ONE,
         ),
         ({"image": RED, "caption": None, "text": "A ball."}, [("user", ["[R]"]), ANSWER]),
+        ({"image": RED, "caption": ["A ball."]}, [("user", ["[R]"]), ANSWER]),
         ({"Image": RED, "text": "A ball."}, [("user", ["[R]"]), ANSWER]),
         ({"system": "Be short.", "image": RED, "conversations": ASK}, [("system", ["Be short."]), *ONE]),
         (
@@ -213,6 +214,7 @@ def test_row_shows_all_of_its_media_at_their_places(row: dict[str, Any], expecte
         ({"messages": MUTE, "conversations": ASK}, "two fields of turns that differ"),
         ({"messages": [{"role": "system", "content": "a"}, *MUTE], "system": "b"}, "`system` in addition to a"),
         ({"messages": [{"role": "user", "content": "a", "value": "b"}, MUTE[1]]}, "several texts that differ"),
+        ({"image": RED, "caption": "<image>\nA ball."}, "a caption with 1 <image> in its text"),
         ({"image": RED, "caption": ["one", "two"]}, "2 texts in one row: choose one"),
         ({"image": RED, "conversations": {"from": ["human"], "value": ["a", "b"]}}, "neither a caption nor a list"),
         (
