@@ -123,7 +123,8 @@ def _may_hold_a_part(field: pa.Field) -> bool:
     kind = field.type
     while pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         kind = kind.value_type
-    if field.name in ANSWER_NAMES or media_kind(field.name) is not None or kind == pa.uint8():
+    is_list_of_bytes = kind is not field.type and pa.types.is_integer(kind)
+    if field.name in ANSWER_NAMES or media_kind(field.name) is not None or is_list_of_bytes:
         return True
     numbers = pa.types.is_floating, pa.types.is_integer, pa.types.is_boolean, pa.types.is_temporal, pa.types.is_decimal
     return field.name == "id" or not any(is_kind(kind) for is_kind in numbers)

@@ -216,3 +216,26 @@ def test_text_table_with_base64_pictures_and_options_is_read(tmp_path: Path, nam
     assert samples[1].conversation.turns[0].text == "Two\nlines\nWhich, 1?\nA. one\nB. two"
     assert answers(samples) == ["A", "A", "A"]
     assert result.skipped == ()
+
+
+@pytest.mark.parametrize(
+    "blob",
+    [
+        pa.array([[*picture(5, 7)]]),
+        pa.array([[*picture(5, 7)]], pa.large_list(pa.uint8())),
+        pa.array([picture(5, 7)], pa.large_binary()),
+        pa.array([picture(5, 7)]).dictionary_encode(),
+        pa.array([base64.b64encode(picture(5, 7)).decode()], pa.large_string()),
+        pa.array([{"bytes": picture(5, 7), "path": None}], IMAGE),
+    ],
+    ids=["int64", "uint8", "binary", "dictionary", "base64", "struct"],
+)
+def test_picture_in_a_column_of_any_name_and_type_is_shown_or_refused(tmp_path: Path, blob: pa.Array) -> None:
+    for question, num_written in (("<image>\nWhat?", 1), ("What?", 0)):
+        table = pa.table({"stuff": blob, "vector": [[0.5] * 99], "conversations": [turns(question)]})
+        pq.write_table(table, tmp_path / "a.parquet")
+        result, samples = converted(tmp_path / str(num_written), tmp_path / "a.parquet")
+        assert [sample.images for sample in samples] == [(picture(5, 7),)] * num_written
+        assert [(entry.reason, "`stuff" in entry.detail) for entry in result.skipped] == [
+            ("image_token_mismatch", True)
+        ] * (1 - num_written)
