@@ -25,8 +25,9 @@ from pipeline.shards.storage import open_shard
 from pipeline.tools.convert.frames import has_frames, read_frames, write_frames
 from pipeline.tools.convert.json_stream import iterate_array
 from pipeline.tools.convert.media_bytes import media_bytes, media_size
-from pipeline.tools.convert.row import Reading, RowRules, read_row
+from pipeline.tools.convert.row import Reading, RowRules
 from pipeline.tools.convert.row_media import is_file_name
+from pipeline.tools.convert.row_reader import read_row
 from pipeline.tools.convert.source import Entry, Outcome, entry_table, failed, refused, stored_bytes
 from pipeline.tools.convert.turns import CAPTION_NAMES, QUESTION_NAMES, TURN_NAMES
 from pipeline.tools.convert.written import kept_fields, write_members

@@ -26,7 +26,8 @@ from pipeline.shards.tar import scan_tar
 from pipeline.tools.convert.frames import has_frames, read_frames, write_frames
 from pipeline.tools.convert.image_field import ORIGINAL_NAMES, listed_names
 from pipeline.tools.convert.readable import name_unreadable
-from pipeline.tools.convert.row import RowRules, Tally, check_caption, read_row
+from pipeline.tools.convert.row import RowRules, Tally
+from pipeline.tools.convert.row_reader import check_caption, read_row
 from pipeline.tools.convert.source import Entry, Members, Outcome, entry_table, refused, stored_bytes
 from pipeline.tools.convert.written import kept_fields, write_members
 

@@ -64,9 +64,3 @@ def foreign_marks(text: str) -> Iterator[str]:
             assert found is not None  # part of each of the patterns
             yield found[0][:24]
             return
-
-
-def any_foreign_mark(text: str) -> str | None:
-    """Return the first such mark wherever it stands, for rows that do hold media."""
-    found = _FOREIGN.search(text)
-    return None if found is None else found[0][:24]

@@ -189,6 +189,9 @@ class ShardTask:
         num_shown = len(sample.images)
         if num_shown != tally.media:
             raise DataError(Reason.MEDIA_UNREAD, f"{tally.media} pictures found, {num_shown} shown")
+        num_turns = len(sample.conversation.turns)
+        if tally.turns and num_turns != tally.turns:
+            raise DataError(Reason.TEXT_UNREAD, f"{tally.turns} turns found, {num_turns} written")
         measure(sample, self.checks)
         places = sample.conversation.num_images
         return Account(tally.media, num_shown, 0, tally.marks, tally.implied, places, tally.set_aside)

@@ -16,8 +16,9 @@ from pyarrow import csv
 from pipeline.errors import DataError, Reason
 from pipeline.tools.convert.media_bytes import media_bytes
 from pipeline.tools.convert.readable import name_unreadable
-from pipeline.tools.convert.row import RowRules, read_row
+from pipeline.tools.convert.row import RowRules
 from pipeline.tools.convert.row_media import media_kind
+from pipeline.tools.convert.row_reader import read_row
 from pipeline.tools.convert.source import ENTRY_FIELDS, Outcome, failed, stored_bytes
 from pipeline.tools.convert.turns import ANSWER_NAMES, CAPTION_NAMES, QUESTION_NAMES, TURN_NAMES
 from pipeline.tools.convert.written import write_members

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.tools.convert import row, turns
+from pipeline.tools.convert import row_reader, turns
 from tests.fuzz.meaning.campaign import BATCH, run_batch, run_campaign
 from tests.fuzz.meaning.changes import CHANGES
 from tests.fuzz.meaning.dialects import DIALECTS
@@ -32,12 +32,12 @@ def _in_reverse(reader: Any, parts: list[Any], idx: int) -> list[Any]:
     return with_own(reader, parts, idx)
 
 
-with_own = row._Reader._with_own
+with_own = row_reader._Reader._with_own
 DEFECTS: tuple[tuple[object, str, object, str], ...] = (
-    (row._Reader, "_check_nothing_left", lambda _: None, "llava-lines"),
+    (row_reader._Reader, "_check_nothing_left", lambda _: None, "llava-lines"),
     (turns, "_with_system", _without_system, "sharegpt"),
-    (row._Reader, "_with_own", _in_reverse, "per-turn"),
-    (row, "foreign_marks", lambda _: iter(()), "swift"),
+    (row_reader._Reader, "_with_own", _in_reverse, "per-turn"),
+    (row_reader, "foreign_marks", lambda _: iter(()), "swift"),
 )
 
 

@@ -10,8 +10,9 @@ import pytest
 from pipeline.errors import DataError
 from pipeline.samples.schema import SchemaPolicy, parse_sample
 from pipeline.tools.convert.media_bytes import media_bytes
-from pipeline.tools.convert.row import Reading, RowError, RowRules, read_row
+from pipeline.tools.convert.row import Reading, RowError, RowRules
 from pipeline.tools.convert.row_media import family, find_media, media_kind
+from pipeline.tools.convert.row_reader import read_row
 from pipeline.tools.convert.tables import checked_row
 from pipeline.tools.convert.written import write_members
 from tests.pipeline.samples.pictures import picture
@@ -222,6 +223,8 @@ def test_row_shows_all_of_its_media_at_their_places(row: dict[str, Any], expecte
             "column 'conversations' is empty|column 'caption' is empty",
         ),
         ({"image": RED, "conversations": []}, "`conversations` holds no turn"),
+        ({"conversations": "[]"}, "`conversations` holds no turn"),
+        ({"conversations": "{}"}, "neither a caption nor a list of turns"),
         ({"texts": ["Only text.", None], "images": [None, RED]}, "without text after its first picture"),
     ],
 )
