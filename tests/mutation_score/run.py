@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from tests.mutation_score.alterations import Alteration, alterations_of
 from tests.mutation_score.import_graph import Graph, module_path, read_graph
+from tests.mutation_score.targets import is_left_out
 from tests.mutation_score.trial import Bench, Trial, import_libraries
 
 Changes = Mapping[str, Sequence[Alteration]]
@@ -25,8 +26,12 @@ class Result(NamedTuple):
 
 
 def list_changes(modules: Sequence[str]) -> dict[str, list[Alteration]]:
-    """Return every change of the modules."""
-    return {module: alterations_of(module, module_path(module).read_text(encoding="utf-8")) for module in modules}
+    """Return every change of the modules, without what is left out of them."""
+    found = {module: _every(module) for module in modules}
+    return {
+        module: [change for change in changes if not is_left_out(module, change.function)]
+        for module, changes in found.items()
+    }
 
 
 def choose(changes: Changes, seed: int, per_module: int | None = None, in_all: int | None = None) -> Changes:
@@ -82,8 +87,12 @@ def _chance(change: Alteration, seed: int) -> bytes:
     return hashlib.sha256(f"{seed} {change.identity}".encode()).digest()
 
 
+def _every(module: str) -> list[Alteration]:
+    return alterations_of(module, module_path(module).read_text(encoding="utf-8"))
+
+
 def _try_module(module: str, chosen: Sequence[Alteration], graph: Graph, results: Connection) -> None:
     bench = Bench(module, graph)
-    every = alterations_of(module, module_path(module).read_text(encoding="utf-8"))
+    every = _every(module)
     for change in chosen:
         results.send(Result(change, bench.try_change(every.index(change))))

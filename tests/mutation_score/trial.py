@@ -26,7 +26,7 @@ import pytest
 
 from tests.mutation_score.alterations import altered_code
 from tests.mutation_score.import_graph import ROOT, Graph, independent_of, module_of, module_path
-from tests.mutation_score.targets import tests_of
+from tests.mutation_score.targets import files_that_test
 
 Outcome = Literal["killed", "survived", "out of time"]
 
@@ -75,7 +75,7 @@ class Bench:
         self.module = module
         self._path = module_path(module)
         self._source = self._path.read_text(encoding="utf-8")
-        self._tests = tests_of(module)
+        self._tests = files_that_test(module)
         if not self._tests:
             raise RuntimeError(f"{module}: no test file of its own, and none named in tests/mutation_score/targets.py")
         for name in independent_of(graph, module, map(module_of, [*self._tests, *_conftests_of(self._tests)])):
