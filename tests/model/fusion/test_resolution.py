@@ -143,3 +143,14 @@ def test_dynamic_of_equally_near_grids_takes_the_larger_only_if_the_image_has_ha
 
 def test_dynamic_range_of_one_number_is_legal() -> None:
     assert resolution("dynamic_3_3").tiling(ImageView(21, 21)).num_tiles == 4
+
+
+@pytest.mark.parametrize("text", ["[(21, 42), (63, 21)]", "[[21, 42], [63, 21]]"])
+def test_pinpoints_written_out_as_text_are_read_in_pixels(text: str) -> None:
+    assert resolution("anyres", pinpoints=text).pinpoints == ((21, 42), (63, 21))
+
+
+@pytest.mark.parametrize("text", ["[(21, 42), (63", "[(21.5, 42)]", '[("a", 42)]', "[21, 42]"])
+def test_pinpoints_as_text_that_are_not_pairs_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="image_grid_pinpoints"):
+        resolution("anyres", pinpoints=text)

@@ -164,3 +164,14 @@ def test_split_name_by_extension_keeps_dots_in_keys() -> None:
         ("a", "b.npy"),
         ("a", "json"),
     ]
+
+
+def test_group_members_of_as_many_files_as_a_sample_has_is_not_overfull() -> None:
+    names = [f"film.{idx}.jpg" for idx in range(MAX_MEMBERS)]
+    (group,) = groups_of(b"".join(entry(name, size=1, data=b"x") for name in names) + END)
+    assert (group.num_members, len(group.members), group.is_overfull, group.error) == (
+        MAX_MEMBERS,
+        MAX_MEMBERS,
+        False,
+        None,
+    )

@@ -71,3 +71,5 @@ def test_counts_keep_their_golden_values() -> None:
         (7, 11, 0, 16, 2), (7, 13, 0, 18, 2),
     ]  # fmt: skip
     assert found.ahead.tolist() == [0, 10, 10, 10, 10, 3, 9]
+    ends = [apportion([3, 5, 0, 7, 1], 6, num_samples).ahead_at_end for num_samples in range(1, 17)]
+    assert ends == [8, 10, 10, 9, 3, 10, 8, 10, 11, 9, 10, 10, 9, 3, 11, 0]

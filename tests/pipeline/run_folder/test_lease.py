@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import signal
@@ -152,3 +153,34 @@ def test_describe_holder_of_an_old_lease_says_what_it_knows(tmp_path: Path) -> N
 def test_check_lease_that_nobody_ever_held_is_lost(tmp_path: Path) -> None:
     with pytest.raises(LeaseLostError, match="attempt 1 "):
         check_lease(tmp_path, 1)
+
+
+def test_link_that_leads_out_is_refused_by_the_field_that_names_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("run", "kept"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=r"run_dir .*: metrics is a link to"), hold_run(tmp_path / "run"):
+        pass
+    with (
+        pytest.raises(ValueError, match=r"checkpoint\.folder .*: metrics is a link"),
+        hold_checkpoints(str(tmp_path / "kept")),
+    ):
+        pass
+
+
+def test_url_of_checkpoints_makes_no_folder_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with hold_checkpoints("s3://bucket/run"):
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_file_system_without_locks_says_what_to_choose_instead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_locks(*_: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("pipeline.run_folder.lease.fcntl.flock", without_locks)
+    with pytest.raises(OSError, match=r"choose another run_dir$"), hold_run(tmp_path):
+        pass
+    with pytest.raises(OSError, match=r"choose another checkpoint\.folder$"), hold_checkpoints(str(tmp_path / "kept")):
+        pass

@@ -186,3 +186,10 @@ def test_failure_of_another_rank_or_of_the_same_start_does_not_come_back(tmp_pat
     record_failure(tmp_path, 4, 2, 7, ValueError("strange"))
     assert has_come_back(tmp_path, 4, rank=2)
     assert not has_come_back(tmp_path, 4, rank=1)
+
+
+def test_starts_before_a_start_from_another_step_do_not_count(tmp_path: Path) -> None:
+    for step in (4, 4, 6, 4, 4):  # the checkpoint of step 6 was damaged later
+        record_start(tmp_path, attempt=1, step=step, max_restarts=1)
+    with pytest.raises(CrashLoopError, match="2 starts from step 4"):
+        record_start(tmp_path, attempt=1, step=4, max_restarts=1)

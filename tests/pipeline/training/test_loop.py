@@ -173,6 +173,14 @@ def test_run_step_without_a_supervised_token_changes_nothing(tmp_path: Path) -> 
         assert torch.equal(tensor, before[name]), name
 
 
+def test_train_steps_without_a_supervised_token_are_not_taken_for_steps_that_learn_nothing(tmp_path: Path) -> None:
+    session = make_session(tmp_path)
+    before = weights(session)
+    train_all(session, map(without_targets, prepared_steps(session)))
+    assert session.current_step == 4
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(session).items())
+
+
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_train_number_that_is_not_finite_ends_the_run_before_the_update(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
