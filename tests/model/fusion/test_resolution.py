@@ -129,7 +129,7 @@ def test_limits_that_a_policy_does_not_have_are_its_defaults() -> None:
     limits = {name: resolution(name) for name in ("pad", "anyres", "anyres_max_9", "dynamic_2_6")}
     assert [(one.min_tiles, one.max_tiles) for one in limits.values()] == [(1, None), (1, None), (1, 9), (2, 6)]
     bare = Resolution("dynamic", 21, 9, 3, max_tiles=6)
-    assert (bare.min_tiles, bare.has_newline, bare.pinpoints) == (1, False, ())
+    assert (bare.merge, bare.min_tiles, bare.has_newline, bare.pinpoints) == ("flat", 1, False, ())
     assert bare.tiling(ImageView(21, 21)).num_tiles == 1
 
 

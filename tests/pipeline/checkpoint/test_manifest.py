@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.checkpoint.manifest import (
+    CHECKPOINT_FOLDER,
     MANIFEST_NAME,
     CheckpointError,
     FileProof,
@@ -71,7 +72,7 @@ def test_decode_manifest_that_is_none_is_refused_as_unreadable(content: bytes) -
 
 
 def test_manifest_is_looked_for_under_its_documented_name() -> None:
-    assert MANIFEST_NAME == "MANIFEST.json"
+    assert (CHECKPOINT_FOLDER, MANIFEST_NAME) == ("checkpoints", "MANIFEST.json")
 
 
 def test_decode_manifest_does_not_depend_on_the_order_of_keys() -> None:

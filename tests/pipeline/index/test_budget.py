@@ -66,7 +66,15 @@ def test_check_rejected_names_sample_shard_and_field(tmp_path: Path) -> None:
     data = IndexedData(index, tokens, (SourceRows("", 0, index.num_samples),))
     with pytest.raises(ConfigError) as caught:
         check_rejected(data, limits())
-    for part in ("23 of 24", "missing_image 23", "'k00'", shard, "data.max_rejected_fraction", "--report"):
+    for part in (
+        "23 of 24",
+        "missing_image 23",
+        "23 in all, more than the 20",
+        "'k00'",
+        shard,
+        "data.max_rejected_fraction",
+        "--report",
+    ):
         assert part in str(caught.value)
     check_rejected(data, limits(max_rejected_fraction=0.99))
 
@@ -170,3 +178,15 @@ def test_describe_excess_of_a_source_without_shards_says_so(tmp_path: Path) -> N
     found = describe_excess(data, mix)
     assert found is not None
     assert "source 'none' has no usable sample (its shards are empty)" in found
+
+
+def test_describe_excess_of_a_source_with_some_usable_samples_is_none(tmp_path: Path) -> None:
+    shard = write_tar(tmp_path / "mixed.tar", [*caption_files("a"), ("b.txt", b"x")])
+    index = build_index([shard], tmp_path / "index")
+    mix = DataConfig.model_validate({"sources": {"mixed": {"shards": (shard,)}}})
+    tokens = pa.table({"reason": index.samples["reason"]})
+    assert describe_excess(IndexedData(index, tokens, (SourceRows("mixed", 0, 2),)), mix) is None
+    many = pa.table({"reason": pa.array(["missing_image"] * 2)})
+    found = describe_excess(IndexedData(index, many, (SourceRows("", 0, 2),)), limits(max_rejected_in_a_row=1))
+    assert found is not None
+    assert "2 of 2 samples are unusable (missing_image 2): 2 one after the other" in found
