@@ -4,12 +4,16 @@ transformers 5.23 orders the merges of such a file by id. SentencePiece merges b
 of Mistral: runs of spaces come first by id and last by score.
 """
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from sentencepiece import SentencePieceProcessor
 from transformers import PreTrainedTokenizerFast
+
+if TYPE_CHECKING:
+    from sentencepiece import SentencePieceProcessor
 
 _PROBES: Final = (
     "What colour is the ball?",
@@ -24,6 +28,8 @@ _PROBES: Final = (
 
 def open_sentencepiece(file: Path) -> SentencePieceProcessor | None:
     """Open a tokenizer.model; None if it is a vocabulary of tiktoken under the same name."""
+    from sentencepiece import SentencePieceProcessor  # loaded only where there is such a file
+
     try:
         return SentencePieceProcessor(model_file=str(file))
     except (RuntimeError, OSError):
