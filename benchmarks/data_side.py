@@ -51,7 +51,7 @@ def _measurements(
     from benchmarks.data.data_scale import measure_memory, measure_planning, measure_validation
     from benchmarks.data.image_path import measure_image_path
     from benchmarks.data.loaders import measure_loaders
-    from pipeline.launch.ray_cluster import join_cluster
+    from pipeline.launch.on_ray.cluster import join_cluster
 
     def loaders() -> dict[str, Any]:
         join_cluster(ClusterConfig(data_workers=2))

@@ -211,7 +211,7 @@ def _run_map(launcher: str, num_workers: int) -> "RunMap":
 
     if launcher == "local":
         return run_in_processes(num_workers)
-    from pipeline.launch.ray_cluster import join_cluster
+    from pipeline.launch.on_ray.cluster import join_cluster
     from pipeline.parallel.ray_map import map_on_cluster
 
     join_cluster(ClusterConfig(data_workers=num_workers))

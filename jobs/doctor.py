@@ -59,8 +59,10 @@ def examine(config: ExperimentConfig) -> list[Finding]:
     findings += _examine("language model", lambda: check_weights(parts))
     findings += _examine("vision tower", lambda: check_vision_tower(parts))
     findings += _examine("projector", lambda: check_projector(parts))
-    findings += _examine("model and options", lambda: check_model_fits(config))
-    findings += _examine("data", lambda: check_run_data(config))
+    findings += _examine(
+        "model and options", lambda: check_model_fits(config.cluster, config.recipe, run_dir, checkpoint)
+    )
+    findings += _examine("data", lambda: check_run_data(config.recipe, run_dir, config.seed))
     ray = _examine("Ray", lambda: check_ray(config.cluster))
     if any(finding.check.startswith("Ray node") for finding in ray):
         ray += _examine("Ray token", partial(check_token, os.environ))
@@ -82,7 +84,7 @@ def _examine(name: str, check: Callable[[], Finding | list[Finding]]) -> list[Fi
 
 def check_token(environment: Mapping[str, str]) -> Finding:
     """Ask the dashboard of the cluster that RAY_ADDRESS names whether it refuses requests without a token."""
-    from pipeline.launch.ray_address import endpoint
+    from pipeline.launch.on_ray.address import endpoint
 
     head = endpoint(environment.get("RAY_ADDRESS", ""))
     host = "127.0.0.1" if head is None else f"[{head.host}]" if ":" in head.host else head.host

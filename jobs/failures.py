@@ -22,7 +22,7 @@ EXIT_CODES = {
     "pipeline.tools.parity.check.ParityError": 4,
     "torch.OutOfMemoryError": 5,
     "pipeline.run_folder.restarts.CrashLoopError": 8,
-    "pipeline.launch.ray_train.ClusterCapacityError": 6,
+    "pipeline.launch.on_ray.train.ClusterCapacityError": 6,
     "jobs.ray_job.JobActiveError": 7,
     "pipeline.run_folder.lease.RunHeldError": 7,
     "pipeline.run_folder.lease.LeaseLostError": 7,

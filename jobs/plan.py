@@ -67,7 +67,7 @@ def run(
     data = index_run(experiment, encoder, console, choose_run_map(experiment.cluster))
     plan = plan_run(recipe.data, recipe.training, experiment.seed, data, encoder)
     refused = read_refused(Path(experiment.run_dir), plan.data_fingerprint)
-    source = check_data(experiment, data, BatchSource(plan, data.index, encoder, refused))
+    source = check_data(experiment.recipe, data, BatchSource(plan, data.index, encoder, refused))
     work = measure_work(Inspected(data.index, data.tokens, encoder), plan, model, recipe)
     console.print(work_table(experiment.name, plan, work))
     numbers = list(dict.fromkeys([experiment.cluster.max_workers, *(workers or [])]))

@@ -22,8 +22,8 @@ from pipeline.config import (
     TrackingConfig,
     TrainingConfig,
 )
+from pipeline.launch.on_ray.cluster import join_cluster
 from pipeline.launch.prepare import prepare_source
-from pipeline.launch.ray_cluster import join_cluster
 from pipeline.launch.run import run_training
 from pipeline.stream.marks import WorkMarks
 from pipeline.stream.ray_stream import build_dataset, iterate_stream

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from model.fusion.resolution import ASPECT_RATIO_PATTERN
 from pipeline.config.mix import MixChange, SourceConfig, SourceName, check_mix
 from pipeline.config.section import Fixed, Free, Section
-from pipeline.urls import check_local, check_shard_urls
+from pipeline.storage.urls import check_local, check_shard_urls
 
 TemplateName = Literal[
     "plain", "v0", "v1", "llama_2", "llama_3", "mistral_instruct", "mpt", "chatml", "qwen", "gemma", "phi", "tokenizer"

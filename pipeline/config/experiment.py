@@ -15,7 +15,7 @@ from pipeline.config.recipe import Recipe, Stage
 from pipeline.config.running import CheckpointConfig, ClusterConfig, TrackingConfig
 from pipeline.config.section import Fixed, Free, Section
 from pipeline.config.training import TrainingConfig
-from pipeline.urls import check_local
+from pipeline.storage.urls import check_local
 
 RUN_DIR_REMEDY = (
     "its files are locked, appended to and renamed. Choose a folder that all machines of the run share, and let "

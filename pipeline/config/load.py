@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from pipeline.config.experiment import ExperimentConfig
 from pipeline.config.section import Section
-from pipeline.urls import without_credentials
+from pipeline.storage.urls import without_credentials
 
 
 class ConfigError(ValueError):

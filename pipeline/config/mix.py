@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field, StringConstraints, field_validator
 
 from pipeline.config.section import Fixed, Section
-from pipeline.urls import check_shard_urls
+from pipeline.storage.urls import check_shard_urls
 
 SourceName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=40)]
 """Part of metric names and of the index folder."""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.section import Fixed, Free, Section
-from pipeline.urls import parse_object_url
+from pipeline.storage.urls import parse_object_url
 
 
 class CheckpointConfig(Section):

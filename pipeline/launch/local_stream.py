@@ -1,6 +1,6 @@
 """Reading a rank's steps without Ray, also when preprocessing processes die: reopened at the step that is due.
 
-A process that dies again and again over the same samples is looked into (`crash_search`); a death without such a
+A process that dies again and again over the same samples is looked into (`crashes`); a death without such a
 cause is retried a few times.
 """
 
@@ -10,19 +10,19 @@ import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.checkpoint.resume import find_position
 from pipeline.checkpoint.verification import Position
-from pipeline.config import ExperimentConfig
-from pipeline.launch.crash_search import RunData, refused_samples
+from pipeline.config import ClusterConfig
+from pipeline.launch.crashes.search import RunData, refused_samples
 from pipeline.parallel.ranks import Workers
 from pipeline.parallel.stop_signals import stop_requests
 from pipeline.run_folder.restarts import record_start
 from pipeline.stream.marks import WorkMarks
 from pipeline.stream.rank_step import BatchSource, RankStep, iterate_locally
 from pipeline.training.notices import SignalNotices
+from pipeline.training.worker import RankJob
 
 logger = logging.getLogger(__name__)
 
@@ -44,17 +44,17 @@ class RankStream(NamedTuple):
 
 @contextmanager
 def open_rank_stream(
-    config: ExperimentConfig, source: BatchSource, workers: Workers, attempt: int
+    job: RankJob, cluster: ClusterConfig, source: BatchSource, workers: Workers
 ) -> Iterator[RankStream]:
     """Yield a rank's stream; stop signals become notices meanwhile. All ranks take part.
 
     Args:
-        config: the run.
-        source: its data and plan.
+        job: the run.
+        cluster: says how many processes read, and how far ahead.
+        source: data and plan of the run.
         workers: this rank among the others.
-        attempt: number under which the launcher holds the run folder.
     """
-    run_dir, cluster = Path(config.run_dir), config.cluster
+    run_dir = job.run_dir
     marks = WorkMarks(run_dir / "working" / f"rank-{workers.rank:05d}")
     data = RunData(run_dir, source.plan.data_fingerprint, lambda: source.index, marks)
 
@@ -74,9 +74,11 @@ def open_rank_stream(
         def open_stream(start_step: int) -> Iterator[RankStep]:
             return iterate_despite_deaths(open_once, data, start_step, requested.is_set)
 
-        position = workers.gather(find_position(run_dir, config.checkpoint) if workers.is_first else None)[0]
+        position = workers.gather(find_position(run_dir, job.checkpoint) if workers.is_first else None)[0]
         if workers.is_first:
-            record_start(run_dir, attempt, position.step if position else 0, cluster.max_failures, workers.world_size)
+            record_start(
+                run_dir, job.attempt, position.step if position else 0, cluster.max_failures, workers.world_size
+            )
         yield RankStream(open_stream, position, SignalNotices(requested.is_set))
 
 

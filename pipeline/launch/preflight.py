@@ -25,7 +25,16 @@ from pipeline.assembly.part_files import check_part_files
 from pipeline.assembly.precision import DTYPES
 from pipeline.assembly.provenance import check_provenance
 from pipeline.assembly.skeleton import build_skeleton
-from pipeline.config import ConfigError, ExperimentConfig
+from pipeline.config import (
+    CheckpointConfig,
+    ClusterConfig,
+    ConfigError,
+    DataConfig,
+    ExperimentConfig,
+    Recipe,
+    Stage,
+    TrainingConfig,
+)
 from pipeline.features.opening import find_cache, with_cached_features
 from pipeline.index.dataset import IndexedData
 from pipeline.launch.adoption import check_continues
@@ -60,18 +69,18 @@ def check_config(config: ExperimentConfig, *, fills_cache: bool = False) -> Chec
         ValueError: parts do not fit together, or to the devices.
         FeatureCacheError: a file of the feature cache is damaged or lost.
     """
-    check_outputs(config)
+    check_outputs(config.run_dir, config.checkpoint, config.data)
     check_continues(config)
     encoder = build_encoder(config.model, config.data)
-    model = check_model(config)
+    model = check_model(config.recipe, use_gpu=config.cluster.use_gpu)
     if not fills_cache:
         find_cache(config.recipe, encoder)
-    for caution in cautions(config):
+    for caution in cautions(config.cluster, config.recipe):
         logger.warning(caution)
     return Checked(encoder, model)
 
 
-def check_data(config: ExperimentConfig, data: IndexedData, source: BatchSource) -> BatchSource:
+def check_data(recipe: Recipe, data: IndexedData, source: BatchSource) -> BatchSource:
     """Refuse data from which nothing can be learned, and a feature cache that lacks some of it.
 
     Returns:
@@ -81,10 +90,10 @@ def check_data(config: ExperimentConfig, data: IndexedData, source: BatchSource)
         ConfigError: the reason.
         FeatureCacheError: a file of the cache is damaged.
     """
-    check_something_to_learn(config, data)
-    for caution in plan_cautions(config, source.plan):
+    check_something_to_learn(recipe.stage, data)
+    for caution in plan_cautions(recipe.data, recipe.training, source.plan):
         logger.warning(caution)
-    return with_cached_features(config.recipe, source)
+    return with_cached_features(recipe, source)
 
 
 def prepare_checked(config: ExperimentConfig, *, console: Console, run_map: RunMap) -> tuple[BatchSource, IndexedData]:
@@ -95,10 +104,10 @@ def prepare_checked(config: ExperimentConfig, *, console: Console, run_map: RunM
         ShardError: a shard is defective and data.on_bad_shard is `fail`.
     """
     source, data = prepare_run(config, check_config(config).encoder, console=console, run_map=run_map)
-    return check_data(config, data, source), data
+    return check_data(config.recipe, data, source), data
 
 
-def check_model(config: ExperimentConfig) -> LlavaModel:
+def check_model(recipe: Recipe, *, use_gpu: bool) -> LlavaModel:
     """Put the model together without values; returns it.
 
     Raises:
@@ -106,28 +115,28 @@ def check_model(config: ExperimentConfig) -> LlavaModel:
             other parts.
         ValueError: parts are missing or do not fit, or the attention kernel does not fit the workers' devices.
     """
-    dtype = DTYPES[config.training.precision]
-    if config.lora.quantize_base is not None:
-        quantization_config(config.lora.quantize_base, dtype)
-    check_part_files(config.model)
-    check_provenance(config.model)
-    model = build_skeleton(config.recipe)
+    dtype = DTYPES[recipe.training.precision]
+    if recipe.lora.quantize_base is not None:
+        quantization_config(recipe.lora.quantize_base, dtype)
+    check_part_files(recipe.model)
+    check_provenance(recipe.model)
+    model = build_skeleton(recipe)
     if model.packs_rows:
-        kernel = config.model.attention
+        kernel = recipe.model.attention
         enable_packed_attention(model, kernel)
-        check_training_kernel(model, kernel, on_cuda=config.cluster.use_gpu, dtype=dtype)
-    if config.training.linear_precision == "fp8":
+        check_training_kernel(model, kernel, on_cuda=use_gpu, dtype=dtype)
+    if recipe.training.linear_precision == "fp8":
         check_widths(model.get_model().layers)
-    check_optimizer(model, config.training)
+    check_optimizer(model, recipe.training)
     return model
 
 
-def check_outputs(config: ExperimentConfig) -> None:
+def check_outputs(run_dir: str, checkpoint: CheckpointConfig, data: DataConfig) -> None:
     """Refuse folders that cannot be written, without creating them."""
     folders = {
-        "run_dir": config.run_dir,
-        "checkpoint.folder": config.checkpoint.folder,
-        "data.index_dir": config.data.index_dir,
+        "run_dir": run_dir,
+        "checkpoint.folder": checkpoint.folder,
+        "data.index_dir": data.index_dir,
     }
     for field, folder in folders.items():
         if folder is None or "://" in folder:
@@ -139,9 +148,9 @@ def check_outputs(config: ExperimentConfig) -> None:
             raise ConfigError(f"{field} {folder}: {found} cannot be written by this user; choose another path")
 
 
-def check_something_to_learn(config: ExperimentConfig, data: IndexedData) -> None:
+def check_something_to_learn(stage: Stage, data: IndexedData) -> None:
     """Refuse projector pretraining without any image: no gradient would reach the projector."""
-    if config.stage != "pretrain":
+    if stage != "pretrain":
         return
     usable = data.tokens["num_tokens"].to_numpy() > 0
     shown = int(np.count_nonzero(data.index.samples["num_images"].to_numpy()[usable]))
@@ -152,9 +161,9 @@ def check_something_to_learn(config: ExperimentConfig, data: IndexedData) -> Non
         )
 
 
-def cautions(config: ExperimentConfig) -> Iterator[str]:
+def cautions(cluster: ClusterConfig, recipe: Recipe) -> Iterator[str]:
     """Yield what will not have the effect that the config suggests, though the run works."""
-    cluster, training = config.cluster, config.training
+    training, data = recipe.training, recipe.data
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     if cluster.launcher == "local" and ranks == 1 and cluster.num_workers != 1:
         yield (
@@ -165,10 +174,10 @@ def cautions(config: ExperimentConfig) -> Iterator[str]:
     if training.sharding == "fsdp" and alone:
         yield "training.sharding=fsdp shards nothing with one worker; set cluster.num_workers, or sharding=none"
 
-    limit = num_positions(read_checkpoint_config(config.model.language_model, "model.language_model"))
-    if limit is not None and config.data.max_length > limit:
+    limit = num_positions(read_checkpoint_config(recipe.model.language_model, "model.language_model"))
+    if limit is not None and data.max_length > limit:
         yield (
-            f"data.max_length is {config.data.max_length}, but the language model was made for {limit} positions "
+            f"data.max_length is {data.max_length}, but the language model was made for {limit} positions "
             f"(max_position_embeddings, rope scaling included); samples beyond them train on positions it has never "
             "seen. Lower data.max_length, or set rope scaling in its config.json"
         )
@@ -190,12 +199,12 @@ def num_positions(values: Mapping[str, Any]) -> int | None:
     return None if limit is None else int(limit * (factor or 1))
 
 
-def plan_cautions(config: ExperimentConfig, plan: Plan) -> Iterator[str]:
+def plan_cautions(data: DataConfig, training: TrainingConfig, plan: Plan) -> Iterator[str]:
     """Yield the same of what depends on the data."""
-    late = describe_late_changes(config.data.mix_changes, plan.total_steps)
+    late = describe_late_changes(data.mix_changes, plan.total_steps)
     if late is not None:
         yield late
-    steps = config.training.profile_steps
+    steps = training.profile_steps
     if steps is not None and steps[0] >= plan.total_steps:
         yield (
             f"training.profile_steps is {list(steps)}, but the run ends after step {plan.total_steps - 1}: nothing is "

@@ -57,7 +57,7 @@ def run_training(config: ExperimentConfig, console: Console | None = None) -> Tr
     """
     console = console or Console()
     config = config.with_absolute_paths()
-    check_outputs(config)
+    check_outputs(config.run_dir, config.checkpoint, config.data)
     if config.cluster.launcher == "ray":
         return _run_on_ray(config, console)
     # 1. Meet the other ranks, which must run the same code.
@@ -77,30 +77,34 @@ def run_training(config: ExperimentConfig, console: Console | None = None) -> Tr
         else:
             source = _wait_for_first_rank(config, workers)
         # 3. Train this rank's part, from where the run stands.
-        stream = run.enter_context(open_rank_stream(config, source, workers, attempt))
         job = rank_job(config, attempt)
+        stream = run.enter_context(open_rank_stream(job, config.cluster, source, workers))
         result = run_worker(job, source, workers, stream.open, position=stream.position, notices=stream.notices)
         # 4. Hand the result on.
         if watch is not None:
             watch.finish(Path(result.output))
-    return _describe(config, result, watch)
+    return _describe(Path(config.run_dir), result, watch)
 
 
 def _run_on_ray(config: ExperimentConfig, console: Console) -> TrainingResult:
     """Run a stage with Ray Data and Ray Train; the same steps, with the ranks on the cluster."""
-    from pipeline.launch import ray_cluster, ray_train  # the local launcher must work where Ray is not installed
+    from pipeline.launch.on_ray.cluster import (  # the local launcher must work where Ray is not installed
+        connect,
+        gpu_capability,
+    )
+    from pipeline.launch.on_ray.train import run_on_ray
     from pipeline.parallel.ray_map import map_on_cluster
 
     with hold_run(Path(config.run_dir)) as attempt, hold_checkpoints(config.checkpoint.folder):
         adopt_run_dir(config)
         encoder = check_config(config).encoder  # before Ray, which takes seconds to start
-        ray_cluster.connect(config.cluster)
-        check_capability(config.training, ray_cluster.gpu_capability)
+        connect(config.cluster)
+        check_capability(config.training, gpu_capability)
         source, rejected = _prepare(config, encoder, console, survive_in_tasks(map_on_cluster))
         with RunWatch(config, source, rejected, console) as watch:
-            result = ray_train.run_on_ray(config, source, attempt)
+            result = run_on_ray(config, source, attempt)
             watch.finish(Path(result.output))
-    return _describe(config, result, watch)
+    return _describe(Path(config.run_dir), result, watch)
 
 
 def _join_ranks(use_gpu: bool) -> Workers:
@@ -121,7 +125,7 @@ def _prepare(
     """Return what to train on, and how many samples the index rejects for each reason; these are written down."""
     source, data = prepare_run(config, encoder, console=console, run_map=run_map)
     rejected = record_rejected(Path(config.run_dir), data.index, data.tokens)
-    return check_data(config, data, source), rejected
+    return check_data(config.recipe, data, source), rejected
 
 
 def _wait_for_first_rank(config: ExperimentConfig, workers: Workers) -> BatchSource:
@@ -130,6 +134,6 @@ def _wait_for_first_rank(config: ExperimentConfig, workers: Workers) -> BatchSou
     return with_cached_features(config.recipe, prepare_source(config, console=Console(quiet=True)))
 
 
-def _describe(config: ExperimentConfig, result: WorkerResult, watch: RunWatch | None) -> TrainingResult:
+def _describe(run_dir: Path, result: WorkerResult, watch: RunWatch | None) -> TrainingResult:
     run_id = None if watch is None else watch.run_id
-    return TrainingResult(Path(config.run_dir), result.steps, result.metrics, Path(result.output), run_id)
+    return TrainingResult(run_dir, result.steps, result.metrics, Path(result.output), run_id)

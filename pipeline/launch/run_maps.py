@@ -20,7 +20,7 @@ def choose_run_map(cluster: ClusterConfig) -> RunMap:
         return run_on_cores
 
     def run(function: Callable[[Any], Any], items: Sequence[Any], /) -> Iterator[Any]:
-        from pipeline.launch.ray_cluster import join_cluster  # the others work where Ray is not installed
+        from pipeline.launch.on_ray.cluster import join_cluster  # the others work where Ray is not installed
         from pipeline.parallel.ray_map import map_on_cluster
 
         if items:

@@ -57,7 +57,7 @@ class RunWatch:
         """Begin with the tracker, whose failure must end the run before it shows progress."""
         config, run_dir = self._config, Path(self._config.run_dir)
         if config.tracking.enabled:
-            self._tracker = _open_tracker(config, self._source, self._rejected)
+            self._tracker = _open_tracker(tracked_run(config), config.model, self._source, self._rejected)
         steps = self._source.plan.total_steps
         self._shown.enter_context(
             ProgressReporter(run_dir / METRICS_FILE, name=config.name, total_steps=steps, console=self._console)
@@ -105,13 +105,13 @@ class RunWatch:
             self._tracker.set_tags({"ray_llava.restarts": str(number), "ray_llava.last_restart": cause})
 
 
-def _open_tracker(config: ExperimentConfig, source: BatchSource, rejected: Mapping[str, int]) -> RunTracker:
+def _open_tracker(run: TrackedRun, parts: ModelConfig, source: BatchSource, rejected: Mapping[str, int]) -> RunTracker:
     from pipeline.tracking import JOURNAL_NAME, open_run  # an untracked run needs no MLflow
 
-    begun = (Path(config.run_dir) / JOURNAL_NAME).is_file()
-    tracker = open_run(tracked_run(config), _lineage(config.model))
+    begun = (run.run_dir / JOURNAL_NAME).is_file()
+    tracker = open_run(run, _lineage(parts))
     tracker.log_dataset(
-        name=f"{config.name}-shards",
+        name=f"{run.name}-shards",
         digest=source.index.fingerprint,
         shards=[shard.url for shard in source.index.shards],
         num_samples=source.plan.num_samples,

@@ -13,7 +13,7 @@ from pyarrow import fs
 from pipeline.shards.locations import locate
 from pipeline.shards.pieces import missing_pieces
 from pipeline.shards.retries import with_retries
-from pipeline.urls import parse_object_url
+from pipeline.storage.urls import parse_object_url
 
 MAX_EXPANSION = 1_000_000
 """Most shards a brace range may name: a typing error in a range should not fill memory."""

@@ -1,5 +1,5 @@
 """Addresses without credentials, for text that others can read: the server's pages, logs and the console."""
 
-from pipeline.urls import without_credentials
+from pipeline.storage.urls import without_credentials
 
 __all__ = ["without_credentials"]

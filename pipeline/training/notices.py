@@ -1,7 +1,7 @@
 """Notices that a run should stop or that a machine is about to leave, as the training loop asks for them.
 
 A launcher decides where they come from: signals to this process (here), or signals to the driver and Ray's node drains
-(`pipeline.launch.ray_notices`).
+(`pipeline.launch.on_ray.notices`).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import pytest
 import ray
 
 from pipeline.config import ClusterConfig
-from pipeline.launch.ray_cluster import start_local_cluster
+from pipeline.launch.on_ray.cluster import start_local_cluster
 from pipeline.tools.demo.shards import DemoSizes, write_demo_shards
 
 WEIGHTS = Path(__file__).parents[2] / "pipeline" / "tools" / "demo" / "weights"

@@ -11,8 +11,8 @@ import ray.train
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 
 from pipeline.config import ExperimentConfig, load_config
-from pipeline.launch import ray_train
-from pipeline.launch.ray_train import ClusterCapacityError, replace_controllers
+from pipeline.launch.on_ray import train as ray_train
+from pipeline.launch.on_ray.train import ClusterCapacityError, replace_controllers
 from pipeline.run_folder.lease import hold_run
 from tests.integration.conftest import WriteConfig
 
@@ -43,7 +43,7 @@ class Controllers:
 @pytest.fixture
 def train(monkeypatch: pytest.MonkeyPatch, config: ExperimentConfig) -> Callable[[Controllers], str]:
     def train(controllers: Controllers) -> str:
-        monkeypatch.setattr(ray_train, "_saved_step", lambda _: controllers.saved_step)
+        monkeypatch.setattr(ray_train, "_saved_step", lambda *_: controllers.saved_step)
         with hold_run(Path(config.run_dir)) as attempt:
             return replace_controllers(config, attempt, controllers.fit)
 

@@ -10,7 +10,7 @@ import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from pipeline.launch.final_failure import EndOnFinalFailure, FinalFailure, hand_back
+from pipeline.launch.on_ray.final_failure import EndOnFinalFailure, FinalFailure, hand_back
 
 
 class LibraryError(Exception):

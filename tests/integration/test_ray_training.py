@@ -13,8 +13,8 @@ import pytest
 import ray
 
 from pipeline.config import ConfigError, load_config
-from pipeline.launch import ray_notices
-from pipeline.launch.ray_notices import forward_stop_signals
+from pipeline.launch.on_ray import notices as ray_notices
+from pipeline.launch.on_ray.notices import forward_stop_signals
 from pipeline.launch.run import run_training
 from pipeline.parallel.stop_signals import STOP_SIGNALS, StopRequestedError
 from tests.integration.conftest import WriteConfig

@@ -176,7 +176,7 @@ def test_submit_with_a_wrong_token_says_where_the_right_one_is(head: Head, tmp_p
     assert "Traceback" not in result.stderr
 
 
-ASK = "import sys; from pipeline.launch.ray_door import check_admits; check_admits(sys.argv[1]); print('admitted')"
+ASK = "import sys; from pipeline.launch.on_ray.door import check_admits; check_admits(sys.argv[1]); print('admitted')"
 
 
 @pytest.mark.parametrize(

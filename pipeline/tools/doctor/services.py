@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from pipeline.config import ClusterConfig, ConfigError, TrackingConfig
-from pipeline.launch.ray_address import check_listens
+from pipeline.launch.on_ray.address import check_listens
 from pipeline.tools.doctor.finding import Finding
 from pipeline.tracking.credentials import without_credentials
 from pipeline.tracking.journal import resolve_tracking_uri
@@ -117,7 +117,7 @@ def check_ray(cluster: ClusterConfig) -> list[Finding]:
         return [Finding("Ray", "ok", "RAY_ADDRESS is not set: the run starts Ray on this machine")]
     try:
         check_listens(os.environ["RAY_ADDRESS"])
-        from pipeline.launch.ray_cluster import describe_nodes  # ray takes seconds to load
+        from pipeline.launch.on_ray.cluster import describe_nodes  # ray takes seconds to load
 
         nodes = describe_nodes(cluster)
     except (ConfigError, ConnectionError, RuntimeError) as error:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image as PillowImage
 
-from pipeline.config import ExperimentConfig, load_config
+from pipeline.config import DataConfig, load_config
 from pipeline.errors import DataError
 from pipeline.index import files as index_files
 from pipeline.index.build import load_index
@@ -38,7 +38,7 @@ def choose_questions(source: str | Path) -> list[ParityQuestion]:
     """Return the questions for a run's folder, or for a model folder, which has no data of its own."""
     config = Path(source) / "config.yaml"
     chosen: dict[str, list[ParityQuestion]] = {kind: [] for kind in _WANTED}
-    for sample in _samples(load_config(config)) if config.is_file() else ():
+    for sample in _samples(Path(source), load_config(config).data) if config.is_file() else ():
         kind = _kind_of(len(sample.images))
         question = _question_of(sample, kind)
         if question is not None and len(chosen[kind]) < _WANTED[kind]:
@@ -49,10 +49,10 @@ def choose_questions(source: str | Path) -> list[ParityQuestion]:
     return [question for kind in _WANTED for question in chosen[kind] or [made_up[kind]]] + [_made_up((160, 40))]
 
 
-def _samples(config: ExperimentConfig) -> Iterator[Sample]:
+def _samples(run_dir: Path, data: DataConfig) -> Iterator[Sample]:
     """Read the first samples of each source of a run, as far as its index is there."""
-    for name in config.data.shards_by_source:
-        folder = index_folder(config.data, config.run_dir, name)
+    for name in data.shards_by_source:
+        folder = index_folder(data, str(run_dir), name)
         if not index_files.exists(folder):
             continue
         index = load_index(folder)

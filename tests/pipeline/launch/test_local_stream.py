@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from pipeline.config import load_config
-from pipeline.launch import crash_search
-from pipeline.launch.crash_search import RunData
+from pipeline.launch.crashes import search as crash_search
+from pipeline.launch.crashes.search import RunData
 from pipeline.launch.local_stream import iterate_despite_deaths
 from pipeline.launch.prepare import prepare_source
 from pipeline.stream.marks import WorkMarks

@@ -19,5 +19,5 @@ def test_choose_run_map_takes_this_machine_unless_there_is_a_cluster(monkeypatch
 
 def test_choose_run_map_joins_no_cluster_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "nowhere.invalid:6379")
-    monkeypatch.setattr("pipeline.launch.ray_cluster.join_cluster", lambda _: pytest.fail("joined"))
+    monkeypatch.setattr("pipeline.launch.on_ray.cluster.join_cluster", lambda _: pytest.fail("joined"))
     assert list(choose_run_map(ClusterConfig(launcher="ray"))(abs, [])) == []

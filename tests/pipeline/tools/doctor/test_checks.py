@@ -313,7 +313,7 @@ def test_ray_address_where_nothing_listens_is_an_error_and_ray_is_not_asked(
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
-    monkeypatch.setattr("pipeline.launch.ray_cluster.describe_nodes", lambda _: pytest.fail("Ray was asked"))
+    monkeypatch.setattr("pipeline.launch.on_ray.cluster.describe_nodes", lambda _: pytest.fail("Ray was asked"))
     (finding,) = check_ray(config.cluster.model_copy(update={"launcher": "ray"}))
     assert (finding.check, finding.status) == ("Ray", "error")
     assert f"RAY_ADDRESS 127.0.0.1:{port}: nothing answers there" in finding.detail

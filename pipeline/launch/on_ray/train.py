@@ -23,11 +23,11 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 
 from pipeline.checkpoint.resume import find_position
-from pipeline.config import ClusterConfig, ExperimentConfig
-from pipeline.launch.final_failure import EndOnFinalFailure, FinalFailure, hand_back
-from pipeline.launch.ray_cluster import live_nodes
-from pipeline.launch.ray_notices import RayNotices, forward_stop_signals
-from pipeline.launch.ray_start import RunStart, StreamBuilder, run_data
+from pipeline.config import CheckpointConfig, ClusterConfig, ExperimentConfig
+from pipeline.launch.on_ray.cluster import live_nodes
+from pipeline.launch.on_ray.final_failure import EndOnFinalFailure, FinalFailure, hand_back
+from pipeline.launch.on_ray.notices import RayNotices, forward_stop_signals
+from pipeline.launch.on_ray.start import RunStart, StreamBuilder, run_data
 from pipeline.parallel.own_code import OwnCode, check_same_code, own_code
 from pipeline.parallel.stop_signals import StopRequestedError
 from pipeline.run_folder.lease import next_attempt
@@ -78,7 +78,8 @@ def replace_controllers(config: ExperimentConfig, attempt: int, fit: Callable[[i
         ClusterCapacityError: the cluster had no room for the workers, again and again.
         Exception: what `fit` raised, when it was something else, or for the last time.
     """
-    in_vain, step, since = 0, _saved_step(config), time.monotonic()
+    run_dir = Path(config.run_dir)
+    in_vain, step, since = 0, _saved_step(run_dir, config.checkpoint), time.monotonic()
     while True:
         try:
             return fit(attempt)
@@ -87,7 +88,7 @@ def replace_controllers(config: ExperimentConfig, attempt: int, fit: Callable[[i
             if not isinstance(cause, _CONTROLLER_LOST):
                 raise
             in_vain += 1
-            if (saved := _saved_step(config)) != step:
+            if (saved := _saved_step(run_dir, config.checkpoint)) != step:
                 in_vain, step, since = 0, saved, time.monotonic()
             if in_vain > _CONTROLLERS_IN_VAIN:
                 if isinstance(cause, WorkerGroupStartupTimeoutError):
@@ -96,11 +97,11 @@ def replace_controllers(config: ExperimentConfig, attempt: int, fit: Callable[[i
                     ) from error
                 raise
             logger.warning("Ray Train's controller ended at step %d, another one takes over: %s", step, cause)
-            attempt = next_attempt(Path(config.run_dir))  # its workers end with it, but not at once
+            attempt = next_attempt(run_dir)  # its workers end with it, but not at once
 
 
-def _saved_step(config: ExperimentConfig) -> int:
-    position = find_position(config.run_dir, config.checkpoint)
+def _saved_step(run_dir: Path, checkpoint: CheckpointConfig) -> int:
+    position = find_position(run_dir, checkpoint)
     return position.step if position else 0
 
 
@@ -119,7 +120,7 @@ def _describe_capacity(cluster: ClusterConfig, step: int, waited_s: float) -> st
 def _fit(config: ExperimentConfig, source: BatchSource, attempt: int, stop: Any) -> WorkerResult:
     from ray.train.torch import TorchConfig
 
-    from pipeline.launch.elastic import ElasticTrainer  # torch
+    from pipeline.launch.on_ray.elastic import ElasticTrainer  # torch
     from pipeline.parallel.ranks import backends
     from pipeline.training.worker import WorkerResult
 

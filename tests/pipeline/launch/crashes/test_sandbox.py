@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.launch import sandbox
-from pipeline.launch.sandbox import find_crashers
+from pipeline.launch.crashes import sandbox
+from pipeline.launch.crashes.sandbox import find_crashers
 
 HANGS_OVER_17 = """
 shift 3  # -m, the module, the config

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.urls import check_local, parse_object_url, without_credentials
+from pipeline.storage.urls import check_local, parse_object_url, without_credentials
 
 
 @pytest.mark.parametrize(

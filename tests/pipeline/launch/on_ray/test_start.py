@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from pipeline.checkpoint.verification import Position
-from pipeline.launch.ray_start import RunStart
+from pipeline.launch.on_ray.start import RunStart
 from pipeline.run_folder.restarts import RESTARTS_FILE, CrashLoopError
 from pipeline.stream.ray_stream import StreamStart
 

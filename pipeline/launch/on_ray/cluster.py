@@ -14,7 +14,7 @@ from ray import cloudpickle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.config import ClusterConfig, ConfigError
-from pipeline.launch.ray_door import check_admits
+from pipeline.launch.on_ray.door import check_admits
 from pipeline.parallel import own_code as own_code_module
 from pipeline.parallel.cpus import usable_cpus
 from pipeline.parallel.own_code import check_same_code, own_code

@@ -16,7 +16,7 @@ from ray.data import Dataset
 from pipeline.checkpoint.manifest import CheckpointError
 from pipeline.checkpoint.resume import find_position
 from pipeline.config import ExperimentConfig
-from pipeline.launch.crash_search import RunData, refused_samples
+from pipeline.launch.crashes.search import RunData, refused_samples
 from pipeline.run_folder.restarts import CrashLoopError, record_start
 from pipeline.stream.marks import WorkMarks
 from pipeline.stream.ray_stream import StreamStart, build_dataset

@@ -1,7 +1,7 @@
 """Decoding suspects in a process that may die: a sample that kills it twice is reported, with how it ended.
 
-The child, `python -m pipeline.launch.sandbox_child`, prints each sample before decoding it, so the last line names the
-one it died over. A sample that does not end it again when decoded alone is not to blame.
+The child (`sandbox_child`) prints each sample before decoding it, so the last line names the one it died over. A sample
+that does not end it again when decoded alone is not to blame.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.launch.sandbox_child import DONE
+from pipeline.launch.crashes.sandbox_child import DONE
 from pipeline.parallel.exits import READY, SAMPLE_TIMEOUT_S, START_TIMEOUT_S, describe_exit
 
 logger = logging.getLogger(__name__)
@@ -51,10 +51,10 @@ def _decode(config_file: Path, sample_ids: Sequence[int]) -> tuple[int | None, s
     """Return the sample over which a child died and how; None when it decoded all."""
     with tempfile.TemporaryFile() as messages:  # an unread pipe would block a child that prints much
         child = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.launch.sandbox_child", str(config_file), *map(str, sample_ids)],
+            [sys.executable, "-m", "pipeline.launch.crashes.sandbox_child", str(config_file), *map(str, sample_ids)],
             stdout=subprocess.PIPE,
             stderr=messages,
-            cwd=Path(__file__).parents[2],  # a Ray worker's folder knows no `pipeline`
+            cwd=Path(__file__).parents[3],  # a Ray worker's folder knows no `pipeline`
         )
         assert child.stdout is not None
         said = b""

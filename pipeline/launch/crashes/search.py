@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.index.index import ShardIndex
-from pipeline.launch.sandbox import find_crashers
+from pipeline.launch.crashes.sandbox import find_crashers
 from pipeline.stream.marks import WorkMarks
 from pipeline.stream.refused import read_refused, refuse
 

@@ -10,7 +10,7 @@ from ray._private.grpc_utils import init_grpc_channel
 from ray.core.generated.gcs_service_pb2 import CheckAliveReply, CheckAliveRequest
 
 from pipeline.config import ConfigError
-from pipeline.launch.ray_address import check_listens, endpoint
+from pipeline.launch.on_ray.address import check_listens, endpoint
 
 _CALL = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 _TIMEOUT_S = 10.0

@@ -2,7 +2,7 @@ import socket
 
 import pytest
 
-from pipeline.launch.ray_address import check_listens, endpoint
+from pipeline.launch.on_ray.address import check_listens, endpoint
 
 
 @pytest.mark.parametrize(

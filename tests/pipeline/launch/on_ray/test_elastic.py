@@ -7,7 +7,7 @@ import logging
 import pytest
 from ray.train import ScalingConfig
 
-from pipeline.launch.elastic import LeavesRoomForStream, num_workers_with_stream
+from pipeline.launch.on_ray.elastic import LeavesRoomForStream, num_workers_with_stream
 
 
 @pytest.mark.parametrize(
