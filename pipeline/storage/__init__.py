@@ -1,1 +1,1 @@
-"""Addresses of what lies on disks and object stores, read in one place."""
+"""Addresses of files and objects, on disks and object stores, read in one place."""
