@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from model.fusion.constants import IMAGE_TOKEN_INDEX
-from model.fusion.embedding import FusionSettings, decoding_mask, embed_packed, fuse_inputs, refuse_placeholders
+from model.fusion.embedding import (
+    FusionSettings,
+    decoding_mask,
+    embed_packed,
+    fuse_inputs,
+    refuse_long_prompts,
+    refuse_placeholders,
+)
 from model.fusion.fusion import plan_fusion
 from model.fusion.packed import pack_samples
 
@@ -97,3 +104,17 @@ def test_fusion_plan_on_another_device_keeps_what_is_no_tensor() -> None:
     moved = plan.to(torch.device("meta"))
     assert {value.device.type for value in moved if isinstance(value, torch.Tensor)} == {"meta"}
     assert (moved.feature_source, moved.is_padded) == (None, True)
+
+
+@pytest.mark.parametrize(("max_length", "is_refused"), [(None, False), (6, False), (5, False), (4, True)])
+def test_refuse_long_prompts_names_the_longest_row_and_what_is_too_much(
+    max_length: int | None, is_refused: bool
+) -> None:
+    embedding = torch.nn.Embedding(7, 3)
+    mask = torch.tensor([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    fused = fuse_inputs(embedding, torch.ones(3, 5, dtype=torch.int64), mask, None, None, [], PLAIN)
+    if not is_refused:
+        refuse_long_prompts(fused, max_length)
+        return
+    with pytest.raises(ValueError, match=r"the prompt of row 1 takes 5 tokens, 1 more than the model's .* 4;"):
+        refuse_long_prompts(fused, max_length)

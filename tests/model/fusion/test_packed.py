@@ -5,7 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.fusion.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
-from model.fusion.packed import pack_samples
+from model.fusion.feature_layout import layout_of
+from model.fusion.packed import pack_images, pack_samples
+from model.fusion.resolution import ImageView, read_resolution
 
 X = IMAGE_TOKEN_INDEX
 
@@ -102,3 +104,27 @@ def test_pack_random_samples_equals_token_by_token_reference(data: st.DataObject
     assert batch.cu_seqlens.diff().tolist() == lengths
     assert list(zip(batch.target_positions.tolist(), batch.targets.tolist(), strict=True)) == targets
     assert batch.image_positions.tolist() == [t for t, token_id in enumerate(ids) if token_id == X]
+
+
+def test_pack_bad_features_name_the_image_that_has_none() -> None:
+    ids = torch.tensor([1, X, X])
+    with pytest.raises(ValueError, match=r"features_per_image\[1\] is 0"):
+        pack_samples([(ids, ids)], [5, 0])
+
+
+def test_pack_nothing_is_one_token_long() -> None:
+    assert pack_samples([], []).max_seqlen == 1
+
+
+def test_pack_images_gathers_all_rows_only_where_every_tile_is_used_in_order() -> None:
+    policy = read_resolution("pad", None, "flat", tile_size=21, tile_features=9, tile_grid=3)
+    layout = layout_of(policy, ImageView(5, 7))
+    ids = torch.tensor([1, X, 2, X, 3])
+    whole = pack_images([(ids, ids)], [layout, layout], [0, 1], 9)
+    assert whole.image_sources is None
+    assert whole.image_positions.tolist() == [*range(1, 10), *range(11, 20)]
+    shared = pack_images([(ids, ids)], [layout, layout], [0, 0], 9)
+    assert shared.image_sources is not None
+    assert (shared.image_sources.num_rows, shared.image_sources.plain.tolist()) == (9, [*range(9)] * 2)
+    text = torch.tensor([1, 2])
+    assert pack_images([(text, text)], [], [], 9).image_sources is None

@@ -1,10 +1,20 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 
 from model.fusion.packed import pack_samples
 from model.llava import attention
-from model.llava.attention import AttentionKernel, enable_packed_attention, no_mask, packed_kernel, segments_of
+from model.llava.attention import (
+    AttentionKernel,
+    Heads,
+    choose_kernel,
+    enable_packed_attention,
+    no_mask,
+    packed_kernel,
+    segments_of,
+)
 
 LENGTHS = (5, 1, 11, 3)
 
@@ -90,3 +100,21 @@ def test_every_name_is_accepted_by_transformers(
 def test_kernel_that_is_not_installed_is_refused(llama_config: LlamaConfig) -> None:
     with pytest.raises(ValueError, match="needs the flash-attn package"):
         enable_packed_attention(LlamaForCausalLM(llama_config), "flash_attention_2")
+
+
+def test_heads_of_configs_with_and_without_sizes_of_their_own() -> None:
+    plain = SimpleNamespace(num_attention_heads=6, hidden_size=48)
+    assert Heads.of(plain) == (8, 1)
+    assert Heads.of(SimpleNamespace(**vars(plain), num_key_value_heads=2, head_dim=16)) == (16, 3)
+    assert Heads.of(SimpleNamespace(**vars(plain), num_key_value_heads=None, head_dim=None)) == (8, 1)
+
+
+def test_auto_is_sdpa_where_no_accelerator_computes_in_half_precision() -> None:
+    assert choose_kernel("auto", torch.device("cpu"), torch.bfloat16) == "sdpa"
+    assert choose_kernel("auto", torch.device("cuda"), torch.float32) == "sdpa"
+
+
+def test_kernel_is_auto_unless_another_is_named(llama_config: LlamaConfig) -> None:
+    model = LlamaForCausalLM(llama_config)
+    enable_packed_attention(model)
+    assert packed_kernel(model.config) == "auto"
