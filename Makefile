@@ -80,6 +80,10 @@ mutants: $(VENV)/dev.stamp ## Change the deciding code place by place and count 
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutation_score --out runs/mutants/results.json \
 	   $(if $(IN),--in-all $(IN)) $(if $(SEED),--seed $(SEED)) $(addprefix --module ,$(MODULE))
 
+.PHONY: matrix
+matrix: $(VENV)/dev.stamp ## Nightly: every pair of options, on Ray and without, to the same losses (hours); ROWS="3 7" runs some
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.matrix $(ROWS)
+
 .PHONY: fuzz
 fuzz: $(VENV)/dev.stamp ## Nightly: 400,000 mutated archives, images and annotations, and storage that fails at 200 places
 	@$(BIN)/python -m tests.fuzz

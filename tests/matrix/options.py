@@ -1,0 +1,117 @@
+"""The options and the values of each that the matrix combines; one that is left out says why.
+
+A value is what stands in a config; `{...}` is filled in with paths of the parts (see `parts`).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+OPTIONS: Final[dict[str, tuple[Any, ...]]] = {
+    "stage": ("finetune", "pretrain"),
+    "data.sources": ({}, {"a": {"shards": ["{chat}"], "weight": 1}, "b": {"shards": ["{captions}"], "weight": 2}}),
+    "data.mix_changes": ((), ({"from_step": 1, "weights": {"a": 2, "b": 1}},)),
+    "data.feature_cache": (None, "{cache}"),
+    "data.image_aspect_ratio": ("pad", "crop", "anyres", "anyres_max_2", "dynamic_1_4"),
+    "data.image_grid_pinpoints": (None, "(1x1),...,(2x2)"),
+    "data.check_images": ("decode", "header"),
+    "data.on_bad_shard": ("fail", "quarantine"),
+    "data.prepend_missing_placeholder": (False, True),
+    "data.drop_leading_answer": (False, True),
+    "model.vision_tower": ("{tower}", ["{tower}", "{siglip}"]),
+    "model.mm_projector_type": (
+        "mlp2x_gelu", "linear", "ln_mlp2x_gelu", "mlp1x_res1x_gelu", "pool2_mlp2x_gelu", "shuffle2_linear",
+        "resampler4_1",
+    ),
+    "model.mm_vision_select_layer": (-2, [-1, -2]),
+    "model.mm_vision_select_feature": ("patch", "cls_patch"),
+    "model.mm_vision_scales": ([1], [1, 2]),
+    "model.mm_use_im_start_end": (False, True),
+    "model.mm_use_im_patch_token": (False, True),
+    "model.mm_patch_merge_type": (None, "spatial", "spatial_unpad"),
+    "model.attention": ("auto", "sdpa"),
+    "training.mm_projector_lr": (None, 2e-3),
+    "training.vision_tower_lr": (None, 1e-4),
+    "training.weight_decay": (0.0, 0.1),
+    "training.lr_schedule": ("cosine", "constant"),
+    "training.precision": ("bfloat16", "float32"),
+    "training.master_dtype": ("float32", "bfloat16"),
+    "training.sharding": ("none", "fsdp"),
+    "training.gradient_checkpointing": (False, True, "selective"),
+    "training.compile": (False, True),
+    "training.cpu_offload": (False, True),
+    "training.profile_steps": (None, [0, 0]),
+    "lora.rank": (None, 2),
+    "lora.dropout": (0.05, 0.0),
+    "lora.targets": (None, ["q_proj", "down_proj"]),
+    "checkpoint.every_steps": (100, 1),
+    "checkpoint.keep_last": (2, 1),
+    "checkpoint.keep_best": (1, 0),
+    "checkpoint.layout": ("sharded", "whole"),
+    "checkpoint.folder": (None, "{checkpoints}"),
+    "cluster.num_workers": (1, 2, [1, 2]),
+    "cluster.prefetch_steps": (2, 1),
+    "tracking.enabled": (False, True),
+}  # fmt: skip
+"""Option -> values, the first is the one that cells take when nothing asks for another."""
+
+_SAME_PATH = "decides no path of the code, only an amount"
+LEFT_OUT: Final[dict[str, str]] = {
+    "name": "a name",
+    "run_dir": "each cell has its own",
+    "seed": _SAME_PATH,
+    "data.shards": "the parts",
+    "data.index_dir": "each cell has its own",
+    "data.mix_temperature": "excludes the weights of the sources; tests/pipeline/plan/test_mix.py",
+    "data.template": "depends on the tokenizer; tests/pipeline/samples/prompt",
+    "data.max_length": _SAME_PATH,
+    "data.max_image_pixels": _SAME_PATH,
+    "data.allow_duplicate_keys": "decides about the index only; tests/pipeline/index",
+    "data.sample_keys": "decides about the index only; tests/pipeline/index",
+    "data.max_rejected_fraction": _SAME_PATH,
+    "data.max_rejected_per_shard": _SAME_PATH,
+    "data.max_rejected_in_a_row": _SAME_PATH,
+    "model.language_model": "every backbone is trained in tests/model/test_pairs.py",
+    "model.pretrain_mm_mlp_adapter": "tests/integration/test_pairs_training.py and tests/jobs/test_refusals.py",
+    "model.accept_projector": "tests/pipeline/assembly/test_provenance.py",
+    "training.num_epochs": _SAME_PATH,
+    "training.max_steps": _SAME_PATH,
+    "training.global_batch_size": _SAME_PATH,
+    "training.micro_batch_tokens": _SAME_PATH,
+    "training.vision_batch_size": _SAME_PATH,
+    "training.learning_rate": _SAME_PATH,
+    "training.warmup_ratio": _SAME_PATH,
+    "training.max_grad_norm": _SAME_PATH,
+    "training.loss_spike_deviations": _SAME_PATH,
+    "training.optimizer": "adamw_8bit needs a package; tests/extras",
+    "lora.alpha": _SAME_PATH,
+    "lora.quantize_base": "needs packages and CUDA",
+    "cluster.launcher": "both are run for every cell",
+    "cluster.resize_interval_s": _SAME_PATH,
+    "cluster.use_gpu": "the matrix runs on CPUs",
+    "cluster.cpus_per_worker": _SAME_PATH,
+    "cluster.data_workers": "1 on Ray, 0 without",
+    "cluster.torch_threads": "equal sums need equal numbers",
+    "cluster.max_failures": _SAME_PATH,
+    "tracking.uri": "a file in the folder of the cell",
+    "tracking.experiment": "a name",
+    "tracking.log_model": _SAME_PATH,
+}
+"""Option -> why no row of the matrix has it."""
+
+EXCLUDED: Final[tuple[tuple[str, Any, str, tuple[Any, ...]], ...]] = (
+    ("stage", "pretrain", "lora.rank", (2,)),
+    ("stage", "pretrain", "training.vision_tower_lr", (1e-4,)),
+    ("data.feature_cache", "{cache}", "training.vision_tower_lr", (1e-4,)),
+    ("data.sources", {}, "data.mix_changes", OPTIONS["data.mix_changes"][1:]),
+    ("training.sharding", "none", "training.cpu_offload", (True,)),
+    ("data.image_grid_pinpoints", "(1x1),...,(2x2)", "data.image_aspect_ratio", ("pad", "crop", "dynamic_1_4")),
+    ("data.image_aspect_ratio", "anyres_max_2", "model.mm_patch_merge_type", (None, "spatial")),
+    ("model.mm_projector_type", "resampler4_1", "model.mm_patch_merge_type", ("spatial", "spatial_unpad")),
+    ("model.mm_projector_type", "resampler4_1", "data.image_aspect_ratio", ("anyres_max_2",)),
+    ("model.mm_vision_select_feature", "cls_patch", "model.mm_patch_merge_type", ("spatial", "spatial_unpad")),
+    ("model.mm_vision_select_feature", "cls_patch", "model.mm_projector_type", ("pool2_mlp2x_gelu", "shuffle2_linear")),
+    ("model.mm_vision_select_feature", "cls_patch", "model.mm_vision_scales", ([1, 2],)),
+    ("model.mm_vision_select_feature", "cls_patch", "data.image_aspect_ratio", ("anyres_max_2",)),
+)
+"""Option, value, and the values of another option that a config refuses with it; no row combines them."""
