@@ -49,6 +49,22 @@ def read_checkpoint_config(name: str, what: str) -> dict[str, Any]:
     return dict(values)
 
 
+def refuse_exported(name: str, what: str) -> None:
+    """Refuse a LLaVA model in the layout of transformers' own classes, by the two configs that it nests.
+
+    Raises:
+        ValueError: it is one; the message names what to give instead.
+    """
+    if not (Path(name) / "config.json").is_file():
+        return
+    values = read_checkpoint_config(name, what)
+    if {"vision_config", "text_config", "image_token_index"} <= values.keys():
+        raise ValueError(
+            f"{what}: {name} is a model exported for transformers ({values.get('model_type')}), which is not trained "
+            "further here; give the model folder of the run that it was exported from (RUN/model)"
+        )
+
+
 def refuse_other_folders(name: str, what: str) -> None:
     """Refuse folders that are often given in place of a model: of a run, or of adapters.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from model.files.checkpoint_files import refuse_exported
 from pipeline.assembly.facts import check_rows, has_wrapped_images, read_model_tokenizer, read_tower_facts
 from pipeline.config import ConfigError, DataConfig, ModelConfig
 from pipeline.samples.encode import SampleEncoder
@@ -17,6 +18,7 @@ def build_encoder(parts: ModelConfig, data: DataConfig) -> SampleEncoder:
         ConfigError: a model part is missing or cannot be read.
     """
     try:
+        refuse_exported(parts.language_model, "model.language_model")
         facts = read_tower_facts(parts)
         resolution = facts.resolution(data.image_aspect_ratio, data.image_grid_pinpoints)
         tokenizer = read_model_tokenizer(parts)

@@ -160,6 +160,11 @@ def read_recipe(folder: Path) -> dict[str, Any]:
         ConfigError: the folder is not one that finetuning wrote.
     """
     file = folder / RECIPE_FILE
+    if not file.is_file() and (folder / PROJECTOR_FILE).is_file():
+        raise ConfigError(
+            f"{folder} is a run of projector pretraining, which leaves a projector ({PROJECTOR_FILE}) and no model; "
+            "finetune from it with model.pretrain_mm_mlp_adapter, and give the folder of that run"
+        )
     if not file.is_file():
         raise ConfigError(
             f"{folder} has no {RECIPE_FILE}: expected the folder of a run, or a model folder written by finetuning"

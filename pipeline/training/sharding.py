@@ -7,6 +7,7 @@ Zhao et al., "PyTorch FSDP: Experiences on Scaling Fully Sharded Data Parallel",
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 from itertools import pairwise
 
@@ -48,6 +49,8 @@ def shard_model(model: LlavaModel, workers: Workers, compute_dtype: torch.dtype,
         for layer in tower.layers:
             shard(layer)
         shard(tower)
+        # the patches are a view of all features, and nothing writes to them in place
+        warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view tensor")
     for layer in model.get_model().layers:
         shard(layer)
     shard(model, ignored_params=whole)

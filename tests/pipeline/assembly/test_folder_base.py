@@ -14,7 +14,7 @@ from model.files.fingerprint import fingerprint
 from model.hub.lora import adapter_state, add_lora
 from model.hub.weights import build_llava, pretrained_state
 from pipeline.assembly.facts import read_model_tokenizer
-from pipeline.assembly.folder import load_model_folder, save_adapter_folder
+from pipeline.assembly.folder import load_model_folder, read_recipe, save_adapter_folder
 from pipeline.assembly.merge import merge_model
 from pipeline.assembly.part_files import check_part_files
 from pipeline.config import ConfigError, ModelConfig, load_config
@@ -104,3 +104,10 @@ def test_fingerprint_samples_every_tensor_and_passes_over_versions(tmp_path: Pat
     for number in range(7):
         save_file({**state, f"t{number}": torch.ones(100_003)}, tmp_path / "model.safetensors")
         assert fingerprint(tmp_path) != before
+
+
+def test_recipe_of_a_pretraining_run_says_that_it_left_no_model(tmp_path: Path) -> None:
+    (tmp_path / "projector").mkdir()
+    (tmp_path / "projector" / "mm_projector.safetensors").write_bytes(b"")
+    with pytest.raises(ConfigError, match="is a run of projector pretraining, which leaves a projector"):
+        read_recipe(tmp_path)
