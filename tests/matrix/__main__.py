@@ -18,9 +18,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from pipeline.launch.ray_cluster import start_local_cluster
-
 from pipeline.config import ClusterConfig
+from pipeline.launch.on_ray.cluster import start_local_cluster
 from tests.matrix.cells import Outcome, run_cell, values_of
 from tests.matrix.covering import all_pairs, covering_rows, excluded_pairs
 from tests.matrix.options import EXCLUDED, OPTIONS
