@@ -83,6 +83,7 @@ LEFT_OUT: Final[dict[str, str]] = {
     "training.warmup_ratio": _SAME_PATH,
     "training.max_grad_norm": _SAME_PATH,
     "training.loss_spike_deviations": _SAME_PATH,
+    "training.linear_precision": "fp8 needs a Hopper GPU",
     "training.optimizer": "adamw_8bit needs a package; tests/extras",
     "lora.alpha": _SAME_PATH,
     "lora.quantize_base": "needs packages and CUDA",
