@@ -74,6 +74,8 @@ def import_model(
         model = load_llava(name, dtype, vision_tower=vision_tower)
         spec = read_llava_facts(name, vision_tower).image_spec
         _read_wrapping_tokens(model, tokenizer, name)
+        if "image_aspect_ratio" not in values:  # LLaVA 1.0; without the field, LLaVA leaves sizing to the processor
+            model.config.image_aspect_ratio = "crop"
     config: Any = model.config
     ratio = config.image_aspect_ratio if config.image_aspect_ratio not in (None, "square") else "crop"
     config.image_aspect_ratio = ratio

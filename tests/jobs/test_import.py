@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -135,6 +136,26 @@ def test_folder_of_transformers_comes_back_as_it_went(name: str, tmp_path: Path)
     assert all(torch.equal(tensor, after[key]) for key, tensor in before.items())
     for file in ("config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json"):
         assert (first / file).read_text() == (second / file).read_text(), file
+
+
+def test_llava_1_0_has_the_defaults_of_its_time(tmp_path: Path) -> None:
+    tokenizer = copy.deepcopy(build_tokenizer("first"))
+    tokenizer.add_tokens(["<im_patch>", "<im_start>", "<im_end>"], special_tokens=True)
+    tower = save_tiny_tower("clip_vision_model", tmp_path / "tower")
+    model = build_llava(save_tiny_backbone("llama", tmp_path / "lm"), tower, projector_type="linear")
+    model.resize_token_embeddings(len(tokenizer))
+    source = tmp_path / "original"
+    save_llava(model, source)
+    values = json.loads((source / "config.json").read_text())
+    late = ("image_aspect_ratio", "image_grid_pinpoints", "mm_projector_type", "mm_vision_select_feature", *OURS)
+    values = {key: value for key, value in values.items() if key not in late}
+    (source / "config.json").write_text(json.dumps(values | {"model_type": "llava", "mm_use_im_start_end": True}))
+    tokenizer.save_pretrained(source)
+    found = import_model(source, tmp_path / "out", torch.float32, template="v1")
+    assert found.image_aspect_ratio == "crop"
+    config: Any = load_llava(tmp_path / "out").config
+    assert config.im_start_end_ids == tokenizer.convert_tokens_to_ids(["<im_start>", "<im_end>"])
+    assert (config.mm_projector_type, config.image_aspect_ratio) == ("linear", "crop")
 
 
 def test_folder_of_transformers_given_to_a_run_is_answered_with_the_command(tmp_path: Path) -> None:
