@@ -1,6 +1,6 @@
 """The options and the values of each that the matrix combines; one that is left out says why.
 
-A value is what stands in a config; `{...}` is filled in with paths of the parts (see `parts`).
+A value is what a config holds; `{...}` is filled in with paths of the parts (see `parts`).
 """
 
 from __future__ import annotations
