@@ -92,6 +92,9 @@ fuzz: $(VENV)/dev.stamp ## Nightly: 400,000 mutated archives, images and annotat
 fuzz-meaning: $(VENV)/dev.stamp ## Nightly: 50,000 annotations of a known meaning in every dialect, converted and read back
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.meaning $(if $(CASES),--cases $(CASES)) $(if $(SEED),--seed $(SEED))
 
+.PHONY: nightly
+nightly: chaos fuzz mutants ## What is too long for the gate: chaos, fuzz, and every change of the deciding code
+
 .PHONY: ci
 ci: ## Everything that must pass before a merge, as one command
 	@.ci/run
