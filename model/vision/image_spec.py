@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, Self
 
@@ -58,6 +58,16 @@ _DEFAULTS: Final[dict[str, _Defaults]] = {
 """Class, without the ending of its backend -> defaults, as transformers 5 and 4.57 have them."""
 
 
+ADDED_LATER: Final = {"added_later": True}
+"""Marks a field that fingerprints leave out at its default, so that those of older runs stay as they were."""
+
+
+def fingerprint_facts(part: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass that its fingerprint covers, as plain values."""
+    later = {one.name: one.default for one in fields(part) if "added_later" in one.metadata}
+    return {name: value for name, value in asdict(part).items() if name not in later or value != later[name]}
+
+
 @dataclass(frozen=True)
 class ImageSpec:
     """The square a vision tower expects, and how an image processor makes one of an image."""
@@ -69,11 +79,11 @@ class ImageSpec:
     std: tuple[float, float, float]
     resize_edge: int | None = None
     """Edge E after resizing, pixels, when it differs from `size`; the centre is cut out of it."""
-    resample: Resample = "bicubic"
+    resample: Resample = field(default="bicubic", metadata=ADDED_LATER)
     """Filter of every resizing; with antialiasing when it shrinks, as Pillow's."""
-    shape: Shape = "short_edge"
+    shape: Shape = field(default="short_edge", metadata=ADDED_LATER)
     """What E measures when the processor resizes an image that is not square."""
-    crops: bool = True
+    crops: bool = field(default=True, metadata=ADDED_LATER)
     """Whether the centre is cut out; without it an image resized by its short edge stays oblong."""
 
     def __post_init__(self) -> None:

@@ -5,7 +5,6 @@ The only place that combines template, tokenizer and image policy; its fingerpri
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import json
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from model.fusion.feature_layout import layout_of
 from model.fusion.resolution import ImageView, Resolution, Role
+from model.vision.image_spec import fingerprint_facts
 from pipeline.errors import DataError, Reason
 from pipeline.samples.fit import ImageSpec, fit_tiles
 from pipeline.samples.image import ImageLimits, Pixels, decode_image
@@ -109,7 +109,7 @@ class SampleEncoder:
     @property
     def fingerprint(self) -> str:
         """SHA-256 over everything that decides ids, labels and pixels."""
-        policy = [dataclasses.asdict(part) for part in (self.template, self.image_spec, self.resolution, self._limits)]
+        policy = [fingerprint_facts(part) for part in (self.template, self.image_spec, self.resolution, self._limits)]
         facts = json.dumps([policy, self.max_length], sort_keys=True)
         return hashlib.sha256((facts + self.tokenizer.definition).encode()).hexdigest()
 

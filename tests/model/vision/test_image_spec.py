@@ -5,6 +5,7 @@ The truth is transformers' own class of each config (Pillow backend).
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import io
 import itertools
@@ -27,7 +28,7 @@ from model.fusion.feature_layout import layout_of
 from model.fusion.resolution import read_resolution
 from model.hub.hf_classes import LLAVA, LLAVA_NEXT
 from model.hub.processor_files import write_processor
-from model.vision.image_spec import ImageSpec
+from model.vision.image_spec import ImageSpec, fingerprint_facts
 from model.vision.pixels import PixelStats, normalize_pixels, read_pixel_stats
 from model.vision.vision_tower import TowerSpec, VisionTower
 from pipeline.samples.encode import SampleEncoder
@@ -343,3 +344,12 @@ def test_written_config_is_read_as_the_same_spec(name: str) -> None:
     spec = ImageSpec.from_preprocessor_config(PUBLISHED[name])
     assert ImageSpec.from_preprocessor_config(spec.to_preprocessor_config()) == spec
     assert spec.scaled(3).size == 3 * spec.size
+
+
+def test_fingerprint_leaves_out_what_older_runs_did_not_know_until_it_differs() -> None:
+    spec = ImageSpec(96, (0.5, 0.5, 0.5), (0.5, 0.25, 0.5))
+    assert fingerprint_facts(spec) == {
+        "size": 96, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.25, 0.5), "resize_edge": None
+    }  # fmt: skip
+    assert fingerprint_facts(dataclasses.replace(spec, resample="bilinear"))["resample"] == "bilinear"
+    assert fingerprint_facts(dataclasses.replace(spec, crops=False))["crops"] is False
