@@ -69,6 +69,7 @@ def run(
     workers: Annotated[int | None, typer.Option(min=1, help="Parallel shards; one per core by default.")] = None,
 ) -> None:
     """Convert a data set into WebDataset shards that pass the index; after a kill, the same command continues."""
+    # 1. Refuse options that do not fit.
     if check not in ("decode", "header") or launcher not in ("local", "ray"):
         raise ConfigError(f"--check {check} --launcher {launcher}: expected decode or header, and local or ray")
     if not prefix or not prefix.replace("-", "").replace("_", "").isalnum():
@@ -82,6 +83,7 @@ def run(
     from pipeline.tools.convert.shard_plan import ShardLimits
     from pipeline.tools.inspect.prompt import visible
 
+    # 2. Look at the source, and say what was decided.
     policy = SchemaPolicy(prepend_missing_placeholder=add_placeholder, drop_leading_answer=drop_leading_answer)
     folder = None if images is None else str(images)
     options = SourceOptions(folder, image_column, text_column, first_caption, policy, frozenset(ignore_field or ()))
@@ -95,6 +97,7 @@ def run(
     if dry_run is not None:
         _show_first(opened, dry_run, checks, notes, Path(out).absolute())
         return
+    # 3. Write the shards that are missing.
     columns = (
         TextColumn("writing shards"),
         BarColumn(),
@@ -114,6 +117,7 @@ def run(
             run_map=_run_map(launcher, workers or usable_cpus()),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
+    # 4. Account for every row.
     console.print(summary_table(result))
     for line in equations(result):
         console.print(line, markup=False, soft_wrap=True)
@@ -123,6 +127,7 @@ def run(
         console.print(listed, markup=False, soft_wrap=True)
     if not result.num_samples:
         raise ConfigError(f"nothing was written: every entry was skipped; {_advice(result, searched_folder(opened))}")
+    # 5. With --strict, any refusal is an error.
     missing = [note for note in notes if note.startswith("missing:")]
     if strict and missing:
         raise DataError(Reason.MISSING_FILES, f"--strict: {'; '.join(missing)}")

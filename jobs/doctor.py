@@ -47,6 +47,7 @@ def examine(config: ExperimentConfig) -> list[Finding]:
     )
     from pipeline.tools.doctor.services import check_ray, check_tracking
 
+    # 1. The run folder and its checkpoints.
     run_dir, parts, checkpoint = Path(config.run_dir), config.model, config.checkpoint
     findings = _examine("run folder", lambda: check_file_system(run_dir))
     if not any(finding.check == "run folder" for finding in findings):
@@ -54,6 +55,7 @@ def examine(config: ExperimentConfig) -> list[Finding]:
         findings += _examine("checkpoint folder", lambda: check_checkpoint_folder(run_dir, checkpoint))
         findings += _examine("disk space", lambda: check_disk(config.recipe, run_dir, checkpoint))
         findings += _examine("checkpoints", lambda: check_checkpoints(run_dir, checkpoint))
+    # 2. The data and the model.
     findings += _examine("index", lambda: check_index(parts, config.data, run_dir))
     findings += _examine("tokenizer and template", lambda: check_encoder(parts, config.data))
     findings += _examine("language model", lambda: check_weights(parts))
@@ -63,6 +65,7 @@ def examine(config: ExperimentConfig) -> list[Finding]:
         "model and options", lambda: check_model_fits(config.cluster, config.recipe, run_dir, checkpoint)
     )
     findings += _examine("data", lambda: check_run_data(config.recipe, run_dir, config.seed))
+    # 3. Ray and MLflow.
     ray = _examine("Ray", lambda: check_ray(config.cluster))
     if any(finding.check.startswith("Ray node") for finding in ray):
         ray += _examine("Ray token", partial(check_token, os.environ))

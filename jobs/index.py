@@ -46,9 +46,11 @@ def run(config: ConfigOption, overrides: OverridesArgument = None, report: Repor
     if report is not None:
         _check_report(report)
 
+    # 1. Read what is new.
     check_links(Path(experiment.run_dir))
     run_map = choose_run_map(experiment.cluster)
     data = index_run(experiment, build_encoder(experiment.model, experiment.data), console, run_map)
+    # 2. Say what is there, what is rejected and what was passed over.
     index, tokens = data.index, data.tokens
     rejected = list_rejected(index, tokens)
     console.print(summary_table(index, tokens))
@@ -57,6 +59,7 @@ def run(config: ConfigOption, overrides: OverridesArgument = None, report: Repor
     for sentence in passed_over(experiment.data.shards_by_source, index.passed_over()):
         console.print(Text(f"passed over: {visible(sentence)}", style="yellow"), soft_wrap=True)
     console.print(f"index: {index_folder(experiment.data, experiment.run_dir)}, fingerprint {index.fingerprint[:12]}")
+    # 3. Write the report, and say whether a run would start.
     if report is not None:
         report.write_text("".join(json.dumps(row._asdict()) + "\n" for row in rejected), encoding="utf-8")
         console.print(f"{len(rejected)} rejected samples listed in {report}")

@@ -60,6 +60,7 @@ def run(
     from pipeline.tools.estimate.work import measure_work
     from pipeline.tools.inspect.sample_view import Inspected
 
+    # 1. The checks that training makes, the index, the plan.
     recipe = experiment.recipe
     use_gpu = experiment.cluster.use_gpu or device is not None
     on_device = experiment.cluster.model_copy(update={"use_gpu": use_gpu})
@@ -68,8 +69,10 @@ def run(
     plan = plan_run(recipe.data, recipe.training, experiment.seed, data, encoder)
     refused = read_refused(Path(experiment.run_dir), plan.data_fingerprint)
     source = check_data(experiment.recipe, data, BatchSource(plan, data.index, encoder, refused))
+    # 2. What a step does, on any machine.
     work = measure_work(Inspected(data.index, data.tokens, encoder), plan, model, recipe)
     console.print(work_table(experiment.name, plan, work))
+    # 3. What it needs on this device, for each number of workers.
     numbers = list(dict.fromkeys([experiment.cluster.max_workers, *(workers or [])]))
     devices = [device_named(device) if device else device_here(use_gpu=use_gpu, num_ranks=ranks) for ranks in numbers]
     found = [
@@ -79,6 +82,7 @@ def run(
     console.print(forecast_table(found, plan))
     _explain(console, recipe.training, found)
     _judge_cache(console, recipe, model, plan, work, found[0])
+    # 4. Whether a run would start, and how fast it really is.
     warn_of_refusal(console, describe_excess(data, experiment.data))
     if measure:
         from pipeline.tools.estimate.probe import measure_steps

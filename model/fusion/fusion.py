@@ -74,11 +74,13 @@ def plan_fusion(
         ValueError: shapes do not fit, a row has no tokens, the number of slots does not fit the placeholders, or an
             image would not fit within `max_length`.
     """
+    # 1. Which items each row has, and which image slot each placeholder takes.
     num_rows, _ = _check_shapes(input_ids, attention_mask)
     items = _kept_items(input_ids, attention_mask)
     sizes = torch.tensor(list(slot_sizes), dtype=torch.int64)
     used_slots = _assign_slots(items, num_rows, len(sizes))
 
+    # 2. Where each item begins in its row, and what is cut off.
     lengths = torch.ones_like(items.row).masked_scatter_(items.is_image, sizes[used_slots])
     row_lengths = torch.zeros(num_rows, dtype=torch.int64).index_add_(0, items.row, lengths)
     row_begin = row_lengths.cumsum(0) - row_lengths
@@ -89,6 +91,7 @@ def plan_fusion(
         _check_images_fit(items, kept, row_lengths, max_length)
         row_lengths = row_lengths.clamp(max=max_length)
 
+    # 3. Where each item goes in the padded batch.
     width = int(row_lengths.max())
     shift = width - row_lengths if padding_side == "left" else torch.zeros_like(row_lengths)
     destination = items.row * width + shift[items.row] + offsets

@@ -117,6 +117,7 @@ class ExperimentConfig(Section):
         def absolute(urls: tuple[str, ...]) -> tuple[str, ...]:
             return tuple(url if "://" in url else str(Path(url).absolute()) for url in urls)
 
+        # 1. The paths of each section.
         sources = {
             name: source.model_copy(update={"shards": absolute(source.shards)})
             for name, source in self.data.sources.items()
@@ -125,6 +126,7 @@ class ExperimentConfig(Section):
         feature_cache = self.data.feature_cache and str(Path(self.data.feature_cache).absolute())
         checkpoints = self.checkpoint.folder and absolute((self.checkpoint.folder,))[0]
         parts = self.model
+        # 2. The sections with them.
         return self.model_copy(
             update={
                 "run_dir": str(Path(self.run_dir).absolute()),

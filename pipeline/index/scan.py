@@ -161,6 +161,7 @@ def _describe_empty(rows: Sequence[object], passed_over: Mapping[str, int]) -> S
 
 def _describe(group: MemberGroup, ordinal: int, checks: Checks, measure: MeasureImages) -> dict[str, object]:
     """Return the index row of one group of members."""
+    # 1. A row with the place of every member.
     members = [
         {"ext": extension, "offset": member.offset, "size": member.size, "crc32": member.crc32}
         for extension, member in group.members
@@ -177,6 +178,7 @@ def _describe(group: MemberGroup, ordinal: int, checks: Checks, measure: Measure
         "reason": "",
         "detail": "",
     }
+    # 2. What the sample holds, or why it is unusable.
     try:
         if group.error is not None:
             raise group.error

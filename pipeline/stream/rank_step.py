@@ -110,6 +110,7 @@ def build_rank_step(source: BatchSource, plan: RankPlan) -> RankStep:
 
 
 def _build(source: BatchSource, plan: RankPlan, ids: list[int]) -> RankStep:
+    # 1. Encode each sample; what cannot be used keeps its place.
     images_of = _encode_once(source)
     encoded: list[EncodedSample | None] = []
     rejected: list[Rejected] = []
@@ -123,6 +124,7 @@ def _build(source: BatchSource, plan: RankPlan, ids: list[int]) -> RankStep:
         except DataError as error:
             encoded.append(None)
             rejected.append(Rejected(sample_id, str(error.reason), str(error)))
+    # 2. Number the distinct images.
     usable = [sample for sample in encoded if sample is not None]
     shown = [image for sample in usable for image in sample.images]
     distinct = list({id(image): image for image in shown}.values())
@@ -130,6 +132,7 @@ def _build(source: BatchSource, plan: RankPlan, ids: list[int]) -> RankStep:
     size = source.encoder.image_spec.size
     no_text, no_pixels = np.zeros(0, np.int64), np.zeros((0, size, size, 3), np.uint8)
     features = [image.features for image in distinct if image.features is not None]
+    # 3. Lay everything end to end.
     return RankStep(
         step=plan.step,
         rank=plan.rank,

@@ -61,6 +61,7 @@ def prepare(
     rank_step: RankStep, resolution: Resolution, device: torch.device, sources: Sources = NO_MIX
 ) -> PreparedStep:
     """Pack the samples of each micro-batch and copy everything to the device."""
+    # 1. Take the samples apart again.
     texts = rank_step.text_lengths.tolist()
     num_images = rank_step.num_images.tolist()
     ids, labels = (part.long().split(texts) for part in (rank_step.input_ids, rank_step.labels))
@@ -71,6 +72,7 @@ def prepare(
     counts = StepCounts(
         images=float(sum(num_images)), tiles=float(rank_step.num_tiles), rejected=float(len(rank_step.rejected))
     )
+    # 2. Pack each micro-batch and send it to the device.
     sample_idx = 0
     for batch_size in rank_step.batch_sizes.tolist():
         members = [idx for idx in range(sample_idx, sample_idx + batch_size) if texts[idx]]
@@ -90,6 +92,7 @@ def prepare(
             )
         )
         sample_idx += batch_size
+    # 3. Send the pixels, or the features in their place.
     pixels = _copy_to(device, rank_step.pixels)
     features = None if rank_step.features is None else _copy_to(device, rank_step.features)
     return PreparedStep(rank_step.step, tuple(micro_batches), pixels, counts, tally, rank_step.rejected, features)

@@ -82,6 +82,7 @@ def chat_template_of(
 
 
 def _jinja_of(template: Template) -> str:
+    # 1. Each kind of turn.
     own_system = "{%- set system = texts(messages[0]) -%}" if template.keeps_user_text else ""
     system = (
         f"{{%- set system = {_literal(template.system)} -%}}{{%- set turns = messages -%}}"
@@ -101,6 +102,7 @@ def _jinja_of(template: Template) -> str:
         + "{{ texts(message) }}"
         + _written(template.answer_suffix + template.end_of_answer + template.after_answer)
     )
+    # 2. The turns, and the beginning of the answer.
     return (
         _TEXTS
         + (_CONTENT if template.keeps_user_text else _IMAGES_ONLY)

@@ -51,6 +51,7 @@ def look_through(folder: Path) -> Look:
         ValueError: it holds several parts of a data set, such as splits, or nothing that is read.
     """
     notes: list[str] = []
+    # 1. What each file is.
     paths = list(_each_once(folder, notes))
     tars = [path for path in paths if path.suffix.casefold() == ".tar"]
     tables = [path for path in paths if _is_table(path)]
@@ -63,10 +64,12 @@ def look_through(folder: Path) -> Look:
         folders = sorted({str(path.parent) for path in sidecars})
     else:
         folders = []
+    # 2. Splits of a data set are not joined.
     _check_one_part(folder, tars, _split_of_path(folder))
     for endings in (TABLE_ENDINGS, TEXT_TABLE_ENDINGS):
         _check_one_part(folder, [one for one in tables if one.suffix.casefold() in endings], _part_of_path)
     _check_one_part(folder, annotations, _split_of_path(folder))
+    # 3. What is read, and by which converter.
     files = {
         "img2dataset": [*map(str, tars)],
         "parquet": [*map(str, tables)],
@@ -74,6 +77,7 @@ def look_through(folder: Path) -> Look:
         "files": folders,
     }
     files = {kind: found for kind, found in files.items() if found}
+    # 4. What is passed over, and what seems to be missing.
     taken = {*tars, *tables, *annotations, *lists, *(sidecars if folders else ()), *pictures}
     _describe(folder, files, lists, len(pictures), notes)
     _describe_rest(folder, [path for path in paths if path not in taken], notes)
