@@ -23,7 +23,7 @@ demo: $(VENV)/runtime.stamp ## Train a small LLaVA on generated scenes, show wha
 
 .PHONY: test
 test: $(VENV)/dev.stamp ## Run the tests
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadgroup --durations=10
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist load --durations=10
 
 .PHONY: test-extras
 test-extras: $(VENV)/dev.stamp $(VENV)/transformers4/stamp ## Install what tests do without, and test what needs it
