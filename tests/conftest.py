@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,19 @@ def _uses_ray(path: str) -> bool:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> RayApart:
     """Take the place of the scheduler that `--dist` names."""
     return RayApart(config, log)
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """One Ray for all tests of a session, on this machine only, with room for two workers and their data."""
+    import ray  # most tests do without, and it takes seconds to load
+
+    from pipeline.config import ClusterConfig
+    from pipeline.launch.on_ray.cluster import start_local_cluster
+
+    start_local_cluster(ClusterConfig(num_workers=2, cpus_per_worker=0.5, data_workers=2))
+    yield
+    ray.shutdown()
 
 
 def pytest_configure() -> None:

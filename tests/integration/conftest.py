@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import ray
 
-from pipeline.config import ClusterConfig
-from pipeline.launch.on_ray.cluster import start_local_cluster
 from pipeline.tools.demo.shards import DemoSizes, write_demo_shards
 
 WEIGHTS = Path(__file__).parents[2] / "pipeline" / "tools" / "demo" / "weights"
@@ -49,11 +46,3 @@ def write_config(tmp_path: Path, shards: dict[str, list[str]]) -> WriteConfig:
         return path
 
     return write
-
-
-@pytest.fixture(scope="session")
-def local_ray() -> Iterator[None]:
-    """One Ray for all tests of a session, on this machine only, with room for two workers and their data."""
-    start_local_cluster(ClusterConfig(num_workers=2, cpus_per_worker=0.5, data_workers=2))
-    yield
-    ray.shutdown()

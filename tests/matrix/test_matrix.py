@@ -9,13 +9,10 @@ import pytest
 
 from pipeline.config import ExperimentConfig
 from pipeline.config.resume import fields_with_policy
-from tests.integration.conftest import local_ray
 from tests.matrix.cells import defaults_with, run_cell
 from tests.matrix.covering import all_pairs, covering_rows, excluded_pairs, pairs_of
 from tests.matrix.options import EXCLUDED, LEFT_OUT, OPTIONS
 from tests.matrix.parts import write_parts
-
-__all__ = ["local_ray"]
 
 MIX = OPTIONS["data.sources"][1]
 CELLS: dict[str, dict[str, Any]] = {
