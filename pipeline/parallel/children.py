@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
+import os
 import signal
 import traceback
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -19,6 +20,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from pipeline.parallel.cpus import usable_cpus
 from pipeline.parallel.exits import READY, START_TIMEOUT_S, describe_exit
+from pipeline.parallel.own_code import own_code
 from pipeline.parallel.run_map import RunMap
 from pipeline.parallel.stop_signals import STOP_SIGNALS
 
@@ -58,6 +60,7 @@ class Child:
     """A process that applies a function to items; killed by `close`, and gone when this process is."""
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
+        _lead_to_own_code()
         self.connection, theirs = _CONTEXT.Pipe()
         self._process = _Process(target=_serve, args=(theirs, function), daemon=True)
         self._process.start()
@@ -107,6 +110,17 @@ class Child:
         self._process.kill()
         self._process.join()
         self.connection.close()
+
+
+def _lead_to_own_code() -> None:
+    """Let the fork server, which imports before it knows this process's path, find this project's packages first.
+
+    In a Ray job with a working directory, PYTHONPATH begins with that directory, and processes run in it.
+    """
+    os.environ["PYTHONSAFEPATH"] = "1"
+    root, path = own_code().root, os.environ.get("PYTHONPATH", "")
+    if path and path.split(os.pathsep)[0] != root:
+        os.environ["PYTHONPATH"] = os.pathsep.join((root, path))
 
 
 def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:

@@ -258,3 +258,18 @@ def test_training_job_stopped_by_interrupting_submit_is_continued_by_submitting_
     (run,) = client.search_runs([experiment.experiment_id])
     assert (run.info.status, run.data.tags["ray_llava.attempt"]) == ("FINISHED", "2")
     assert sorted(m.step for m in client.get_metric_history(run.info.run_id, "train/loss")) == list(range(300))
+
+
+@pytest.mark.slow
+def test_job_with_the_users_own_packages_in_its_working_dir_runs_the_installed_code(
+    head: Head, write_config: WriteConfig, tmp_path: Path
+) -> None:
+    user = tmp_path / "user"
+    (user / "model").mkdir(parents=True)
+    (user / "model" / "__init__.py").write_text("raise RuntimeError('the model of the user')\n")
+    (user / "pipeline.py").write_text("raise RuntimeError('the pipeline of the user')\n")
+    settings = ["cluster.launcher=ray", "cluster.data_workers=1", "training.max_steps=1"]
+    command = ["pretrain", "-c", str(write_config("own")), *settings]
+    result = submit(head, "--working-dir", str(user), "--", *command)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "finished after 1 steps" in result.stdout

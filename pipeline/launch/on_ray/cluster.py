@@ -11,6 +11,7 @@ from pathlib import Path
 
 import ray
 from ray import cloudpickle
+from ray.job_config import JobConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.config import ClusterConfig, ConfigError
@@ -61,10 +62,15 @@ def join_cluster(cluster: ClusterConfig) -> None:
     if address := os.environ.get("RAY_ADDRESS"):
         check_admits(address)
         with keep_signal_handlers(), _in_own_root():
-            ray.init()
+            ray.init(job_config=_own_code_first())
     else:
         start_local_cluster(cluster)
     check_nodes_run_own_code()
+
+
+def _own_code_first() -> JobConfig:
+    """Put the folder of this project's packages first on the workers' import path, before a job's working directory."""
+    return JobConfig(_py_driver_sys_path=[own_code().root])
 
 
 @contextmanager
@@ -155,6 +161,7 @@ def start_local_cluster(cluster: ClusterConfig) -> None:
     with keep_signal_handlers(), _in_own_root():
         ray.init(
             address="local",
+            job_config=_own_code_first(),
             num_cpus=max(slots + 1, usable_cpus()),
             include_dashboard=False,
             log_to_driver=False,  # what the workers do is in metrics.jsonl, why they fail in the exception
