@@ -158,7 +158,8 @@ def test_all_linear_layers_of_a_decoder_are_replaced_and_nothing_else(decoder: L
 
 
 def test_adapters_stay_as_they_are(decoder: LlamaModel) -> None:
-    peft = pytest.importorskip("peft")
+    import peft  # an extra, which the development environment has
+
     peft.inject_adapter_in_model(peft.LoraConfig(r=16, target_modules=["q_proj", "up_proj"]), decoder)
     quantize_layers(decoder.layers)
     left = {name.rpartition("_proj.")[2] for name, part in decoder.named_modules() if type(part) is nn.Linear}

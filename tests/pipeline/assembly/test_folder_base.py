@@ -25,7 +25,6 @@ from tests.pipeline.samples.prompt.toy_tokenizers import build_tokenizer
 @pytest.fixture
 def adapters(tmp_path: Path) -> Path:
     """A run's folder whose result is adapters."""
-    pytest.importorskip("peft")
     base, tower = save_tiny_backbone("llama", tmp_path / "lm"), save_tiny_tower("clip_vision_model", tmp_path / "tower")
     build_tokenizer("first").save_pretrained(base)
     run = tmp_path / "run"
