@@ -11,8 +11,8 @@ import multiprocessing
 import os
 import signal
 import traceback
-from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from multiprocessing import popen_forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
@@ -60,10 +60,10 @@ class Child:
     """A process that applies a function to items; killed by `close`, and gone when this process is."""
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
-        _lead_to_own_code()
         self.connection, theirs = _CONTEXT.Pipe()
         self._process = _Process(target=_serve, args=(theirs, function), daemon=True)
-        self._process.start()
+        with _own_code_first():
+            self._process.start()
         self._is_ready = False
         theirs.close()
 
@@ -112,15 +112,26 @@ class Child:
         self.connection.close()
 
 
-def _lead_to_own_code() -> None:
+@contextmanager
+def _own_code_first() -> Iterator[None]:
     """Let the fork server, which imports before it knows this process's path, find this project's packages first.
 
-    In a Ray job with a working directory, PYTHONPATH begins with that directory, and processes run in it.
+    In a Ray job with a working directory, PYTHONPATH begins with that directory, and processes run in it. Afterwards the
+    environment is as it was: other programs that this process starts have their own imports.
     """
+    before = {name: os.environ.get(name) for name in ("PYTHONSAFEPATH", "PYTHONPATH")}
+    root, path = own_code().root, before["PYTHONPATH"]
     os.environ["PYTHONSAFEPATH"] = "1"
-    root, path = own_code().root, os.environ.get("PYTHONPATH", "")
     if path and path.split(os.pathsep)[0] != root:
         os.environ["PYTHONPATH"] = os.pathsep.join((root, path))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:

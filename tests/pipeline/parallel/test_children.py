@@ -97,6 +97,17 @@ def test_child_goes_on_after_a_stop_signal_that_its_whole_job_gets(signum: int) 
     child.close()
 
 
+def test_environment_of_other_programs_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    monkeypatch.setenv("PYTHONPATH", "/somewhere/else")
+    before = dict(os.environ)
+    child = Child(abs)
+    assert dict(os.environ) == before
+    child.send(-1)
+    assert child.result() == 1
+    child.close()
+
+
 def test_errors_of_the_function_reach_the_caller() -> None:
     found: list[int] = []
     with pytest.raises(ValueError, match="seven"):

@@ -111,7 +111,7 @@ def test_program_of_a_script_at_a_terminal_is_not_ended_by_ctrl_c_but_by_sigterm
         said += os.read(terminal, 1024)
     os.write(terminal, b"\x03")
     os.kill(child, signal.SIGTERM)
-    while b"stopped by" not in said:
+    while not said.endswith(b"\r\n") or b"stopped by" not in said:
         said += os.read(terminal, 1024)
     assert b"stopped by 15" in said
     assert os.waitpid(child, 0)[1] == 0
