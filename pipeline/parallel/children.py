@@ -116,8 +116,8 @@ class Child:
 def _own_code_first() -> Iterator[None]:
     """Let the fork server, which imports before it knows this process's path, find this project's packages first.
 
-    In a Ray job with a working directory, PYTHONPATH begins with that directory, and processes run in it. Afterwards the
-    environment is as it was: other programs that this process starts have their own imports.
+    In a Ray job with a working directory, PYTHONPATH begins with that directory, and processes run in it. Afterwards
+    the environment is as it was: other programs that this process starts have their own imports.
     """
     before = {name: os.environ.get(name) for name in ("PYTHONSAFEPATH", "PYTHONPATH")}
     root, path = own_code().root, before["PYTHONPATH"]
