@@ -84,6 +84,11 @@ mutants: $(VENV)/dev.stamp ## Change the deciding code place by place and count 
 matrix: $(VENV)/dev.stamp ## Nightly: every pair of options, on Ray and without, to the same losses (hours); ROWS="3 7" runs some
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.matrix $(ROWS)
 
+.PHONY: pairs
+pairs: $(VENV)/dev.stamp ## Nightly: every backbone with every tower, by itself and through a step of both stages
+	@OMP_NUM_THREADS=1 RAY_LLAVA_ALL_PAIRS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist load \
+	   tests/model/test_pairs.py tests/integration/test_pairs_training.py
+
 .PHONY: fuzz
 fuzz: $(VENV)/dev.stamp ## Nightly: 400,000 mutated archives, images and annotations, and storage that fails at 200 places
 	@$(BIN)/python -m tests.fuzz
@@ -93,7 +98,7 @@ fuzz-meaning: $(VENV)/dev.stamp ## Nightly: 50,000 annotations of a known meanin
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.meaning $(if $(CASES),--cases $(CASES)) $(if $(SEED),--seed $(SEED))
 
 .PHONY: nightly
-nightly: chaos fuzz mutants ## What is too long for the gate: chaos, fuzz, and every change of the deciding code
+nightly: chaos fuzz mutants pairs ## What is too long for the gate: chaos, fuzz, all pairs, and every change of the deciding code
 
 .PHONY: ci
 ci: ## Everything that must pass before a merge, as one command

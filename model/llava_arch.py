@@ -32,7 +32,7 @@ from model.fusion.fusion import PaddingSide
 from model.fusion.image_slots import ImageSizes, slot_layouts, to_image_slots
 from model.fusion.packed import PackedBatch
 from model.llava.llava_body import LlavaMetaModel
-from model.llava.packed_decoder import decode_packed, sum_loss
+from model.llava.packed_decoder import decode_packed, logit_cap_of, sum_loss
 from model.llava.vision_tokens import VisionTokenArgs, add_vision_tokens
 from model.vision.pixels import pixel_stats_of
 from model.vision.tile_encoding import encode_tiles
@@ -56,6 +56,8 @@ class LlavaMetaForCausalLM(_LanguageModel, metaclass=ABCMeta):
     lm_head: nn.Linear
     packs_rows: ClassVar[bool] = True
     """Whether attention goes through transformers' attention interface; else packed rows are padded for the body."""
+    has_sinks: ClassVar[bool] = False
+    """Whether its attention has sinks."""
 
     @abstractmethod
     def get_model(self) -> Any:
@@ -112,7 +114,7 @@ class LlavaMetaForCausalLM(_LanguageModel, metaclass=ABCMeta):
             # A float32 embedding would keep the whole residual stream in float32: twice the memory traffic.
             embeds = embeds.to(torch.get_autocast_dtype(embeds.device.type))
         hidden = decode_packed(self, embeds, batch)
-        return sum_loss(hidden, self.lm_head, batch, target_losses)
+        return sum_loss(hidden, self.lm_head, batch, target_losses, logit_cap_of(self.config))
 
     def prepare_inputs_labels_for_multimodal(
         self,
@@ -317,13 +319,15 @@ class LlavaForCausalLM(LlavaMetaForCausalLM):
     vocab_size: int
     body_class: ClassVar[type[PreTrainedModel]]
     """The backbone's decoder body with `LlavaMetaModel` mixed in."""
+    head_bias: ClassVar[bool] = False
+    """Whether the output head has a bias."""
 
     def __init__(self, config: PretrainedConfig):
         # Past the language model's own constructor, which would first build a body without vision modules.
         PreTrainedModel.__init__(self, config)
         setattr(self, self.base_model_prefix, self.body_class(config))
         self.vocab_size = self.config.vocab_size
-        self.lm_head = nn.Linear(self.config.hidden_size, self.config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(self.config.hidden_size, self.config.vocab_size, bias=self.head_bias)
         self.post_init()
 
     def get_model(self) -> Any:

@@ -8,13 +8,22 @@ from typing import Any, Final, NamedTuple
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from model.backbones.gemma import LlavaGemmaConfig, LlavaGemmaForCausalLM
+from model.backbones.gemma2 import LlavaGemma2Config, LlavaGemma2ForCausalLM
 from model.backbones.gemma3 import LlavaGemma3Config, LlavaGemma3ForCausalLM
+from model.backbones.glm import LlavaGlmConfig, LlavaGlmForCausalLM
+from model.backbones.glm4 import LlavaGlm4Config, LlavaGlm4ForCausalLM
 from model.backbones.llama import LlavaConfig, LlavaLlamaForCausalLM
+from model.backbones.ministral import LlavaMinistralConfig, LlavaMinistralForCausalLM
+from model.backbones.ministral3 import LlavaMinistral3Config, LlavaMinistral3ForCausalLM
 from model.backbones.mistral import LlavaMistralConfig, LlavaMistralForCausalLM
 from model.backbones.mpt import LlavaMptConfig, LlavaMptForCausalLM
+from model.backbones.olmo2 import LlavaOlmo2Config, LlavaOlmo2ForCausalLM
+from model.backbones.olmo3 import LlavaOlmo3Config, LlavaOlmo3ForCausalLM
+from model.backbones.phi import LlavaPhiConfig, LlavaPhiForCausalLM
 from model.backbones.phi3 import LlavaPhi3Config, LlavaPhi3ForCausalLM
 from model.backbones.qwen2 import LlavaQwen2Config, LlavaQwen2ForCausalLM
 from model.backbones.qwen3 import LlavaQwen3Config, LlavaQwen3ForCausalLM
+from model.backbones.smollm3 import LlavaSmolLM3Config, LlavaSmolLM3ForCausalLM
 from model.llava_arch import LlavaForCausalLM
 
 
@@ -33,6 +42,15 @@ BACKBONES: Final[dict[str, Backbone]] = {
     "gemma": Backbone(LlavaGemmaConfig, LlavaGemmaForCausalLM),
     "gemma3_text": Backbone(LlavaGemma3Config, LlavaGemma3ForCausalLM),
     "phi3": Backbone(LlavaPhi3Config, LlavaPhi3ForCausalLM),
+    "smollm3": Backbone(LlavaSmolLM3Config, LlavaSmolLM3ForCausalLM),
+    "olmo2": Backbone(LlavaOlmo2Config, LlavaOlmo2ForCausalLM),
+    "olmo3": Backbone(LlavaOlmo3Config, LlavaOlmo3ForCausalLM),
+    "glm": Backbone(LlavaGlmConfig, LlavaGlmForCausalLM),
+    "glm4": Backbone(LlavaGlm4Config, LlavaGlm4ForCausalLM),
+    "ministral": Backbone(LlavaMinistralConfig, LlavaMinistralForCausalLM),
+    "ministral3": Backbone(LlavaMinistral3Config, LlavaMinistral3ForCausalLM),
+    "phi": Backbone(LlavaPhiConfig, LlavaPhiForCausalLM),
+    "gemma2": Backbone(LlavaGemma2Config, LlavaGemma2ForCausalLM),
     "mpt": Backbone(LlavaMptConfig, LlavaMptForCausalLM),
 }
 """`model_type` of a language model -> its LLaVA classes."""
@@ -53,15 +71,13 @@ def backbone_of_language_model(values: dict[str, Any], name: str) -> Backbone:
         name: its folder or hub id, for the message.
 
     Raises:
-        ValueError: it is a complete LLaVA model, of an unknown kind, or caps its logits.
+        ValueError: it is a complete LLaVA model, or of an unknown kind.
     """
     kind = values.get("model_type")
     refuse_transformers_folder(values, name)
     if kind not in BACKBONES:
         hint = "; it is a complete LLaVA model: use load_llava" if backbone_of_llava(values) else ""
         raise ValueError(f"language model {name} has model_type {kind!r}; known: {', '.join(sorted(BACKBONES))}{hint}")
-    if values.get("final_logit_softcapping") is not None:
-        raise ValueError(f"language model {name} sets final_logit_softcapping, which the packed loss does not compute")
     return BACKBONES[kind]
 
 

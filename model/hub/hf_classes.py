@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any, Final, NamedTuple
 
+from model.llava.packed_decoder import logit_cap_of
 from model.llava_arch import LlavaForCausalLM
 from model.vision.vision_tower import VisionTower
 
@@ -82,8 +83,7 @@ def check_exportable(model: LlavaForCausalLM) -> HfClass:
             f"GELU between them ({PROJECTOR_TYPE!r})"
         )
     problems += _problems_of_tower(model)
-    if model.config.model_type == "llava_mpt":
-        problems.append("backbone 'mpt': its body is not laid out as those classes expect")
+    problems += _problems_of_language_model(model)
     if model.config.mm_use_im_start_end:
         problems.append("mm_use_im_start_end: their processors put no tokens around images")
     if problems:
@@ -95,6 +95,20 @@ def exported_pinpoints(model: LlavaForCausalLM, tile_size: int) -> list[list[int
     """Return the pin points as those classes have them: (height, width), in the order that decides ties."""
     resolution = model.get_model().resolution_at(tile_size, model.get_model().get_vision_tower().num_features)
     return [[height, width] for width, height in resolution.pinpoints]
+
+
+def _problems_of_language_model(model: LlavaForCausalLM) -> list[str]:
+    problems = []
+    if model.config.model_type == "llava_mpt":
+        problems.append("backbone 'mpt': its body is not laid out as those classes expect")
+    if model.head_bias:
+        problems.append(f"{model.config.model_type}: its output head has a bias, theirs has none")
+    if logit_cap_of(model.config) is not None:
+        problems.append(
+            f"final_logit_softcapping {logit_cap_of(model.config)} ({model.config.model_type}): those classes do not "
+            "cap logits, so loss and probabilities would differ"
+        )
+    return problems
 
 
 def _problems_of_tower(model: LlavaForCausalLM) -> list[str]:

@@ -50,6 +50,12 @@ def _config_of(values: dict[str, Any], path: Path) -> tuple[Backbone, Any]:
     _check_supported(values, path)
     text, vision = values["text_config"], values["vision_config"]
     backbone = backbone_of_language_model({"model_type": "llama", **text}, f"{path} (text_config)")
+    if (cap := text.get("final_logit_softcapping")) is not None:
+        raise ValueError(
+            f"{path}: text_config has final_logit_softcapping {cap}, which transformers' {values['model_type']} class "
+            "leaves out when it computes logits, and this project's model does not; set it to null if the model was "
+            "trained without"
+        )
     stats = read_pixel_stats(str(path))
     layers = values.get("vision_feature_layer", -2)
     keeps_all = values.get("vision_feature_select_strategy", "default") == "full"

@@ -6,51 +6,37 @@ own sample. Without `segments` (padded batches, generation, vision towers) the s
 Shapes: S tokens of all samples, A query heads, G key/value heads (A a multiple of G), E head width.
 """
 
-import importlib.util
-import inspect
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final, Literal, NamedTuple, cast, get_args
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from model.fusion.packed import PackedBatch
-from model.llava.flash_attention_4 import flash_attention_4, is_installed, missing_for
+from model.llava.attention_kernels import (
+    ATTEND_PLAINLY,
+    KERNELS,
+    ChosenKernel,
+    Rule,
+    Segments,
+    attend_explicitly,
+    block_masks,
+    has_flash_attn,
+    has_varlen,
+)
+from model.llava.flash_attention_4 import is_installed, missing_for
 
 logger = logging.getLogger(__name__)
 
 AttentionKernel = Literal["auto", "sdpa", "varlen", "flash_attention_2", "flash_attention_4", "flex"]
-ChosenKernel = Literal["sdpa", "varlen", "flash_attention_2", "flash_attention_4", "flex"]
 _REGISTERED: Final[dict[AttentionKernel, str]] = {
     kernel: f"packed_{kernel.replace('flash_attention_', 'fa')}" for kernel in get_args(AttentionKernel)
 }
 """Kernel -> name in transformers, which treats every name with `flash` in it as one of its own."""
-
-
-@dataclass(eq=False)
-class Segments:
-    """The samples of a packed row, on the device and on the host.
-
-    A plain object rather than a tuple, of which torch.compile would guard every length and compile a layer again for
-    each new number of samples; compiled layers read the kernel, `cu_seqlens` and `max_seqlen` only.
-    """
-
-    kernel: ChosenKernel
-    """What runs."""
-    cu_seqlens: Tensor
-    """[B + 1] int32."""
-    max_seqlen: int
-    seqlens: tuple[int, ...]
-    block_mask: BlockMask | None
-    """Only for `flex`, where it is made once for all layers."""
 
 
 def enable_packed_attention(model: PreTrainedModel, kernel: AttentionKernel = "auto") -> None:
@@ -68,9 +54,9 @@ def enable_packed_attention(model: PreTrainedModel, kernel: AttentionKernel = "a
     """
     if kernel not in get_args(AttentionKernel):
         raise ValueError(f"attention kernel {kernel!r} is unknown; known: {', '.join(get_args(AttentionKernel))}")
-    if kernel == "varlen" and not _has_varlen():
+    if kernel == "varlen" and not has_varlen():
         raise ValueError("attention kernel 'varlen' needs torch.nn.attention.varlen of torch 2.11 or newer; use 'sdpa'")
-    if kernel == "flash_attention_2" and not _has_flash_attn():
+    if kernel == "flash_attention_2" and not has_flash_attn():
         raise ValueError("attention kernel 'flash_attention_2' needs the flash-attn package; install it or use 'auto'")
     if kernel == "flash_attention_4" and not is_installed():
         raise ValueError(
@@ -107,6 +93,11 @@ def check_training_kernel(
         raise ValueError(
             f"attention kernel {kernel!r} needs CUDA devices and half precision, the run has {found}; use 'auto', or "
             "set cluster.use_gpu=true and training.precision=bfloat16"
+        )
+    if kernel in ATTEND_PLAINLY and not attends_plainly(model):
+        raise ValueError(
+            f"attention kernel {kernel!r} knows neither capped scores (attn_logit_softcapping) nor attention sinks, "
+            f"which {model.config.model_type} has; use 'auto'"
         )
     config: Any = model.config
     dropout = config.attention_dropout if hasattr(config, "attention_dropout") else 0.0
@@ -145,7 +136,13 @@ class Heads(NamedTuple):
 
 
 def segments_of(
-    batch: PackedBatch, kernel: AttentionKernel, dtype: torch.dtype = torch.float32, heads: Heads | None = None
+    batch: PackedBatch,
+    kernel: AttentionKernel,
+    dtype: torch.dtype = torch.float32,
+    heads: Heads | None = None,
+    windows: tuple[int | None, ...] = (None,),
+    *,
+    is_plain: bool = True,
 ) -> Segments:
     """Describe the samples of `batch` for the given kernel.
 
@@ -154,16 +151,25 @@ def segments_of(
         kernel: the choice of `enable_packed_attention`.
         dtype: what attention computes in.
         heads: of the decoder; without them `auto` does not take FlashAttention-4.
+        windows: how far back layers see, each distance once; see `sliding_windows_of`.
+        is_plain: whether attention neither caps its scores nor has sinks.
     """
-    chosen = choose_kernel(kernel, batch.cu_seqlens.device, dtype, heads)
-    block_mask = _document_mask(batch) if chosen == "flex" else None
-    return Segments(chosen, batch.cu_seqlens, batch.max_seqlen, batch.seqlens, block_mask)
+    chosen = choose_kernel(kernel, batch.cu_seqlens.device, dtype, heads, is_plain=is_plain)
+    masks = block_masks(batch, windows) if chosen == "flex" else {}
+    return Segments(chosen, batch.cu_seqlens, batch.max_seqlen, batch.seqlens, masks)
 
 
 def choose_kernel(
-    kernel: AttentionKernel, device: torch.device, dtype: torch.dtype, heads: Heads | None = None
+    kernel: AttentionKernel,
+    device: torch.device,
+    dtype: torch.dtype,
+    heads: Heads | None = None,
+    *,
+    is_plain: bool = True,
 ) -> ChosenKernel:
     """Resolve `auto`: the fastest kernel that runs on `device` for `dtype` and `heads`.
+
+    Attention with caps or sinks is computed by `flex` on CUDA devices, in every type, and by `sdpa` elsewhere.
 
     Raises:
         ValueError: FlashAttention-4 is asked for by name, and does not run here.
@@ -174,14 +180,23 @@ def choose_kernel(
         return kernel
     if kernel != "auto":
         return kernel
+    if not is_plain:
+        return "flex" if device.type == "cuda" else "sdpa"
     if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
         return "sdpa"
     reason = missing_for(device, dtype, *heads) if heads is not None else "sizes of the heads are not known"
     if reason is None:
         return "flash_attention_4"
-    fallback: ChosenKernel = "varlen" if _has_varlen() else "flash_attention_2" if _has_flash_attn() else "sdpa"
+    fallback: ChosenKernel = "varlen" if has_varlen() else "flash_attention_2" if has_flash_attn() else "sdpa"
     _log_fallback(fallback, reason)
     return fallback
+
+
+def attends_plainly(model: Any) -> bool:
+    """Whether the layers of a language model neither cap attention scores nor have attention sinks."""
+    config = model.config
+    has_cap = hasattr(config, "attn_logit_softcapping") and config.attn_logit_softcapping is not None
+    return not (has_cap or (hasattr(model, "has_sinks") and model.has_sinks))
 
 
 @lru_cache  # once for each reason, not at every micro-batch
@@ -198,95 +213,6 @@ def no_mask(device: torch.device) -> Tensor:
     return torch.empty(0, 0, 0, 0, dtype=torch.bool, device=device)
 
 
-# Not traced: the lengths are Python numbers, and a compiled layer would be compiled again for every batch.
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def _sdpa(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float, window: int | None) -> Tensor:
-    parts = zip(*(torch.split(x, list(segments.seqlens), dim=2) for x in (query, key, value)), strict=True)
-    grouped = query.shape[1] != key.shape[1]
-    outputs = []
-    for q, k, v in parts:
-        mask = None if window is None or q.shape[2] <= window else _window_mask(q.shape[2], window, q.device)
-        outputs.append(
-            F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=grouped
-            )
-        )
-    return torch.cat(outputs, dim=2).transpose(1, 2)
-
-
-def _window_mask(length: int, window: int, device: torch.device) -> Tensor:
-    """Return bool [length, length], true where a token sees another: itself and `window - 1` before it."""
-    steps = torch.arange(length, device=device)
-    distance = steps[:, None] - steps
-    return (distance >= 0) & (distance < window)
-
-
-def _varlen(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float, window: int | None) -> Tensor:
-    from torch.nn.attention import varlen
-
-    options: dict[str, Any] = {"window_size": (_left(window), 0), "scale": scale}
-    if query.shape[1] != key.shape[1] and _varlen_names_grouped_heads():
-        options["enable_gqa"] = True
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    longest = segments.max_seqlen
-    out = varlen.varlen_attn(q, k, v, segments.cu_seqlens, segments.cu_seqlens, longest, longest, **options)
-    return cast(Tensor, out)[None]
-
-
-def _flash_attention_2(
-    query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float, window: int | None
-) -> Tensor:
-    from flash_attn import flash_attn_varlen_func  # type: ignore[import-not-found]
-
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    longest = segments.max_seqlen
-    out: Tensor = flash_attn_varlen_func(
-        q,
-        k,
-        v,
-        segments.cu_seqlens,
-        segments.cu_seqlens,
-        longest,
-        longest,
-        softmax_scale=scale,
-        causal=True,
-        window_size=(_left(window), -1 if window is None else 0),
-    )
-    return out[None]
-
-
-def _flash_attention_4(
-    query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float, window: int | None
-) -> Tensor:
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    return flash_attention_4(q, k, v, segments.cu_seqlens, segments.max_seqlen, window, scale)[None]
-
-
-def _left(window: int | None) -> int:
-    """Return how many tokens before itself a token sees, as flash kernels count; -1 for all."""
-    return -1 if window is None else window - 1
-
-
-def _flex(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float, _window: int | None) -> Tensor:
-    is_eager_on_gpu = query.is_cuda and not torch.compiler.is_compiling()
-    attend: Callable[..., Tensor] = _compiled_flex() if is_eager_on_gpu else cast(Any, flex_attention)
-    grouped = query.shape[1] != key.shape[1]
-    out = attend(query, key, value, block_mask=segments.block_mask, scale=scale, enable_gqa=grouped)
-    return out.transpose(1, 2)
-
-
-Kernel = Callable[[Tensor, Tensor, Tensor, Segments, float, int | None], Tensor]
-
-
-_KERNELS: Final[dict[ChosenKernel, Kernel]] = {
-    "sdpa": _sdpa,
-    "varlen": _varlen,
-    "flash_attention_2": _flash_attention_2,
-    "flash_attention_4": _flash_attention_4,
-    "flex": _flex,
-}
-
-
 def attention_forward(
     module: nn.Module,
     query: Tensor,
@@ -298,9 +224,17 @@ def attention_forward(
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attend in the calling convention of transformers: [1, A, S, E] in, [1, S, A, E] out."""
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if segments is None and (softcap is not None or s_aux is not None):
+        if dropout:
+            raise ValueError(_no_dropout(dropout))
+        rule = Rule(scale, sliding_window, softcap, s_aux)
+        return attend_explicitly(query, key, value, attention_mask, rule).transpose(1, 2).contiguous(), None
     if segments is None:  # the mask excludes what is outside a window
         out, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
@@ -312,45 +246,5 @@ def attention_forward(
         # Rotary embedding leaves q and k in float32 under autocast; v is already in the low precision.
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return _KERNELS[segments.kernel](query, key, value, segments, scale, sliding_window).contiguous(), None
-
-
-def _document_mask(batch: PackedBatch) -> BlockMask:
-    total = batch.input_ids.shape[0]
-    device = batch.input_ids.device
-    steps = torch.arange(total, device=device)
-    document = torch.searchsorted(batch.cu_seqlens[1:].contiguous(), steps.to(torch.int32), right=True)
-
-    def same_sample_and_earlier(_b: Tensor, _h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        return (document[q_idx] == document[kv_idx]) & (q_idx >= kv_idx)
-
-    return create_block_mask(same_sample_and_earlier, None, None, total, total, device=device)
-
-
-@lru_cache(maxsize=1)
-def _compiled_flex() -> Callable[..., Tensor]:
-    return cast(Callable[..., Tensor], torch.compile(flex_attention, dynamic=True))
-
-
-@lru_cache(maxsize=1)
-def _has_varlen() -> bool:
-    if importlib.util.find_spec("torch.nn.attention.varlen") is None:
-        return False
-    from torch.nn.attention.varlen import varlen_attn
-
-    return {"window_size", "scale"} <= set(inspect.signature(varlen_attn).parameters)  # since torch 2.11
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _varlen_names_grouped_heads() -> bool:
-    """Whether grouped heads must be announced; torch 2.11 takes them without being told."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    return "enable_gqa" in inspect.signature(varlen_attn).parameters
-
-
-@lru_cache(maxsize=1)
-def _has_flash_attn() -> bool:
-    spec = importlib.util.find_spec("flash_attn")
-    return spec is not None and spec.origin is not None  # flash-attn-4 alone leaves a bare namespace
+    rule = Rule(scale, sliding_window, softcap, s_aux)
+    return KERNELS[segments.kernel](query, key, value, segments, rule).contiguous(), None

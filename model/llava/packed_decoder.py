@@ -1,7 +1,6 @@
 """A packed row through a decoder body: by packed attention where the body allows it, else unpacked into padded rows.
 
-Padded rows give the same result with more arithmetic; they serve bodies with attention of their own (MPT's ALiBi) and,
-with `flex` attention, samples longer than a sliding window, which it does not know.
+Padded rows give the same result with more arithmetic; they serve bodies with attention of their own (MPT's ALiBi).
 
 Shapes: B samples, S tokens of all samples, W longest sample, K targets, D language-model width.
 """
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from model.fusion.packed import PackedBatch
-from model.llava.attention import AttentionKernel, Heads, no_mask, packed_kernel, segments_of
+from model.llava.attention import AttentionKernel, Heads, attends_plainly, no_mask, packed_kernel, segments_of
 from model.llava.loss import cross_entropy_sum
 
 
@@ -37,19 +36,26 @@ def decode_packed(model: PackedModel, embeds: Tensor, batch: PackedBatch) -> Ten
     kernel = packed_kernel(model.config)
     if kernel is None and model.packs_rows:
         raise ValueError("packed rows need packed attention; call model.llava.attention.enable_packed_attention(model)")
-    if kernel is None or _needs_padding(model, batch):
+    if kernel is None:
         return _decode_padded(model.get_model(), embeds, batch)
-    return _decode_row(model.get_model(), embeds, batch, kernel)
+    return _decode_row(model, embeds, batch, kernel)
 
 
-def sum_loss(hidden: Tensor, head: nn.Linear, batch: PackedBatch, target_losses: Tensor | None = None) -> Tensor:
+def sum_loss(
+    hidden: Tensor,
+    head: nn.Linear,
+    batch: PackedBatch,
+    target_losses: Tensor | None = None,
+    cap: float | None = None,
+) -> Tensor:
     """Sum the cross-entropy over the targets of `batch`; float32 scalar.
 
     Args:
         hidden: [S, D].
-        head: the output head, without bias.
+        head: the output head.
         batch: on the device of `hidden`.
         target_losses: [K] float32; filled with the cross-entropy of each target.
+        cap: see `logit_cap_of`.
 
     Raises:
         ValueError: the head is sharded on its own.
@@ -57,29 +63,45 @@ def sum_loss(hidden: Tensor, head: nn.Linear, batch: PackedBatch, target_losses:
     if isinstance(head.weight, DTensor):
         raise ValueError("lm_head must not be sharded on its own: leave it in the root group of fully_shard")
     rows = hidden.index_select(0, batch.target_positions)
-    return cross_entropy_sum(rows, head.weight, batch.targets, target_losses=target_losses)
+    return cross_entropy_sum(
+        rows, head.weight, batch.targets, target_losses=target_losses, head_bias=head.bias, cap=cap
+    )
 
 
-def sliding_window_of(config: Any) -> int | None:
-    """Return how many tokens back the narrowest layer sees, None when every layer sees all.
+def logit_cap_of(config: Any) -> float | None:
+    """Return the cap of the output logits (Gemma), None without one."""
+    cap: float | None = config.final_logit_softcapping if hasattr(config, "final_logit_softcapping") else None
+    return cap
+
+
+def sliding_windows_of(config: Any) -> tuple[int | None, ...]:
+    """Return how many tokens layers see, themselves included, each number once; None stands for a whole sample.
 
     Args:
         config: a backbone's config. `sliding_window` alone applies to all layers (Mistral, Phi); with
-            `layer_types` only to those of type `sliding_attention` (Qwen, Gemma).
+            `layer_types` only to those of type `sliding_attention` (Qwen, Gemma, gpt-oss).
     """
     window: int | None = config.sliding_window if hasattr(config, "sliding_window") else None
-    if hasattr(config, "layer_types") and config.layer_types and "sliding_attention" not in config.layer_types:
-        return None
-    return window
+    if window is None:
+        return (None,)
+    if not hasattr(config, "layer_types") or not config.layer_types:
+        return (window,)
+    kinds = set(config.layer_types)
+    return (*((None,) if kinds - {"sliding_attention"} else ()), *((window,) if "sliding_attention" in kinds else ()))
 
 
-def _decode_row(body: nn.Module, embeds: Tensor, batch: PackedBatch, kernel: AttentionKernel) -> Tensor:
+def _decode_row(model: PackedModel, embeds: Tensor, batch: PackedBatch, kernel: AttentionKernel) -> Tensor:
+    body = model.get_model()
+    config = body.config
+    segments = segments_of(
+        batch, kernel, embeds.dtype, Heads.of(config), sliding_windows_of(config), is_plain=attends_plainly(model)
+    )
     hidden: Tensor = body(
         inputs_embeds=torch.stack([embeds]),  # a view would make torch.compile build the first layer on its own
         position_ids=batch.position_ids[None],
         attention_mask=no_mask(embeds.device),
         use_cache=False,
-        segments=segments_of(batch, kernel, embeds.dtype, Heads.of(body.config)),
+        segments=segments,
     ).last_hidden_state[0]
     return hidden
 
@@ -98,13 +120,4 @@ def _decode_padded(body: nn.Module, embeds: Tensor, batch: PackedBatch) -> Tenso
 
 def computed_tokens(model: PackedModel, batch: PackedBatch) -> int:
     """Return the tokens that `decode_packed` takes through the body, padding included."""
-    return len(batch.seqlens) * batch.max_seqlen if _needs_padding(model, batch) else sum(batch.seqlens)
-
-
-def _needs_padding(model: PackedModel, batch: PackedBatch) -> bool:
-    if not model.packs_rows:
-        return True
-    if packed_kernel(model.config) != "flex":
-        return False
-    window = sliding_window_of(model.config)
-    return window is not None and batch.max_seqlen > window
+    return sum(batch.seqlens) if model.packs_rows else len(batch.seqlens) * batch.max_seqlen

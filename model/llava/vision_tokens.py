@@ -93,6 +93,12 @@ def _tables(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
     return cast(nn.Embedding, model.get_input_embeddings()).weight, head.weight
 
 
+def _head_bias(model: PreTrainedModel) -> list[Tensor]:
+    """Return the bias [V] of the output head, as a list that is empty without one."""
+    bias = cast(nn.Linear, model.get_output_embeddings()).bias
+    return [] if bias is None else [bias]
+
+
 def _add_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, old_size: int) -> None:
     """Give tokens from `old_size` on their rows, each the mean of the rows before them; rows that are missing too."""
     old_size = min(old_size, _tables(model)[0].shape[0])
@@ -101,7 +107,7 @@ def _add_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, old_si
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     if len(tokenizer) > old_size:
         with torch.no_grad():
-            for table in _tables(model):
+            for table in (*_tables(model), *_head_bias(model)):
                 table[old_size : len(tokenizer)] = table[:old_size].mean(dim=0)
 
 
@@ -125,4 +131,5 @@ def _wrapping_rows(adapter: Mapping[str, Tensor], ids: list[int], table: Tensor,
 def _set_trainable(model: PreTrainedModel, input_table: bool) -> None:
     inputs, outputs = _tables(model)
     inputs.requires_grad_(input_table)
-    outputs.requires_grad_(False)
+    for frozen in (outputs, *_head_bias(model)):
+        frozen.requires_grad_(False)

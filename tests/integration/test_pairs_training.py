@@ -1,4 +1,4 @@
-"""One optimizer step of both stages through the training loop, for every pair of backbone and tower."""
+"""One optimizer step of both stages through the training loop, for pairs of backbone and tower; all in `make pairs`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.integration.conftest import WEIGHTS, WriteConfig
 from tests.integration.runs import losses, weights
 from tests.model.files.test_tower_layouts import original_weights
 from tests.model.files.test_tower_layouts import write as write_internvit
-from tests.model.tiny import KINDS, TOWERS, save_tiny_tower, tiny_backbone_config
+from tests.model.tiny import KINDS, PAIRS, TOWERS, save_tiny_tower, tiny_backbone_config
 
 TINY = (
     "training.global_batch_size=5",
@@ -82,9 +82,8 @@ def train_both_stages(overrides: list[str], write_config: WriteConfig, index_dir
     assert [step for step, _ in losses(tmp_path / "fine")] == [0]
 
 
-@pytest.mark.parametrize("tower", TOWERS)
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_backbone_takes_a_step_of_both_stages_with_every_tower(
+@pytest.mark.parametrize(("kind", "tower"), PAIRS)
+def test_every_backbone_takes_a_step_of_both_stages_with_a_tower(
     kind: str, tower: str, folders: dict[str, str], write_config: WriteConfig, index_dir: Path, tmp_path: Path
 ) -> None:
     parts = [f"model.language_model={folders[kind]}", f"model.vision_tower={folders[tower]}"]

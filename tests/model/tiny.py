@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,56 +12,28 @@ from transformers import (
     AutoModelForCausalLM,
     CLIPVisionConfig,
     Dinov2Config,
-    Gemma3TextConfig,
-    GemmaConfig,
     InternVLVisionConfig,
-    LlamaConfig,
-    MistralConfig,
-    MptConfig,
-    Phi3Config,
     PretrainedConfig,
-    Qwen2Config,
-    Qwen3Config,
     SiglipVisionConfig,
 )
 from transformers.models.clip import CLIPImageProcessor
 
 from model.backbones.registry import BACKBONES
 from model.vision.tower_kinds import TOWER_KINDS
+from tests.model.tiny_backbones import VOCAB, WIDTH, tiny_backbone_config
 
-WIDTH = 32
-VOCAB = 97
-
-_SHAPE: dict[str, Any] = {
-    "vocab_size": VOCAB, "hidden_size": WIDTH, "intermediate_size": 58, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128, "initializer_range": 0.2,
-}  # fmt: skip
-_IDS: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-
-
-def tiny_backbone_config(kind: str, *, tied: bool = False) -> PretrainedConfig:
-    """Two layers; windows are wider than most test samples and narrower than one image."""
-    shape: dict[str, Any] = {**_SHAPE, **_IDS, "tie_word_embeddings": tied}
-    if kind == "llama":
-        return LlamaConfig(**shape)
-    if kind == "mistral":
-        return MistralConfig(**shape, sliding_window=None)
-    if kind == "qwen2":
-        return Qwen2Config(**shape)
-    if kind == "qwen3":
-        return Qwen3Config(**shape, head_dim=6)
-    if kind == "gemma":
-        return GemmaConfig(**shape, head_dim=6)
-    if kind == "gemma3_text":
-        return Gemma3TextConfig(
-            **shape, head_dim=6, sliding_window=11, layer_types=["sliding_attention", "full_attention"]
-        )
-    if kind == "phi3":
-        return Phi3Config(**shape)
-    return MptConfig(
-        vocab_size=VOCAB, d_model=WIDTH, n_heads=4, n_layers=2, max_seq_len=128, initializer_range=0.2,
-        tie_word_embeddings=tied, **_IDS,
-    )  # fmt: skip
+__all__ = [
+    "KINDS",
+    "PAIRS",
+    "TOWERS",
+    "VOCAB",
+    "WIDTH",
+    "chosen_pairs",
+    "save_tiny_backbone",
+    "save_tiny_tower",
+    "tiny_backbone_config",
+    "tiny_tower_config",
+]
 
 
 def save_tiny_backbone(kind: str, folder: Path, *, tied: bool = False) -> str:
@@ -71,6 +45,17 @@ def save_tiny_backbone(kind: str, folder: Path, *, tied: bool = False) -> str:
 
 KINDS = sorted(BACKBONES)
 TOWERS = sorted(TOWER_KINDS)
+
+
+def chosen_pairs(kinds: Sequence[str], towers: Sequence[str]) -> list[tuple[str, str]]:
+    """Return pairs in which each backbone and each tower occurs; all pairs with RAY_LLAVA_ALL_PAIRS (`make pairs`)."""
+    if os.environ.get("RAY_LLAVA_ALL_PAIRS"):
+        return [(kind, tower) for kind in kinds for tower in towers]
+    number = max(len(kinds), len(towers))
+    return [(kinds[idx % len(kinds)], towers[idx % len(towers)]) for idx in range(number)]
+
+
+PAIRS = chosen_pairs(KINDS, TOWERS)
 
 
 def tiny_tower_config(kind: str) -> PretrainedConfig:

@@ -14,6 +14,7 @@ from torch import nn
 
 from model.hub.weights import LlavaModel
 from model.llava.loss import CHUNK_ROWS
+from model.llava.packed_decoder import logit_cap_of
 from model.vision.vision_tower import VisionTower
 from pipeline.config import Recipe, TrainingConfig
 
@@ -182,7 +183,8 @@ def _activation_bytes(model: LlavaModel, training: TrainingConfig, tokens: int, 
 def _loss_bytes(model: LlavaModel, compute: int) -> int:
     """Return a chunk's logits (float32 probabilities, logits and their gradient) and the head's float32 gradient."""
     vocabulary, hidden = model.lm_head.weight.shape
-    chunk = CHUNK_ROWS * vocabulary * (4 + 2 * compute)
+    per_logit = 4 + 2 * compute + (0 if logit_cap_of(model.config) is None else 8)  # capped, and the cap's slope
+    chunk = CHUNK_ROWS * vocabulary * per_logit
     return int(chunk + (vocabulary * hidden * 4 if model.lm_head.weight.requires_grad else 0))
 
 

@@ -12,7 +12,7 @@ from model.fusion.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from model.fusion.packed import pack_samples
 from model.hub.weights import LlavaModel, build_llava, load_llava, read_llava_config, save_llava, set_trainable
 from model.llava.attention import AttentionKernel, enable_packed_attention
-from model.llava.packed_decoder import sliding_window_of
+from model.llava.packed_decoder import sliding_windows_of
 from tests.model.conftest import NUM_PATCHES, random_images
 from tests.model.tiny import KINDS, save_tiny_backbone, tiny_backbone_config
 
@@ -131,25 +131,21 @@ def test_packed_loss_honours_a_sliding_window(
 @pytest.mark.parametrize(
     ("kind", "changes", "expected"),
     [
-        ("llama", {}, None),
-        ("mistral", {"sliding_window": 7}, 7),
-        ("qwen2", {}, None),
-        ("qwen2", {"use_sliding_window": True, "max_window_layers": 1, "sliding_window": 5}, 5),
-        ("gemma3_text", {}, 11),
-        ("mpt", {}, None),
+        ("llama", {}, (None,)),
+        ("mistral", {"sliding_window": 7}, (7,)),
+        ("qwen2", {}, (None,)),
+        ("qwen2", {"use_sliding_window": True, "max_window_layers": 1, "sliding_window": 5}, (None, 5)),
+        ("gemma3_text", {}, (None, 11)),
+        ("ministral", {}, (11,)),
+        ("smollm3", {}, (None,)),
+        ("mpt", {}, (None,)),
     ],
 )
-def test_sliding_window_is_read_from_the_config(kind: str, changes: dict[str, Any], expected: int | None) -> None:
+def test_sliding_windows_are_read_from_the_config(
+    kind: str, changes: dict[str, Any], expected: tuple[int | None, ...]
+) -> None:
     values = tiny_backbone_config(kind).to_dict()
     if "max_window_layers" in changes:
         del values["layer_types"]
     config = type(tiny_backbone_config(kind)).from_dict({**values, **changes})
-    assert sliding_window_of(config) == expected
-
-
-def test_capped_logits_are_refused(tower_path: str, tmp_path: Path) -> None:
-    config = tiny_backbone_config("gemma3_text")
-    config.final_logit_softcapping = 30.0
-    config.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="final_logit_softcapping"):
-        build_llava(str(tmp_path), tower_path)
+    assert sliding_windows_of(config) == expected

@@ -19,7 +19,10 @@ from tests.model.conftest import NUM_PATCHES, random_images
 from tests.model.tiny import KINDS, VOCAB, save_tiny_backbone, save_tiny_tower, tiny_backbone_config
 
 X = IMAGE_TOKEN_INDEX
-EXPORTED_KINDS = [kind for kind in KINDS if kind != "mpt"]
+REFUSED_KINDS = {"mpt": "backbone 'mpt'", "phi": "head has a bias", "gemma2": "final_logit_softcapping 3.0"}
+EXPORTED_KINDS = [kind for kind in KINDS if kind not in REFUSED_KINDS]
+EXPORTED = [(kind, False) for kind in EXPORTED_KINDS] + [(kind, True) for kind in ("llama", "gemma", "smollm3")]
+"""Backbones, and whether input and output embeddings are one tensor."""
 PROCESSOR = {
     "image_processor_type": "CLIPImageProcessor", "resample": 3, "do_center_crop": True,
     "size": {"shortest_edge": 21}, "crop_size": {"height": 21, "width": 21},
@@ -57,8 +60,7 @@ def test_weights_of_the_exported_folder_may_be_read_like_its_other_files(
     assert len({(folder / name).stat().st_mode for name in ("model.safetensors", "config.json")}) == 1
 
 
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("kind", EXPORTED_KINDS)
+@pytest.mark.parametrize(("kind", "tied"), EXPORTED)
 def test_logits_equal_those_of_the_exported_folder(
     kind: str, tied: bool, tower_path: str, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
@@ -133,8 +135,7 @@ def test_processor_repeats_the_image_token_once_per_feature(
     assert inputs["pixel_values"].shape == (1, 3, 21, 21)
 
 
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("kind", EXPORTED_KINDS)
+@pytest.mark.parametrize(("kind", "tied"), EXPORTED)
 def test_import_and_export_again_is_bitwise(
     kind: str, tied: bool, tower_path: str, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
@@ -187,9 +188,24 @@ def test_other_towers_are_refused(tower: str, llama_path: str, tokenizer: Tokeni
         export(build_llava(llama_path, save_tiny_tower(tower, tmp_path / "tower")), tokenizer, tmp_path / "out")
 
 
-def test_mpt_is_refused(tower_path: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="backbone 'mpt'"):
-        export(build_llava(save_tiny_backbone("mpt", tmp_path / "lm"), tower_path), tokenizer, tmp_path / "out")
+@pytest.mark.parametrize("kind", REFUSED_KINDS)
+def test_what_those_classes_do_not_compute_is_refused(
+    kind: str, tower_path: str, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    model = build_llava(save_tiny_backbone(kind, tmp_path / "lm"), tower_path)
+    with pytest.raises(ValueError, match=REFUSED_KINDS[kind]):
+        export(model, tokenizer, tmp_path / "out")
+
+
+def test_import_of_a_language_model_with_caps_is_refused(
+    llava: LlavaLlamaForCausalLM, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    folder = export(llava, tokenizer, tmp_path)
+    values = json.loads((folder / "config.json").read_text())
+    values["text_config"] |= {"model_type": "gemma2", "final_logit_softcapping": 30.0}
+    (folder / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"final_logit_softcapping 30\.0, which .* leaves out"):
+        import_transformers(folder)
 
 
 def test_import_names_missing_tensors_and_foreign_ones(

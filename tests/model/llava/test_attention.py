@@ -90,7 +90,7 @@ def test_kernel_is_reported_and_unknown_one_refused(llama_config: LlamaConfig) -
 def test_every_name_is_accepted_by_transformers(
     kernel: AttentionKernel, llama_config: LlamaConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "_has_flash_attn", lambda: True)
+    monkeypatch.setattr(attention, "has_flash_attn", lambda: True)
     monkeypatch.setattr(attention, "is_installed", lambda: True)
     model = LlamaForCausalLM(llama_config)
     enable_packed_attention(model, kernel)

@@ -26,6 +26,30 @@ def test_loss_and_gradients_equal_full_cross_entropy(chunk_rows: int) -> None:
         assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("cap", [None, 2.5])
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("learns", ["all", "hidden", "bias"])
+def test_bias_and_cap_equal_full_logits(cap: float | None, has_bias: bool, learns: str) -> None:
+    hidden, weight, targets = inputs()
+    bias = torch.linspace(-2, 3, V).requires_grad_() if has_bias else None
+    hidden.requires_grad_(learns != "bias")
+    weight.requires_grad_(learns == "all")
+    tensors = [tensor for tensor in (hidden, weight, bias) if tensor is not None and tensor.requires_grad]
+    logits = F.linear(hidden, weight, bias)
+    logits = logits if cap is None else cap * torch.tanh(logits / cap)
+    full = F.cross_entropy(logits, targets, reduction="sum")
+    each = torch.zeros(K)
+    loss = cross_entropy_sum(hidden, weight, targets, 5, each, head_bias=bias, cap=cap)
+    assert torch.allclose(loss, full, rtol=1e-6)
+    assert torch.allclose(each, F.cross_entropy(logits, targets, reduction="none"), rtol=1e-5)
+    if not tensors:
+        assert not loss.requires_grad
+        return
+    wanted, got = torch.autograd.grad(0.3 * full, tensors), torch.autograd.grad(0.3 * loss, tensors)
+    for ours, theirs in zip(got, wanted, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
 def test_frozen_head_gets_no_gradient() -> None:
     hidden, weight, targets = inputs()
     (wanted,) = torch.autograd.grad(F.cross_entropy(hidden @ weight.T, targets, reduction="sum"), [hidden])

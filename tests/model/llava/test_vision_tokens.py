@@ -6,8 +6,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from model.backbones.llama import LlavaLlamaForCausalLM
+from model.hub.weights import build_llava
 from model.llava.vision_tokens import add_vision_tokens
 from tests.model.conftest import VOCAB, WIDTH
+from tests.model.tiny import save_tiny_backbone
 
 
 def arguments(
@@ -111,3 +113,15 @@ def test_tied_tables_with_tuning_are_refused(llama_config: LlamaConfig, tokenize
     tied = LlamaForCausalLM(LlamaConfig.from_dict({**llama_config.to_dict(), "tie_word_embeddings": True}))
     with pytest.raises(ValueError, match="ties them into one tensor"):
         add_vision_tokens(tied, arguments(wrap=True, tune=True), tokenizer)
+
+
+def test_bias_of_the_head_gets_a_mean_entry_and_is_frozen_with_its_table(
+    tower_path: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    model = build_llava(save_tiny_backbone("phi", tmp_path), tower_path)
+    with torch.no_grad():
+        model.lm_head.bias.copy_(torch.arange(VOCAB) / 7)
+    model.initialize_vision_tokenizer(arguments(patch=True, tune=True), tokenizer)
+    assert model.lm_head.bias.shape == (VOCAB + 1,)
+    assert torch.allclose(model.lm_head.bias[VOCAB], torch.tensor((VOCAB - 1) / 14))
+    assert not model.lm_head.bias.requires_grad
