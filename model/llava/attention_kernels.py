@@ -186,6 +186,7 @@ def _flex(query: Tensor, key: Tensor, value: Tensor, segments: Segments, rule: R
         options["score_mod"] = _cap_by(rule.cap)
     if rule.sinks is None:
         return cast(Tensor, attend(query, key, value, **options)).transpose(1, 2)
+    out: Tensor
     out, aux = attend(query, key, value, return_aux=AuxRequest(lse=True), **options)
     # Without the sink, attention was normalised by exp(lse); with it, the sum grows by exp(sink).
     share = torch.sigmoid(aux.lse - rule.sinks.float().view(1, -1, 1))

@@ -16,7 +16,7 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import LlamaConfig, LlamaModel, MistralConfig, MistralModel, PreTrainedModel
 
 from model.fusion.packed import PackedBatch, pack_samples
-from model.llava import attention, flash_attention_4
+from model.llava import attention, attention_kernels, flash_attention_4
 from model.llava.attention import Heads, choose_kernel, enable_packed_attention, no_mask, segments_of
 
 LENGTHS = (7, 1, 13, 2)
@@ -263,14 +263,14 @@ def test_packages_of_one_namespace_are_told_apart(
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("raise RuntimeError('imported')")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    for cached in (attention.has_flash_attn, flash_attention_4.is_installed):
+    for cached in (attention_kernels.has_flash_attn, flash_attention_4.is_installed):
         cached.cache_clear()
     try:
-        assert attention.has_flash_attn() is has_2
+        assert attention_kernels.has_flash_attn() is has_2
         assert flash_attention_4.is_installed() is has_4
     finally:
         monkeypatch.undo()
-        for cached in (attention.has_flash_attn, flash_attention_4.is_installed):
+        for cached in (attention_kernels.has_flash_attn, flash_attention_4.is_installed):
             cached.cache_clear()
 
 
