@@ -33,4 +33,8 @@ def run(model: Model, target: Target, dtype: Dtype = "bfloat16", check: Check = 
         from pipeline.tools.parity.check import verify_export
 
         console.print(verify_export(target, model).summary(), soft_wrap=True, highlight=False)
+    from pipeline.tracking.exported import record_export
+
+    if told := record_export(model, target, {"dtype": dtype, "checked": str(check).lower()}):
+        console.print(told, soft_wrap=True, highlight=False)
     console.print(f"exported: {target}{'' if check else ' (not checked)'}", soft_wrap=True)

@@ -39,6 +39,19 @@ class SourceRows(NamedTuple):
     end_row: int
 
 
+class SourceFacts(NamedTuple):
+    """What a record of a run says of one source of its data."""
+
+    name: str
+    """Empty for the only source of a run without a mix."""
+    fingerprint: str
+    """Of its own index."""
+    shards: tuple[str, ...]
+    """Their URLs."""
+    num_usable: int
+    """Samples that the index does not reject."""
+
+
 @dataclass(frozen=True, eq=False)
 class IndexedData:
     """All samples of a config."""
@@ -48,6 +61,8 @@ class IndexedData:
     """`TOKEN_SCHEMA`, row by row of the index."""
     sources: tuple[SourceRows, ...]
     """In the order of their rows, without gaps."""
+    facts: tuple[SourceFacts, ...] = ()
+    """The same sources, as others are told of them."""
 
 
 def index_data(
@@ -94,7 +109,11 @@ def index_data(
                 build_token_columns(indexes[source], encoder, cache_dir=own_folder, run_map=count_map, progress=report)
             )
     index, sources = join_indexes(indexes)
-    return IndexedData(index, pa.concat_tables(tables), sources)
+    facts = tuple(
+        SourceFacts(source, own.fingerprint, tuple(shard.url for shard in own.shards), int(own.usable.sum()))
+        for source, own in indexes.items()
+    )
+    return IndexedData(index, pa.concat_tables(tables), sources, facts)
 
 
 def checks_of(data: DataConfig) -> Checks:

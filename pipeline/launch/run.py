@@ -16,6 +16,7 @@ from rich.console import Console
 
 from pipeline.config import ExperimentConfig
 from pipeline.features.opening import with_cached_features
+from pipeline.index.dataset import SourceFacts
 from pipeline.index.rejected import record_rejected
 from pipeline.launch.adoption import adopt_run_dir
 from pipeline.launch.device_check import check_capability
@@ -71,9 +72,9 @@ def run_training(config: ExperimentConfig, console: Console | None = None) -> Tr
             run.enter_context(hold_checkpoints(config.checkpoint.folder))
             adopt_run_dir(config)
             encoder = check_config(config).encoder
-            source, rejected = _prepare(config, encoder, console, run_on_cores)
+            source, rejected, sources = _prepare(config, encoder, console, run_on_cores)
             workers.wait_patiently()
-            watch = run.enter_context(RunWatch(config, source, rejected, console))
+            watch = run.enter_context(RunWatch(config, source, rejected, sources, console))
         else:
             source = _wait_for_first_rank(config, workers)
         # 3. Train this rank's part, from where the run stands.
@@ -100,8 +101,8 @@ def _run_on_ray(config: ExperimentConfig, console: Console) -> TrainingResult:
         encoder = check_config(config).encoder  # before Ray, which takes seconds to start
         connect(config.cluster)
         check_capability(config.training, gpu_capability)
-        source, rejected = _prepare(config, encoder, console, survive_in_tasks(map_on_cluster))
-        with RunWatch(config, source, rejected, console) as watch:
+        source, rejected, sources = _prepare(config, encoder, console, survive_in_tasks(map_on_cluster))
+        with RunWatch(config, source, rejected, sources, console) as watch:
             result = run_on_ray(config, source, attempt)
             watch.finish(Path(result.output))
     return _describe(Path(config.run_dir), result, watch)
@@ -121,11 +122,11 @@ def _join_ranks(use_gpu: bool) -> Workers:
 
 def _prepare(
     config: ExperimentConfig, encoder: SampleEncoder, console: Console, run_map: RunMap
-) -> tuple[BatchSource, dict[str, int]]:
-    """Return what to train on, and how many samples the index rejects for each reason; these are written down."""
+) -> tuple[BatchSource, dict[str, int], tuple[SourceFacts, ...]]:
+    """Return what to train on, how many samples the index rejects for each reason (written down too), and sources."""
     source, data = prepare_run(config, encoder, console=console, run_map=run_map)
     rejected = record_rejected(Path(config.run_dir), data.index, data.tokens)
-    return check_data(config.recipe, data, source), rejected
+    return check_data(config.recipe, data, source), rejected, data.facts
 
 
 def _wait_for_first_rank(config: ExperimentConfig, workers: Workers) -> BatchSource:

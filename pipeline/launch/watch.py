@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
@@ -13,8 +13,10 @@ from rich.console import Console
 
 from pipeline.assembly.parts import find_projector
 from pipeline.config import ExperimentConfig, ModelConfig
+from pipeline.index.dataset import SourceFacts
 from pipeline.launch.description import describe_run
 from pipeline.launch.failure_watch import FailureWatch
+from pipeline.launch.model_watch import ModelWatch, log_sources
 from pipeline.launch.progress import ProgressReporter
 from pipeline.parallel.stop_signals import StopRequestedError
 from pipeline.run_folder.metrics_log import METRICS_FILE
@@ -34,7 +36,12 @@ class RunWatch:
     """Follows a run from its files while the context is open; an error that ends the context is the run's end."""
 
     def __init__(
-        self, config: ExperimentConfig, source: BatchSource, rejected: Mapping[str, int], console: Console
+        self,
+        config: ExperimentConfig,
+        source: BatchSource,
+        rejected: Mapping[str, int],
+        sources: Sequence[SourceFacts],
+        console: Console,
     ) -> None:
         """Watch a run.
 
@@ -42,10 +49,13 @@ class RunWatch:
             config: the run.
             source: its data and plan.
             rejected: how many samples the index rejects for each reason.
+            sources: of the data.
             console: shows progress.
         """
         self._config, self._source, self._rejected, self._console = config, source, rejected, console
+        self._sources = sources
         self._tracker: RunTracker | None = None
+        self._models: ModelWatch | None = None
         self._shown = ExitStack()
 
     @property
@@ -58,6 +68,9 @@ class RunWatch:
         config, run_dir = self._config, Path(self._config.run_dir)
         if config.tracking.enabled:
             self._tracker = _open_tracker(tracked_run(config), config.model, self._source, self._rejected)
+            log_sources(self._tracker, config.name, self._source.index.fingerprint, self._sources)
+            self._models = ModelWatch(config, self._source.index.fingerprint, self._tracker)
+            self._shown.enter_context(self._models)
         steps = self._source.plan.total_steps
         self._shown.enter_context(
             ProgressReporter(run_dir / METRICS_FILE, name=config.name, total_steps=steps, console=self._console)
@@ -75,8 +88,8 @@ class RunWatch:
             self._tracker.log_artifacts(traces, PROFILE_FOLDER)
         if self._config.stage == "pretrain":
             self._tracker.log_artifacts(output, "projector")
-        elif self._config.tracking.log_model:
-            self._tracker.log_artifacts(output, "model")
+        if self._models is not None:
+            self._models.tell_result(output, self._config.stage == "pretrain" or self._config.tracking.log_model)
         self._tracker.finish("FINISHED")
 
     def __exit__(
@@ -110,13 +123,6 @@ def _open_tracker(run: TrackedRun, parts: ModelConfig, source: BatchSource, reje
 
     begun = (run.run_dir / JOURNAL_NAME).is_file()
     tracker = open_run(run, _lineage(parts))
-    tracker.log_dataset(
-        name=f"{run.name}-shards",
-        digest=source.index.fingerprint,
-        shards=[shard.url for shard in source.index.shards],
-        num_samples=source.plan.num_samples,
-        context="training",
-    )
     if rejected and not begun:  # once per run, however often it is started
         tracker.log_metrics({f"data/rejected/{reason}": number for reason, number in rejected.items()}, step=0)
     return tracker

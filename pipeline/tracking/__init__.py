@@ -7,7 +7,7 @@ it, `mlflow_run` the only module that imports mlflow, `lineage` the tags that ti
 
 from pipeline.tracking.credentials import without_credentials
 from pipeline.tracking.journal import JOURNAL_NAME, dashboard_command, read_state, resolve_tracking_uri
-from pipeline.tracking.lineage import projector_lineage
+from pipeline.tracking.lineage import projector_lineage, source_models
 from pipeline.tracking.tracker import RunTracker, TrackedRun, open_run, replay
 
 __all__ = [
@@ -20,5 +20,6 @@ __all__ = [
     "read_state",
     "replay",
     "resolve_tracking_uri",
+    "source_models",
     "without_credentials",
 ]

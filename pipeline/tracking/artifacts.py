@@ -3,19 +3,20 @@
 A journal line with files counts as performed once it is noted as pending; it stays so until its files are uploaded.
 """
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.tracking.credentials import without_credentials
-from pipeline.tracking.journal import (
-    RUN_DIR_TAG,
-    AnyOperation,
-    Journal,
-    LogArtifacts,
-    OpenRun,
-    Progress,
-)
+from pipeline.tracking.journal import RUN_DIR_TAG, Journal, Progress
+from pipeline.tracking.operations import AnyOperation, LogArtifacts, LogModel, OpenRun, TagModel, UseModel
+
+if TYPE_CHECKING:
+    from pipeline.tracking.mlflow_models import RunModels
+    from pipeline.tracking.mlflow_run import MlflowRun
 
 logger = logging.getLogger(__name__)
 
@@ -66,15 +67,40 @@ class ArtifactSender:
         return ((number, entry) for number, entry in self._journal.numbered() if number in pending)
 
     def _upload(self, run_id: str, operation: AnyOperation) -> None:
+        from pipeline.tracking.mlflow_models import RunModels
         from pipeline.tracking.mlflow_run import MlflowRun  # takes two seconds
 
-        run = MlflowRun(self._progress.state.tracking_uri, run_id)
-        if isinstance(operation, OpenRun):
-            run.log_text(operation.config_yaml, artifact_name(operation))
-        elif isinstance(operation, LogArtifacts):
-            run.log_files(self._place_of(operation), operation.artifact_path)
+        uri, experiment_id = self._progress.state.tracking_uri, self._progress.state.experiment_id
+        run = MlflowRun(uri, run_id)
+        match operation:
+            case OpenRun():
+                run.log_text(operation.config_yaml, artifact_name(operation))
+            case LogArtifacts():
+                run.log_files(self._place_of(operation.path), operation.artifact_path)
+            case LogModel() | TagModel() | UseModel():
+                assert experiment_id is not None  # known since the run is
+                self._send_model(RunModels(uri, experiment_id, run_id), run, operation)
 
-    def _place_of(self, artifacts: LogArtifacts) -> Path:
+    def _send_model(self, models: RunModels, run: MlflowRun, operation: LogModel | TagModel | UseModel) -> None:
+        """Log a model, or what is known of it; a server without logged models gets its files as the run's."""
+        from pipeline.tracking.mlflow_models import is_unknown_call
+
+        try:
+            match operation:
+                case LogModel():
+                    files = None if operation.path is None else self._place_of(operation.path)
+                    models.log(operation, files)
+                case TagModel():
+                    models.tag(operation)
+                case UseModel():
+                    models.use(operation)
+        except Exception as error:
+            if not is_unknown_call(error):
+                raise
+            if isinstance(operation, LogModel) and operation.path is not None:
+                run.log_files(self._place_of(operation.path), operation.name)
+
+    def _place_of(self, path_text: str) -> Path:
         """Return where artifacts are.
 
         Journals of older versions hold absolute paths; in a run folder that was moved since, they are at the same
@@ -83,7 +109,7 @@ class ArtifactSender:
         Raises:
             FileNotFoundError: they are nowhere.
         """
-        written = Path(artifacts.path)
+        written = Path(path_text)
         openings = (entry for entry in self._journal.read() if isinstance(entry, OpenRun))
         homes = [Path(home) for opening in openings if (home := opening.tags.get(RUN_DIR_TAG))]
         inside = [written.relative_to(home) for home in homes if written.is_relative_to(home)]
@@ -105,4 +131,8 @@ def artifact_name(operation: AnyOperation) -> str:
             return folder
         case LogArtifacts(path=path):
             return Path(path).name
+        case LogModel(name=name) | TagModel(name=name):
+            return name
+        case UseModel(name=name):
+            return f"lineage of {name}"
     raise AssertionError(f"{operation.kind} has no files")

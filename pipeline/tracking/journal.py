@@ -10,12 +10,13 @@ import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.run_folder.files import append_line, complete_lines, cut_unfinished_line, replace_file
 from pipeline.tracking.credentials import without_credentials
+from pipeline.tracking.operations import AnyOperation, parse_operation
 
 logger = logging.getLogger(__name__)
 
@@ -24,79 +25,6 @@ METRICS_NAME = "metrics.jsonl"
 STATE_NAME = "mlflow.json"
 RUN_DIR_TAG = "ray_llava.run_dir"
 """Of an opening: where the run folder was then."""
-
-RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
-
-
-class Operation(BaseModel):
-    """One thing to do to the tracked run. Doing it twice leaves the run as doing it once."""
-
-    # A diverged metric must survive the file: NaN, not null.
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
-
-    time_s: float
-    """When it happened, seconds since the epoch."""
-
-
-class OpenRun(Operation):
-    """A process started, or resumed, the run."""
-
-    kind: Literal["open"] = "open"
-    attempt: int
-    """1 for the first start, then one more for every resumption."""
-    experiment: str
-    run_name: str
-    params: dict[str, str]
-    tags: dict[str, str]
-    config_yaml: str
-
-
-class SetTags(Operation):
-    """Tags to add or replace."""
-
-    kind: Literal["tags"] = "tags"
-    tags: dict[str, str]
-
-
-class LogMetrics(Operation):
-    """Metrics from outside the training loop, such as an evaluation."""
-
-    kind: Literal["metrics"] = "metrics"
-    step: int
-    metrics: dict[str, float]
-
-
-class LogDataset(Operation):
-    """The data that the run uses."""
-
-    kind: Literal["dataset"] = "dataset"
-    name: str
-    digest: str
-    shards: tuple[str, ...]
-    num_samples: int
-    context: str
-    """What it is used for, such as `training` or `evaluation`."""
-
-
-class LogArtifacts(Operation):
-    """A file, or all files of a folder, to store with the run."""
-
-    kind: Literal["artifacts"] = "artifacts"
-    path: str
-    """Relative to the run folder, which may be moved before it is sent, or absolute if outside it."""
-    artifact_path: str | None
-    """Folder inside the run's artifacts; None is their root."""
-
-
-class FinishRun(Operation):
-    """The end of an attempt."""
-
-    kind: Literal["finish"] = "finish"
-    status: RunStatus
-
-
-AnyOperation = OpenRun | SetTags | LogMetrics | LogDataset | LogArtifacts | FinishRun
-_PARSER: TypeAdapter[AnyOperation] = TypeAdapter(Annotated[AnyOperation, Field(discriminator="kind")])
 
 
 class SentState(BaseModel):
@@ -200,7 +128,7 @@ class Journal:
         """
         for number, line in enumerate(complete_lines(self.path)[start:], start + 1):
             try:
-                yield number, _parse_operation(line)
+                yield number, parse_operation(line)
             except ValidationError as error:
                 if number not in self._reported:
                     self._reported.add(number)
@@ -210,12 +138,6 @@ class Journal:
     def repair(self) -> None:
         """Cut off a last line that a killed process left half written."""
         cut_unfinished_line(self.path)
-
-
-def _parse_operation(line: bytes) -> AnyOperation:
-    """Return the operation in a line; journals of older versions hold credentials, which nothing here may pass on."""
-    text = without_credentials(line.decode(errors="surrogateescape"))
-    return _PARSER.validate_json(text.encode(errors="surrogateescape"))
 
 
 def read_metric_lines(path: Path, offset_bytes: int) -> Iterator[tuple[int, list[MetricPoint]]]:

@@ -2,7 +2,9 @@
 
 import hashlib
 from pathlib import Path
+from typing import NamedTuple
 
+from pipeline.tracking.credentials import without_credentials
 from pipeline.tracking.journal import STATE_NAME, SentState, read_state, run_link
 
 NOTE_TAG = "mlflow.note.content"  # shown as the run's description
@@ -31,6 +33,32 @@ def projector_lineage(projector: Path) -> dict[str, str]:
     tags["ray_llava.pretrain_run_id"] = state.run_id
     link = f"[pretraining run {state.run_id[:8]}]({run_link(state.experiment_id, state.run_id)})"
     return tags | {NOTE_TAG: f"Projector from {link}, sha256 `{digest[:12]}`."}
+
+
+class SourceModel(NamedTuple):
+    """A model of a tracked run."""
+
+    experiment_id: str
+    run_id: str
+    name: str
+
+
+def source_models(projector: str | None, language_model: str, tracking_uri: str | None) -> list[SourceModel]:
+    """Return the models of other runs that a run starts from, as far as its server has them.
+
+    Args:
+        projector: The weights file, or None.
+        language_model: What the config names; a path inside a run folder is the result of that run.
+        tracking_uri: The run's own server; ids of another one mean nothing to it.
+    """
+    found = []
+    for path, name in ((projector, "projector"), (language_model, "model")):
+        state = _tracked_run_of(Path(path)) if path else None
+        if state is None or state.run_id is None or state.experiment_id is None:
+            continue
+        if without_credentials(state.tracking_uri) == tracking_uri:
+            found.append(SourceModel(state.experiment_id, state.run_id, name))
+    return found
 
 
 def _tracked_run_of(path: Path) -> SentState | None:

@@ -45,17 +45,18 @@ from mlflow.utils.validation import (
 )
 
 from pipeline.tracking.credentials import without_credentials
-from pipeline.tracking.journal import (
+from pipeline.tracking.journal import MetricPoint, SentState, shown_name
+from pipeline.tracking.operations import (
     AnyOperation,
     FinishRun,
     LogArtifacts,
     LogDataset,
     LogMetrics,
-    MetricPoint,
+    LogModel,
     OpenRun,
-    SentState,
     SetTags,
-    shown_name,
+    TagModel,
+    UseModel,
 )
 
 RUN_KEY_TAG = "ray_llava.run_key"
@@ -90,8 +91,8 @@ class MlflowRun:
                 self.log_points([MetricPoint(key, value, step, time_s) for key, value in metrics.items()])
             case LogDataset():
                 self._log_dataset(operation)
-            case LogArtifacts():
-                pass  # files go by `log_files`
+            case LogArtifacts() | LogModel() | TagModel() | UseModel():
+                pass  # files go by `log_files`, models by `RunModels`
             case FinishRun():
                 end_time_ms = int(operation.time_s * 1000)
                 self._client.set_terminated(self._run_id, operation.status, end_time_ms)

@@ -11,14 +11,7 @@ from pipeline.checkpoint.resume import run_storage
 from pipeline.checkpoint.verification import readable_manifests
 from pipeline.config import CheckpointConfig
 from pipeline.run_folder.files import complete_lines
-from pipeline.tracking.journal import (
-    JOURNAL_NAME,
-    METRICS_NAME,
-    STATE_NAME,
-    SentState,
-    read_state,
-    save_state,
-)
+from pipeline.tracking.journal import JOURNAL_NAME, METRICS_NAME, STATE_NAME, SentState, read_state, save_state
 
 logger = logging.getLogger(__name__)
 

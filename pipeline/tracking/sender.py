@@ -12,18 +12,15 @@ from pathlib import Path
 from pipeline.tracking.artifacts import ArtifactSender
 from pipeline.tracking.journal import (
     METRICS_NAME,
-    AnyOperation,
     Journal,
-    LogArtifacts,
-    LogMetrics,
     MetricPoint,
-    OpenRun,
     Progress,
     SentState,
     load_state,
     read_metric_lines,
     save_state,
 )
+from pipeline.tracking.operations import HAS_FILES, AnyOperation, LogMetrics, OpenRun
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +101,7 @@ class Sender:
                 MlflowRun(self.state.tracking_uri, self.state.run_id).apply(operation)
             except Exception as error:
                 self._drop_if_refused(error, f"operation {operation.kind!r}")
-        has_files = isinstance(operation, LogArtifacts | OpenRun)
+        has_files = isinstance(operation, HAS_FILES)
         self._progress.advance(num_operations=number, artifact=number if has_files else None)
 
     def _send_metrics(self) -> None:

@@ -16,21 +16,21 @@ import yaml
 from pipeline.config import CheckpointConfig, TrackingConfig, load_config
 from pipeline.run_folder.lease import hold_run
 from pipeline.tracking.credentials import without_credentials
-from pipeline.tracking.journal import (
-    RUN_DIR_TAG,
+from pipeline.tracking.journal import RUN_DIR_TAG, Journal, flatten_params, resolve_tracking_uri
+from pipeline.tracking.lineage import NOTE_TAG
+from pipeline.tracking.operations import (
     AnyOperation,
     FinishRun,
-    Journal,
     LogArtifacts,
     LogDataset,
     LogMetrics,
+    LogModel,
     OpenRun,
     RunStatus,
     SetTags,
-    flatten_params,
-    resolve_tracking_uri,
+    TagModel,
+    UseModel,
 )
-from pipeline.tracking.lineage import NOTE_TAG
 from pipeline.tracking.recovery import recover_position, recover_state
 from pipeline.tracking.send_loop import SendLoop
 from pipeline.tracking.sender import Sender
@@ -106,10 +106,24 @@ class RunTracker:
 
     def log_artifacts(self, path: str | Path, artifact_path: str | None = None) -> None:
         """Store a file, or the content of a folder, with the run; it must stay in place until it was sent."""
-        place = Path(path).resolve()
-        if place.is_relative_to(self._run_dir):  # which may be moved before it is sent
-            place = place.relative_to(self._run_dir)
-        self._write(LogArtifacts(time_s=time.time(), path=str(place), artifact_path=artifact_path))
+        self._write(LogArtifacts(time_s=time.time(), path=self._in_run_dir(Path(path)), artifact_path=artifact_path))
+
+    def log_model(self, model: LogModel) -> None:
+        """Log a model with its metrics; its files, if it has any, must stay in place until they were sent."""
+        path = None if model.path is None else self._in_run_dir(Path(model.path))
+        self._write(model.model_copy(update={"path": path}))
+
+    def tag_model(self, name: str, tags: Mapping[str, str]) -> None:
+        """Add tags to a model logged before."""
+        self._write(TagModel(time_s=time.time(), name=name, tags=dict(tags)))
+
+    def use_model(self, experiment_id: str, run_id: str, name: str) -> None:
+        """Name a model of another run as what this run starts from."""
+        self._write(UseModel(time_s=time.time(), experiment_id=experiment_id, run_id=run_id, name=name))
+
+    def model_names(self) -> set[str]:
+        """Return the models logged so far, by every attempt."""
+        return {operation.name for operation in self._journal.read() if isinstance(operation, LogModel)}
 
     def finish(self, status: RunStatus) -> None:
         """Give the run its end and status."""
@@ -131,6 +145,11 @@ class RunTracker:
     def pending_files(self) -> list[str]:
         """Name the files that the server has not, as the run's artifacts will show them."""
         return self._sender.artifacts.names() if self._sender else []
+
+    def _in_run_dir(self, path: Path) -> str:
+        """Return a path relative to the run folder, which may be moved before it is sent; absolute if outside."""
+        place = path.resolve()
+        return str(place.relative_to(self._run_dir) if place.is_relative_to(self._run_dir) else place)
 
     def _describe_failure(self, error: Exception) -> str:
         reason = without_credentials(str(error))

@@ -64,6 +64,10 @@ class Relay:
         """What uploads are answered with instead of being passed on."""
         self.delay_s = 0.0
         self.num_uploads = 0
+        self.refused_path: str | None = None
+        """Requests whose path has this in it are answered with `refused_status`, whatever they are."""
+        self.refused_status = 403
+        self.num_refused = 0
         relay = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -71,6 +75,10 @@ class Relay:
 
             def pass_on(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                if relay.refused_path is not None and relay.refused_path in self.path:
+                    relay.num_refused += 1
+                    self.answer(relay.refused_status, b"refused", "text/html")
+                    return
                 if "mlflow-artifacts" in self.path and self.command == "PUT":
                     relay.num_uploads += 1
                     time.sleep(relay.delay_s)

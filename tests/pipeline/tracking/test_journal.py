@@ -5,16 +5,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.tracking.journal import (
-    AnyOperation,
-    FinishRun,
     Journal,
-    LogArtifacts,
-    LogDataset,
-    LogMetrics,
     MetricPoint,
-    OpenRun,
     SentState,
-    SetTags,
     dashboard_command,
     flatten_params,
     load_state,
@@ -22,6 +15,7 @@ from pipeline.tracking.journal import (
     resolve_tracking_uri,
     save_state,
 )
+from pipeline.tracking.operations import AnyOperation, FinishRun, LogArtifacts, LogDataset, LogMetrics, OpenRun, SetTags
 
 OPERATIONS: list[AnyOperation] = [
     OpenRun(time_s=2.5, attempt=1, experiment="e", run_name="r", params={"a.b": "1"}, tags={}, config_yaml="a: 1\n"),

@@ -12,7 +12,8 @@ from jobs.failures import classify
 from pipeline.config import ExperimentConfig
 from pipeline.launch.watch import tracked_run
 from pipeline.tracking import open_run, replay
-from pipeline.tracking.journal import Journal, LogArtifacts, OpenRun
+from pipeline.tracking.journal import Journal
+from pipeline.tracking.operations import LogArtifacts, OpenRun
 from tests.pipeline.tracking.tracked_runs import MakeConfig, runs_of, write_steps
 
 
