@@ -123,14 +123,8 @@ def _forward(
         query,
         key,
         value,
-        cu_seqlens_q=cu_seqlens,
-        cu_seqlens_k=cu_seqlens,
-        max_seqlen_q=max_seqlen,
-        max_seqlen_k=max_seqlen,
-        softmax_scale=scale,
-        causal=True,
-        window_size_left=_window_left(left, max_seqlen),
         return_lse=True,
+        **_layout(cu_seqlens, max_seqlen, left, scale),
     )
     return out, lse
 
@@ -164,14 +158,8 @@ def _backward(
         out,
         upstream,
         lse,
-        softmax_scale=scale,
-        causal=True,
-        window_size_left=_window_left(left, max_seqlen),
-        cu_seqlens_q=cu_seqlens,
-        cu_seqlens_k=cu_seqlens,
-        max_seqlen_q=max_seqlen,
-        max_seqlen_k=max_seqlen,
         deterministic=torch.are_deterministic_algorithms_enabled(),
+        **_layout(cu_seqlens, max_seqlen, left, scale),
     )
     return query_grad, key_grad, value_grad
 
@@ -211,9 +199,20 @@ def _differentiate(ctx: Any, upstream: Tensor, _lse: Tensor) -> tuple[Tensor | N
 _forward.register_autograd(_differentiate, setup_context=_keep_for_backward)
 
 
-def _window_left(left: int, max_seqlen: int) -> int | None:
-    """Return the window of the kernel; None, which is its faster path, when every sample fits into it."""
-    return None if left < 0 or left + 1 >= max_seqlen else left
+def _layout(cu_seqlens: Tensor, max_seqlen: int, left: int, scale: float) -> dict[str, Any]:
+    """Return the keywords that forward and backward share: causal attention within the samples of a packed row.
+
+    Without a window, which is the kernel's faster path, when every sample fits into it.
+    """
+    return {
+        "cu_seqlens_q": cu_seqlens,
+        "cu_seqlens_k": cu_seqlens,
+        "max_seqlen_q": max_seqlen,
+        "max_seqlen_k": max_seqlen,
+        "softmax_scale": scale,
+        "causal": True,
+        "window_size_left": None if left < 0 or left + 1 >= max_seqlen else left,
+    }
 
 
 @lru_cache(maxsize=1)
