@@ -12,7 +12,7 @@ from benchmarks.step.scenarios import OurSettings, Scenario
 from benchmarks.step.shapes import build_model, resolution
 from benchmarks.step.workloads import SampleSize, TextSize, build_rank_step
 from pipeline.assembly.parts import set_up_stage
-from pipeline.assembly.precision import DTYPES, load_dtype
+from pipeline.assembly.precision import load_dtype
 from pipeline.config import ExperimentConfig
 from pipeline.parallel.ranks import Workers
 from pipeline.plan.plan import Plan
@@ -53,7 +53,7 @@ def open_session(
         build_model(scenario.shape, device, load_dtype(config.recipe), config.model.attention), config.recipe, device
     )
     if training.sharding == "fsdp" and workers.world_size > 1:
-        shard_model(model, workers, DTYPES[training.precision], cpu_offload=training.cpu_offload)
+        shard_model(model, workers, training)
     return TrainingSession(
         run_dir=run_dir,
         training=training,

@@ -85,8 +85,17 @@ def _own_piece(tensor: Tensor, *, own_shards: bool, is_first: bool) -> Piece | N
         gathered = tensor.full_tensor()
         return whole(gathered) if is_first else None
     local = tensor.to_local()
+    if _is_copy(tensor):
+        return None
     _, offsets = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
     return Piece(local, tuple(offsets)) if local.numel() else None
+
+
+def _is_copy(tensor: DTensor) -> bool:
+    """Whether another rank, of an earlier group, holds the same shard."""
+    place = tensor.device_mesh.get_coordinate()
+    assert place is not None  # every rank is in the mesh
+    return any(idx > 0 and placement.is_replicate() for idx, placement in zip(place, tensor.placements, strict=True))
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:

@@ -48,6 +48,12 @@ class TrainingConfig(Section):
     """`adamw_8bit`: moments of 2 bytes per parameter, not 8 (bitsandbytes, extra `eightbit`); updates are slower."""
     sharding: Annotated[Literal["none", "fsdp"], Free] = "none"
     """`none` replicates the model on each worker; `fsdp` shards parameters, gradients and optimizer state (FSDP2)."""
+    fsdp_group_size: Annotated[int | None, Free, Field(ge=2)] = None
+    """With `fsdp`, ranks that hold one copy of the model together, such as the GPUs of a machine (HSDP); null: all."""
+    reduce_gradients: Annotated[Literal["micro_batch", "step"], Free] = "micro_batch"
+    """With `fsdp`, sum gradients over ranks after each micro-batch, or once a step, kept whole till then."""
+    reduce_dtype: Annotated[Literal["float32", "bfloat16"], Fixed] = "float32"
+    """With `fsdp`, the type that gradients travel in; bfloat16 halves the bytes and rounds every sum."""
     gradient_checkpointing: Annotated[bool | Literal["selective"], Free] = False
     """Recompute decoder activations in backward: true all of a layer, `selective` all but matrix products."""
     compile: Annotated[bool, Free] = False
@@ -61,6 +67,10 @@ class TrainingConfig(Section):
     def _check_options(self) -> Self:
         if self.cpu_offload and self.sharding != "fsdp":
             raise ValueError("training.cpu_offload needs training.sharding=fsdp; set it, or leave cpu_offload out")
+        for name in ("fsdp_group_size", "reduce_gradients", "reduce_dtype"):
+            value = getattr(self, name)
+            if self.sharding != "fsdp" and value != type(self).model_fields[name].default:
+                raise ValueError(f"training.{name}={value} needs training.sharding=fsdp; set it, or leave {name} out")
         if self.optimizer == "adamw_8bit" and self.sharding == "fsdp":
             raise ValueError(
                 "training.optimizer=adamw_8bit cannot be sharded, its scales belong to whole tensors; set "

@@ -45,6 +45,7 @@ from pipeline.plan.plan import Plan
 from pipeline.samples.encode import SampleEncoder
 from pipeline.stream.rank_step import BatchSource
 from pipeline.training.optim import check_optimizer
+from pipeline.training.sharding import check_groups
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,8 @@ def check_config(config: ExperimentConfig, *, fills_cache: bool = False) -> Chec
         ValueError: parts do not fit together, or to the devices.
         FeatureCacheError: a file of the feature cache is damaged or lost.
     """
+    for num_workers in _numbers_of_workers(config.cluster):
+        check_groups(num_workers, config.training.fsdp_group_size)
     check_outputs(config.run_dir, config.checkpoint, config.data)
     check_continues(config)
     encoder = build_encoder(config.model, config.data)
@@ -78,6 +81,14 @@ def check_config(config: ExperimentConfig, *, fills_cache: bool = False) -> Chec
     for caution in cautions(config.cluster, config.recipe):
         logger.warning(caution)
     return Checked(encoder, model)
+
+
+def _numbers_of_workers(cluster: ClusterConfig) -> range:
+    """Return every number of workers that the run may have."""
+    if cluster.launcher == "local":
+        ranks = int(os.environ.get("WORLD_SIZE", "1"))
+        return range(ranks, ranks + 1)
+    return range(cluster.min_workers, cluster.max_workers + 1)
 
 
 def check_data(recipe: Recipe, data: IndexedData, source: BatchSource) -> BatchSource:

@@ -12,6 +12,7 @@ from pipeline.assembly.precision import autocast
 from pipeline.training.batches import MicroBatch, PreparedStep
 from pipeline.training.measures.sources import sum_by_source
 from pipeline.training.session import TrainingSession
+from pipeline.training.sharding import choose_reduction
 
 TileFeatures = Callable[[MicroBatch], Tensor]
 """Gives the tower features [U, P, V] of a micro-batch's tiles."""
@@ -38,7 +39,10 @@ def accumulate_gradients(session: TrainingSession, prepared: PreparedStep, num_t
     tower = session.model.get_vision_tower()
     is_frozen = tower is None or tower.frozen
     tile_features = frozen_features(session, prepared) if is_frozen else trained_features(session, prepared)
-    for micro_batch in prepared.micro_batches:
+    last = len(prepared.micro_batches) - 1
+    once_per_step = session.training.reduce_gradients == "step"
+    for number, micro_batch in enumerate(prepared.micro_batches):
+        choose_reduction(session.model, is_last=number == last, once_per_step=once_per_step)
         with autocast(session.training.precision, device):
             features = tile_features(micro_batch)
             target_losses = torch.zeros(micro_batch.target_sources.shape, device=device)

@@ -16,7 +16,6 @@ import torch
 import transformers
 
 from pipeline.assembly.parts import build_model
-from pipeline.assembly.precision import DTYPES
 from pipeline.checkpoint.ownership import check_own
 from pipeline.checkpoint.resume import run_storage
 from pipeline.checkpoint.state import restore
@@ -157,7 +156,7 @@ def _set_up(
     if source.features is not None:
         check_tower(source.features, model.get_vision_tower())
     if is_sharded and workers.world_size > 1:
-        shard_model(model, workers, DTYPES[training.precision], cpu_offload=training.cpu_offload)
+        shard_model(model, workers, training)
     optimizer = build_optimizer(model, training)
     start_step, ledger, trend = position.step if position else 0, Ledger(), LossTrend()
     store = _open_store(job, start_step)

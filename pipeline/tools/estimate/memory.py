@@ -108,13 +108,13 @@ def estimate_memory(
     """
     training = recipe.training
     compute, master = _BYTES[training.precision], _BYTES[training.master_dtype]
-    shards = num_ranks if training.sharding == "fsdp" else 1
+    shards = min(num_ranks, training.fsdp_group_size or num_ranks) if training.sharding == "fsdp" else 1
     on_device = 0 if training.cpu_offload else 1
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     whole = sum(parameter.numel() for parameter in _frozen_tower(model)) * compute
     return MemoryEstimate(
         weights=on_device * _weight_bytes(model, recipe) // shards + whole,
-        gradients=on_device * trained * master // shards,
+        gradients=on_device * trained * master // shards + _held_gradient_bytes(training, trained, shards),
         optimizer=on_device * _optimizer_bytes(model, training) // shards,
         casts=_cast_bytes(model, training, shards, compute, master),
         activations=_activation_bytes(model, training, micro_batch_tokens, compute),
@@ -122,6 +122,11 @@ def estimate_memory(
         vision=_vision_bytes(model, training, compute),
         runtime=_RUNTIME_BYTES[use_gpu],
     )
+
+
+def _held_gradient_bytes(training: TrainingConfig, trained: int, shards: int) -> int:
+    """Return the bytes of whole gradients, which wait for the end of the step if they are only summed then."""
+    return trained * _BYTES[training.reduce_dtype] if shards > 1 and training.reduce_gradients == "step" else 0
 
 
 def _optimizer_bytes(model: LlavaModel, training: TrainingConfig) -> int:
