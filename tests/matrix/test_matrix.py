@@ -50,8 +50,13 @@ CELLS: dict[str, dict[str, Any]] = {
 """Trained on Ray and without, to the same bits."""
 ON_TWO_WORKERS: dict[str, dict[str, Any]] = {
     "sharded, offloaded, whole checkpoints": defaults_with(
-        training__sharding="fsdp", training__cpu_offload=True, checkpoint__layout="whole", cluster__num_workers=2,
-        training__fsdp_group_size=2, training__reduce_gradients="step", training__reduce_dtype="bfloat16",
+        training__sharding="fsdp",
+        training__cpu_offload=True,
+        checkpoint__layout="whole",
+        cluster__num_workers=2,
+        training__fsdp_group_size=2,
+        training__reduce_gradients="step",
+        training__reduce_dtype="bfloat16",
     ),
 }
 """Trained on Ray, to the losses of one worker but for rounding."""
