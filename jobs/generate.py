@@ -83,31 +83,12 @@ def answer(
     Raises:
         DataError: an image cannot be decoded, or the prompt is longer than a training sample can be.
     """
-    import torch
+    from pipeline.generation.generator import Generator
+    from pipeline.generation.requests import Sampling
 
-    from model.vision.pixels import normalize_pixels, pixel_stats_of
-    from pipeline.samples.prompt.ending import answer_as_trained
-
-    model, encoder = opened
-    ending = answer_as_trained(model, encoder.template, tokenizer)
-    roles = encoder.resolution.roles(len(images), is_video=False)
-    encoded = [encoder.encode_image(data, role) for data, role in zip(images, roles, strict=True)]
-    prompt = encoder.encode_prompt(conversation, [image.view for image in encoded])
-    ids = torch.from_numpy(prompt)[None].to(model.device)
-    tiles = [
-        normalize_pixels(torch.from_numpy(image.pixels).to(model.device), pixel_stats_of(model.config), model.dtype)
-        for image in encoded
-    ]
-    with torch.inference_mode():
-        new_ids = model.generate(
-            ids,
-            images=tiles or None,
-            image_sizes=[image.view for image in encoded] or None,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            **ending.generation_options(tokenizer),
-        )
-    return ending.read_answer(tokenizer, new_ids[0])
+    generator = Generator(opened, tokenizer)
+    prompt = generator.prepare(conversation, images)
+    return generator.generate([prompt], [Sampling(max_new_tokens)])[0].text
 
 
 def tokenizer_source(model: Path) -> str:

@@ -238,13 +238,28 @@ class LlavaMetaForCausalLM(_LanguageModel, metaclass=ABCMeta):
         prompt = inputs if inputs is not None else input_ids
         if prompt is None:
             return super().generate(attention_mask=attention_mask, **kwargs)  # type: ignore[misc]
-        if images is None:
-            refuse_placeholders(prompt)
-        fused = self._fuse(prompt, attention_mask, None, images, image_sizes, padding_side="left")
-        refuse_long_prompts(fused, FusionSettings.of(self.config).max_length)
+        fused = self.fuse_prompts(prompt, attention_mask, images, image_sizes)
         return super().generate(  # type: ignore[misc]
             inputs_embeds=fused.inputs_embeds, attention_mask=fused.attention_mask.long(), **kwargs
         )
+
+    def fuse_prompts(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        images: Images | None = None,
+        image_sizes: ImageSizes | None = None,
+    ) -> FusedInputs:
+        """Embed prompts [B, T], with or without images, uncut and padded on the left, as decoding starts from them.
+
+        Raises:
+            ValueError: placeholders and images do not fit, or a prompt is longer than `tokenizer_model_max_length`.
+        """
+        if images is None:
+            refuse_placeholders(input_ids)
+        fused = self._fuse(input_ids, attention_mask, None, images, image_sizes, padding_side="left")
+        refuse_long_prompts(fused, FusionSettings.of(self.config).max_length)
+        return fused
 
     def _fuse(
         self,

@@ -1,16 +1,17 @@
 """`generate` gives the model exactly the ids and pixels that training would, and spells its answer."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from jobs.generate import answer, build_conversation, tokenizer_source
+from model.fusion.embedding import FusedInputs
 from model.hub.weights import build_llava, save_projector
 from pipeline.assembly.facts import load_tokenizer
-from pipeline.assembly.folder import OpenedModel, open_model
+from pipeline.assembly.folder import open_model
 from pipeline.config import ConfigError, load_config
 from pipeline.samples.prompt.conversation import Conversation, Image, Turn
 from pipeline.samples.schema import Sample
@@ -40,41 +41,29 @@ training: {{global_batch_size: 7, learning_rate: 0.001}}
     return folder
 
 
-class Recorder:
-    """Replaces the model: keeps what it was given, answers with fixed tokens."""
-
-    device = torch.device("cpu")
-    dtype = torch.float32
-
-    def __init__(self, opened: OpenedModel, new_ids: list[int]) -> None:
-        self.config, self.generation_config = opened.model.config, opened.model.generation_config
-        self.new_ids = new_ids
-        self.ids, self.images = torch.empty(0), [torch.empty(0)]
-
-    def generate(self, ids: Tensor, *, images: list[Tensor], **_: object) -> Tensor:
-        self.ids, self.images = ids, images
-        return torch.tensor([self.new_ids])
-
-
-def test_answer_uses_the_ids_and_pixels_of_training(run_dir: Path) -> None:
+def test_answer_uses_the_ids_and_pixels_of_training(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = open_model(run_dir)
     tokenizer = load_tokenizer(tokenizer_source(run_dir))
-    new_ids = tokenizer("Two.", add_special_tokens=False).input_ids
-    recorder = Recorder(opened, [*new_ids, tokenizer.eos_token_id])
+    seen: dict[str, Any] = {}
+    fuse = opened.model.fuse_prompts
+
+    def record(**given: Any) -> FusedInputs:
+        seen.update(given)
+        return fuse(**given)
+
+    monkeypatch.setattr(opened.model, "fuse_prompts", record)
     images = [png(3, 37, 53), png(5, 61, 41)]
     question = build_conversation("First: <image>\nSecond: <image>\nHow many?", num_images=2)
-    recorded = opened._replace(model=recorder)  # type: ignore[arg-type]  # the two members that answer() uses
-    text = answer(recorded, tokenizer, question, images, max_new_tokens=7)
+    answer(opened, tokenizer, question, images, max_new_tokens=7)
 
     trained = Conversation((*question.turns, Turn("assistant", ("Two.",))))
     encoded = opened.encoder.encode(Sample(key="k", kind="instruction", images=tuple(images), conversation=trained))
     prompt_length = int(np.flatnonzero(encoded.labels != -100)[0])
-    assert recorder.ids.tolist() == [encoded.input_ids[:prompt_length].tolist()]
+    assert seen["input_ids"].tolist() == [encoded.input_ids[:prompt_length].tolist()]
     tower = opened.model.get_vision_tower()
     assert tower is not None
     pixels = torch.cat([torch.from_numpy(image.pixels) for image in encoded.images])
-    assert torch.equal(tower(torch.cat(recorder.images)), opened.model.encode_vision(pixels))
-    assert text == "Two."
+    assert torch.equal(tower(torch.cat(seen["images"])), opened.model.encode_vision(pixels))
 
 
 def test_generate_prints_the_answer_about_an_image_of_a_finished_run(

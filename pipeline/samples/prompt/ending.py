@@ -82,8 +82,19 @@ def answer_as_trained(
     Raises:
         ValueError: see `ending_of`.
     """
-    found = None if model.generation_config is None else model.generation_config.eos_token_id
-    further = [] if found is None else [found] if isinstance(found, int) else [int(token_id) for token_id in found]
-    ending = ending_of(template, tokenizer, further)
+    ending = ending_of_model(model, template, tokenizer)
     model.generation_config = ending.generation_config(tokenizer)
     return ending
+
+
+def ending_of_model(
+    model: PreTrainedModel, template: Template | JinjaTemplate, tokenizer: PreTrainedTokenizerBase
+) -> Ending:
+    """Find what ends a model's answers, its own stop tokens included; changes nothing.
+
+    Raises:
+        ValueError: see `ending_of`.
+    """
+    found = None if model.generation_config is None else model.generation_config.eos_token_id
+    further = [] if found is None else [found] if isinstance(found, int) else [int(token_id) for token_id in found]
+    return ending_of(template, tokenizer, further)

@@ -17,10 +17,11 @@ from model.fusion.feature_layout import layout_of
 from model.hub.weights import LlavaModel
 from model.vision.pixels import normalize_pixels, pixel_stats_of
 from pipeline.assembly.facts import load_tokenizer
-from pipeline.assembly.folder import build_folder_encoder
+from pipeline.assembly.folder import OpenedModel, build_folder_encoder
 from pipeline.assembly.merge import find_model_folder, load_merged
+from pipeline.generation.generator import Generator
+from pipeline.generation.requests import Sampling
 from pipeline.samples.encode import SampleEncoder
-from pipeline.samples.prompt.ending import answer_as_trained
 from pipeline.tools.parity.questions import ParityQuestion
 from pipeline.tools.parity.transformers_child import NUM_LOGITS
 
@@ -85,14 +86,14 @@ def ask(opened: Opened, question: ParityQuestion, image_id: int) -> Asked:
     stats = pixel_stats_of(model.config)
     tiles = [normalize_pixels(torch.from_numpy(image.pixels), stats, torch.float32) for image in encoded]
     given: dict[str, Any] = {"images": [tile.to(model.dtype) for tile in tiles] or None, "image_sizes": views or None}
-    ending = answer_as_trained(model, encoder.template, tokenizer)
     logits = model(prompt[None], **given).logits[0, -NUM_LOGITS:].float()
-    options = ending.generation_options(tokenizer)
-    new = model.generate(prompt[None], **given, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, **options)[0]
+    generator = Generator(OpenedModel(model, encoder), tokenizer)
+    asked = generator.prepare_encoded(question.conversation, encoded)
+    reply = generator.generate([asked], [Sampling(MAX_NEW_TOKENS)])[0]
     counts = iter([layout_of(encoder.resolution, view).num_features for view in views])
     ids = [
         repeated
         for token in prompt.tolist()
         for repeated in ([image_id] * next(counts) if token == IMAGE_TOKEN_INDEX else [token])
     ]
-    return Asked(question, ids, tiles, logits, new.tolist(), ending.read_answer(tokenizer, new))
+    return Asked(question, ids, tiles, logits, list(reply.token_ids), reply.text)
