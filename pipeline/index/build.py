@@ -155,7 +155,7 @@ class ScanShard:
         """Scan a shard again with every image decoded apart; one that ends its process is rejected."""
         log.warning("the process that read %s %s; reading it again, its images in a sandbox", shard[0], how)
         with ImageSandbox(self.checks) as sandbox:
-            return index_shard(*shard, self.checks, sandbox.image_sizes)
+            return index_shard(*shard, self.checks, sandbox.image_facts)
 
 
 def _assemble(scans: Sequence[ShardScan], checks: Checks) -> ShardIndex:

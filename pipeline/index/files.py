@@ -25,7 +25,7 @@ from pipeline.samples.image import ImageLimits
 from pipeline.samples.schema import SchemaPolicy
 from pipeline.shards.storage import ShardStat
 
-FORMAT = 4
+FORMAT = 5
 """Raised whenever the meaning of a stored column or a verdict changes; other versions are built again."""
 _MANIFEST = "index.json"
 _SCANS = "scans"

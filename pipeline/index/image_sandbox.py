@@ -9,14 +9,14 @@ import os
 from typing import Self
 
 from pipeline.errors import DataError, Reason
-from pipeline.index.scan import Checks, image_size
+from pipeline.index.scan import Checks, ImageFacts, facts_of
 from pipeline.parallel.children import Child, ChildDiedError
 from pipeline.parallel.exits import OUT_OF_MEMORY_EXIT, SAMPLE_TIMEOUT_S, limit_memory
 from pipeline.samples.schema import Sample
 
 
 class ImageSandbox:
-    """Replaces `pipeline.index.scan.image_sizes`; a context manager."""
+    """Replaces `pipeline.index.scan.image_facts`; a context manager."""
 
     def __init__(self, checks: Checks) -> None:
         self._checks = checks
@@ -28,17 +28,17 @@ class ImageSandbox:
     def __exit__(self, *_: object) -> None:
         self._close()
 
-    def image_sizes(self, sample: Sample, checks: Checks) -> list[tuple[int, int]]:
-        """Return oriented (width, height) in pixels of each image, after the check that was asked for.
+    def image_facts(self, sample: Sample, checks: Checks) -> list[ImageFacts]:
+        """Return the facts about each image, after the check that was asked for.
 
         Raises:
             DataError: an image does not pass, or ended the child twice.
         """
         assert checks == self._checks
-        sizes = {image: self._size(image) for image in dict.fromkeys(sample.images)}
-        return [sizes[image] for image in sample.images]
+        facts = {image: self._facts(image) for image in dict.fromkeys(sample.images)}
+        return [facts[image] for image in sample.images]
 
-    def _size(self, image: bytes) -> tuple[int, int]:
+    def _facts(self, image: bytes) -> ImageFacts:
         try:
             return self._ask(image)
         except ChildDiedError:
@@ -47,16 +47,16 @@ class ImageSandbox:
             except ChildDiedError as death:
                 raise DataError(Reason.DECODER_CRASH, f"{death} when decoded alone in a sandbox") from death
 
-    def _ask(self, image: bytes) -> tuple[int, int]:
+    def _ask(self, image: bytes) -> ImageFacts:
         if self._child is None:
             self._child = Child(_Measure(self._checks))
         self._child.send(image)
         try:
-            width, height = self._child.result(SAMPLE_TIMEOUT_S)
+            found: ImageFacts = self._child.result(SAMPLE_TIMEOUT_S)
         except ChildDiedError:
             self._close()
             raise
-        return width, height
+        return found
 
     def _close(self) -> None:
         if self._child is not None:
@@ -70,11 +70,11 @@ class _Measure:
     def __init__(self, checks: Checks) -> None:
         self._checks, self._is_limited = checks, False
 
-    def __call__(self, image: bytes) -> tuple[int, int]:
+    def __call__(self, image: bytes) -> ImageFacts:
         if not self._is_limited:
             limit_memory()
             self._is_limited = True
         try:
-            return image_size(image, self._checks)
+            return facts_of(image, self._checks)
         except MemoryError:
             os._exit(OUT_OF_MEMORY_EXIT)

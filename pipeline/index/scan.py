@@ -17,7 +17,9 @@ import pyarrow as pa
 from pipeline.errors import DataError, Reason, ShardError
 from pipeline.index.grouping import MAX_MEMBERS, KeyRule, MemberGroup, group_members
 from pipeline.samples.image import ImageLimits, decode_image, probe_image
+from pipeline.samples.image_hash import NO_PRINT, PRINT_BYTES, ImagePrint, print_of
 from pipeline.samples.schema import Sample, SchemaPolicy, parse_sample
+from pipeline.samples.text_facts import text_facts
 from pipeline.shards.storage import ShardStat, open_shard, stat_shard
 from pipeline.shards.tar import scan_tar
 
@@ -39,6 +41,13 @@ SCAN_SCHEMA = pa.schema(
         pa.field("image_heights", pa.list_(pa.int32()), nullable=False),
         pa.field("text_bytes", pa.int32(), nullable=False),
         pa.field("kind", pa.string(), nullable=False),
+        pa.field("image_hashes", pa.list_(pa.uint64()), nullable=False),
+        pa.field("image_colours", pa.list_(pa.binary(PRINT_BYTES)), nullable=False),
+        pa.field("text_hash", pa.uint64(), nullable=False),
+        pa.field("answer_chars", pa.int32(), nullable=False),
+        pa.field("language", pa.string(), nullable=False),
+        pa.field("broken_text", pa.bool_(), nullable=False),
+        pa.field("repeats_question", pa.bool_(), nullable=False),
         pa.field("reason", pa.string(), nullable=False),
         pa.field("detail", pa.string(), nullable=False),
     ]
@@ -76,12 +85,21 @@ class ShardScan(NamedTuple):
     """How many members belong to no sample, by what they are."""
 
 
-MeasureImages = Callable[[Sample, Checks], list[tuple[int, int]]]
-"""What `image_sizes` does, perhaps in another process."""
+class ImageFacts(NamedTuple):
+    """One image, decoded or only its header read."""
+
+    width: int
+    """Pixels, oriented."""
+    height: int
+    print: ImagePrint
+
+
+MeasureImages = Callable[[Sample, Checks], list[ImageFacts]]
+"""What `image_facts` does, perhaps in another process."""
 
 
 def index_shard(url: str, stat: ShardStat, checks: Checks, measure: MeasureImages | None = None) -> ShardScan:
-    """Read a shard once and describe its samples; `measure` replaces `image_sizes`.
+    """Read a shard once and describe its samples; `measure` replaces `image_facts`.
 
     Raises:
         OSError: storage failed; never for content.
@@ -94,7 +112,7 @@ def index_shard(url: str, stat: ShardStat, checks: Checks, measure: MeasureImage
         defect: ShardError | None = None
         try:
             for group in group_members(scan_tar(hashed, stat.size_bytes), checks.keys, passed_over):
-                rows.append(_describe(group, len(rows), checks, measure or image_sizes))
+                rows.append(_describe(group, len(rows), checks, measure or image_facts))
                 if group.is_overfull:
                     overfull.append((group.key, group.num_members))
                 del group  # with its bytes, before those of the next one are read
@@ -175,6 +193,13 @@ def _describe(group: MemberGroup, ordinal: int, checks: Checks, measure: Measure
         "image_heights": [],
         "text_bytes": 0,
         "kind": "",
+        "image_hashes": [],
+        "image_colours": [],
+        "text_hash": 0,
+        "answer_chars": 0,
+        "language": "",
+        "broken_text": False,
+        "repeats_question": False,
         "reason": "",
         "detail": "",
     }
@@ -184,38 +209,52 @@ def _describe(group: MemberGroup, ordinal: int, checks: Checks, measure: Measure
             raise group.error
         content = {extension: member.data for extension, member in group.members if member.data is not None}
         sample = parse_sample(group.key, content, checks.policy)
-        sizes = measure(sample, checks)
+        images = measure(sample, checks)
+        text = text_facts(sample.conversation)
         row |= {
             "kind": sample.kind,
-            "num_images": len(sizes),
-            "image_widths": [width for width, _ in sizes],
-            "image_heights": [height for _, height in sizes],
+            "num_images": len(images),
+            "image_widths": [image.width for image in images],
+            "image_heights": [image.height for image in images],
             "text_bytes": _text_bytes(sample),
+            "image_hashes": [image.print.hash for image in images],
+            "image_colours": [image.print.colours for image in images],
+            "text_hash": text.hash,
+            "answer_chars": text.answer_chars,
+            "language": text.language,
+            "broken_text": text.is_broken,
+            "repeats_question": text.repeats_question,
         }
     except DataError as error:
         row |= {"reason": error.reason.value, "detail": error.what[:200]}
     return row
 
 
-def image_sizes(sample: Sample, checks: Checks) -> list[tuple[int, int]]:
-    """Return oriented (width, height) in pixels of each image, after the check that was asked for.
+def image_facts(sample: Sample, checks: Checks) -> list[ImageFacts]:
+    """Return the facts about each image, after the check that was asked for.
 
     An image that is shown several times is checked once.
 
     Raises:
         DataError: an image does not pass.
     """
-    sizes = {image: image_size(image, checks) for image in dict.fromkeys(sample.images)}
-    return [sizes[image] for image in sample.images]
+    facts = {image: facts_of(image, checks) for image in dict.fromkeys(sample.images)}
+    return [facts[image] for image in sample.images]
 
 
-def image_size(data: bytes, checks: Checks) -> tuple[int, int]:
-    """Return oriented (width, height) in pixels of one image; raises as `image_sizes` does."""
+def check_images(sample: Sample, checks: Checks) -> list[ImageFacts]:
+    """Return the same without prints, for whom only the verdict counts; raises as `image_facts` does."""
+    facts = {image: facts_of(image, checks, prints=False) for image in dict.fromkeys(sample.images)}
+    return [facts[image] for image in sample.images]
+
+
+def facts_of(data: bytes, checks: Checks, *, prints: bool = True) -> ImageFacts:
+    """Return the facts about one image; raises as `image_facts` does."""
     if checks.images == "decode":
-        height, width, _ = decode_image(data, checks.limits).shape
-        return width, height
+        pixels = decode_image(data, checks.limits)
+        return ImageFacts(pixels.shape[1], pixels.shape[0], print_of(pixels) if prints else NO_PRINT)
     header = probe_image(data, checks.limits)
-    return header.width, header.height
+    return ImageFacts(header.width, header.height, NO_PRINT)
 
 
 def _text_bytes(sample: Sample) -> int:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from pipeline.errors import DataError, Reason
-from pipeline.index.scan import Checks, MeasureImages, image_sizes
+from pipeline.index.scan import Checks, MeasureImages, check_images
 from pipeline.run_folder.files import replace_file
 from pipeline.samples.schema import parse_sample
 from pipeline.shards.tar import MAX_MEMBER_BYTES
@@ -113,7 +113,7 @@ class ShardTask:
         Raises:
             OSError: storage failed; nothing incomplete is left under the shard's name.
         """
-        return self._write(job, image_sizes)
+        return self._write(job, check_images)
 
     def after_death(self, job: ShardJob, how: str, /) -> ShardRecord:
         """Write a shard again with every image decoded apart; one that ends its process is skipped."""
@@ -121,7 +121,7 @@ class ShardTask:
 
         log.warning("the process that wrote %s %s; writing it again, its images in a sandbox", job.name, how)
         with ImageSandbox(self.checks) as sandbox:
-            return self._write(job, sandbox.image_sizes)
+            return self._write(job, sandbox.image_facts)
 
     def _write(self, job: ShardJob, measure: MeasureImages) -> ShardRecord:
         path = Path(self.folder) / job.name
