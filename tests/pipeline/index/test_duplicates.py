@@ -84,7 +84,7 @@ def test_image_copies_counts_other_samples_with_the_picture(scan: ShardScan) -> 
 
 def test_overlap_with_another_index_tells_text_from_image(scan: ShardScan, tmp_path: Path) -> None:
     held_out = [
-        *sample("x", "What nobody else says.", encoded(photo(2), "jpeg", 40)),
+        *sample("x", "What no other says.", encoded(photo(2), "jpeg", 40)),
         *sample("y", "Another text.", encoded(photo(7))),
     ]
     other = scan_of(tmp_path / "other.tar", held_out)
