@@ -72,7 +72,7 @@ def _neighbours(hashes: Hashes, mask: np.uint64, max_bits: int) -> tuple[Places,
     places = np.arange(max(0, len(keys) - 1))
     for step in range(1, min(_MAX_NEIGHBOURS, len(keys) - 1) + 1):
         places = places[places < len(keys) - step]
-        places = places[keys[places] == keys[places + step]]  # sorted: whoever has no equal here has none further on
+        places = places[keys[places] == keys[places + step]]  # sorted: without an equal here, there is none further on
         if not len(places):
             break
         near = np.bitwise_count(ordered[places] ^ ordered[places + step]) <= max_bits
