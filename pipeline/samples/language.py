@@ -44,7 +44,7 @@ _SMALL_WORDS: Final = {language: frozenset(words.split()) for language, words in
 
 
 def guess_language(text: str) -> str:
-    """Return the likely language, ISO 639-1; empty where the text is too short or no language stands out."""
+    """Return the likely language, ISO 639-1; empty where the text is too short or fits none of them."""
     letters = sum(letter.isalpha() for letter in text)
     for language, characters in _SCRIPTS:
         if (found := len(re.findall(f"[{characters}]", text))) and found >= _SHARE * letters:
