@@ -31,6 +31,7 @@ from model.fusion.feature_layout import gather_features, join_layouts, sources_o
 from model.fusion.fusion import PaddingSide
 from model.fusion.image_slots import ImageSizes, slot_layouts, to_image_slots
 from model.fusion.packed import PackedBatch
+from model.llava.experts import enable_grouped_experts
 from model.llava.llava_body import LlavaMetaModel
 from model.llava.packed_decoder import decode_packed, logit_cap_of, sum_loss
 from model.llava.vision_tokens import VisionTokenArgs, add_vision_tokens
@@ -344,6 +345,7 @@ class LlavaForCausalLM(LlavaMetaForCausalLM):
         self.vocab_size = self.config.vocab_size
         self.lm_head = nn.Linear(self.config.hidden_size, self.config.vocab_size, bias=self.head_bias)
         self.post_init()
+        enable_grouped_experts(self)
 
     def get_model(self) -> Any:
         """Return the decoder body."""

@@ -6,12 +6,18 @@ A new backbone is one file like `llava_mistral` and one line here.
 from typing import Any, Final, NamedTuple
 
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers.conversion_mapping import (
+    get_checkpoint_conversion_mapping,
+    register_checkpoint_conversion_mapping,
+)
 
 from model.backbones.gemma import LlavaGemmaConfig, LlavaGemmaForCausalLM
 from model.backbones.gemma2 import LlavaGemma2Config, LlavaGemma2ForCausalLM
 from model.backbones.gemma3 import LlavaGemma3Config, LlavaGemma3ForCausalLM
 from model.backbones.glm import LlavaGlmConfig, LlavaGlmForCausalLM
 from model.backbones.glm4 import LlavaGlm4Config, LlavaGlm4ForCausalLM
+from model.backbones.glm4_moe import LlavaGlm4MoeConfig, LlavaGlm4MoeForCausalLM
+from model.backbones.gpt_oss import LlavaGptOssConfig, LlavaGptOssForCausalLM
 from model.backbones.llama import LlavaConfig, LlavaLlamaForCausalLM
 from model.backbones.ministral import LlavaMinistralConfig, LlavaMinistralForCausalLM
 from model.backbones.ministral3 import LlavaMinistral3Config, LlavaMinistral3ForCausalLM
@@ -23,6 +29,9 @@ from model.backbones.phi import LlavaPhiConfig, LlavaPhiForCausalLM
 from model.backbones.phi3 import LlavaPhi3Config, LlavaPhi3ForCausalLM
 from model.backbones.qwen2 import LlavaQwen2Config, LlavaQwen2ForCausalLM
 from model.backbones.qwen3 import LlavaQwen3Config, LlavaQwen3ForCausalLM
+from model.backbones.qwen3_5 import LlavaQwen35Config, LlavaQwen35ForCausalLM
+from model.backbones.qwen3_moe import LlavaQwen3MoeConfig, LlavaQwen3MoeForCausalLM
+from model.backbones.qwen3_next import LlavaQwen3NextConfig, LlavaQwen3NextForCausalLM
 from model.backbones.smollm3 import LlavaSmolLM3Config, LlavaSmolLM3ForCausalLM
 from model.llava_arch import LlavaForCausalLM
 
@@ -51,6 +60,11 @@ BACKBONES: Final[dict[str, Backbone]] = {
     "ministral3": Backbone(LlavaMinistral3Config, LlavaMinistral3ForCausalLM),
     "phi": Backbone(LlavaPhiConfig, LlavaPhiForCausalLM),
     "gemma2": Backbone(LlavaGemma2Config, LlavaGemma2ForCausalLM),
+    "qwen3_moe": Backbone(LlavaQwen3MoeConfig, LlavaQwen3MoeForCausalLM),
+    "glm4_moe": Backbone(LlavaGlm4MoeConfig, LlavaGlm4MoeForCausalLM),
+    "gpt_oss": Backbone(LlavaGptOssConfig, LlavaGptOssForCausalLM),
+    "qwen3_next": Backbone(LlavaQwen3NextConfig, LlavaQwen3NextForCausalLM),
+    "qwen3_5_text": Backbone(LlavaQwen35Config, LlavaQwen35ForCausalLM),
     "mpt": Backbone(LlavaMptConfig, LlavaMptForCausalLM),
 }
 """`model_type` of a language model -> its LLaVA classes."""
@@ -58,9 +72,14 @@ BACKBONES: Final[dict[str, Backbone]] = {
 _PUBLISHED_NAMES: Final = {"llava": "llama", "llava_qwen": "qwen2"}
 """`model_type` of published checkpoints whose name says less than ours."""
 
-for _backbone in BACKBONES.values():  # lets AutoModelForCausalLM open saved models, as transformers' own classes do
-    AutoConfig.register(_backbone.config_class.model_type, _backbone.config_class, exist_ok=True)
+# Lets AutoModelForCausalLM open saved models, as transformers' own classes do.
+for _kind, _backbone in BACKBONES.items():
+    _own_kind = _backbone.config_class.model_type
+    AutoConfig.register(_own_kind, _backbone.config_class, exist_ok=True)
     AutoModelForCausalLM.register(_backbone.config_class, _backbone.model_class, exist_ok=True)
+    # Tensors are read and written under published names: experts one by one, which the model holds as one tensor.
+    if (_conversions := get_checkpoint_conversion_mapping(_kind)) is not None:
+        register_checkpoint_conversion_mapping(_own_kind, _conversions, overwrite=True)
 
 
 def backbone_of_language_model(values: dict[str, Any], name: str) -> Backbone:

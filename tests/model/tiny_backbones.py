@@ -12,7 +12,9 @@ from transformers import (
     Gemma3TextConfig,
     GemmaConfig,
     Glm4Config,
+    Glm4MoeConfig,
     GlmConfig,
+    GptOssConfig,
     LlamaConfig,
     Ministral3Config,
     MinistralConfig,
@@ -24,7 +26,10 @@ from transformers import (
     PhiConfig,
     PretrainedConfig,
     Qwen2Config,
+    Qwen3_5TextConfig,
     Qwen3Config,
+    Qwen3MoeConfig,
+    Qwen3NextConfig,
     SmolLM3Config,
 )
 
@@ -48,6 +53,12 @@ _YARN: dict[str, Any] = {
     "llama_4_scaling_beta": 0.1,
 }  # fmt: skip
 _HALF_ROPE: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+# Sizes of experts are multiples of 8: grouped matrix products need rows of 16 bytes, in bfloat16 too.
+_LINEAR: dict[str, Any] = {
+    "head_dim": 16, "layer_types": ["linear_attention", "full_attention"], "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 8, "linear_value_head_dim": 6, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000000.0, "partial_rotary_factor": 0.25},
+}  # fmt: skip
 
 CONFIGS: Final[dict[str, tuple[type[PretrainedConfig], dict[str, Any]]]] = {
     "llama": (LlamaConfig, {"rope_parameters": _LLAMA3_ROPE}),
@@ -71,6 +82,41 @@ CONFIGS: Final[dict[str, tuple[type[PretrainedConfig], dict[str, Any]]]] = {
     "olmo2": (Olmo2Config, {}),
     "olmo3": (Olmo3Config, _MIXED),
     "glm": (GlmConfig, {"head_dim": 8, "rope_parameters": _HALF_ROPE, "attention_bias": True}),
+    "qwen3_moe": (
+        Qwen3MoeConfig,
+        {
+            "head_dim": 8, "decoder_sparse_step": 1, "mlp_only_layers": [], "moe_intermediate_size": 24,
+            "num_experts": 5, "num_experts_per_tok": 2, "norm_topk_prob": True, "router_aux_loss_coef": 0.001,
+        },
+    ),
+    "glm4_moe": (
+        Glm4MoeConfig,
+        {
+            "head_dim": 8, "rope_parameters": _HALF_ROPE, "attention_bias": True, "use_qk_norm": True,
+            "moe_intermediate_size": 24, "n_routed_experts": 6, "num_experts_per_tok": 2, "n_shared_experts": 1,
+            "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "routed_scaling_factor": 2.5,
+            "norm_topk_prob": True,
+        },
+    ),
+    "gpt_oss": (
+        GptOssConfig,
+        {
+            **_MIXED, "head_dim": 8, "intermediate_size": 40, "num_local_experts": 5, "num_experts_per_tok": 2,
+            "swiglu_limit": 7.0,
+            "rope_parameters": {
+                "rope_type": "yarn", "rope_theta": 150000.0, "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0,
+                "truncate": False, "original_max_position_embeddings": 4,
+            },
+        },
+    ),
+    "qwen3_next": (
+        Qwen3NextConfig,
+        {
+            **_LINEAR, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 14, "num_experts": 5,
+            "num_experts_per_tok": 2, "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": [],
+        },
+    ),
+    "qwen3_5_text": (Qwen3_5TextConfig, _LINEAR),
     "glm4": (Glm4Config, {"head_dim": 8, "rope_parameters": _HALF_ROPE, "attention_bias": True}),
 }  # fmt: skip
 """`model_type` -> config class and the fields that are not of every family; MPT has names of its own."""
