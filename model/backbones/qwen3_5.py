@@ -16,7 +16,8 @@ class _PackedDeltaNet(Qwen3_5GatedDeltaNet):
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
         """Attend over [B, T, D], or over the samples of a packed row [1, S, D]."""
-        return by_sample(super().forward, hidden_states, **kwargs)
+        attended: Tensor = by_sample(super().forward, hidden_states, **kwargs)
+        return attended
 
 
 class LlavaQwen35Config(LlavaFields, Qwen3_5TextConfig):

@@ -13,7 +13,9 @@ from tests.model.tiny import WIDTH, save_tiny_backbone
 
 @pytest.fixture(params=["qwen3_moe", "gpt_oss"])
 def model(request: pytest.FixtureRequest, tower_path: str, tmp_path: Path) -> LlavaModel:
-    return build_llava(save_tiny_backbone(request.param, tmp_path), tower_path).eval()
+    model = build_llava(save_tiny_backbone(request.param, tmp_path), tower_path)
+    model.train(False)
+    return model
 
 
 def route(experts: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
