@@ -21,7 +21,7 @@ def enable_grouped_experts(model: PreTrainedModel) -> None:
 
 
 def experts_of(model: nn.Module) -> list[nn.Module]:
-    """Return the modules that hold the experts of a layer; transformers marks them by how their weights lie."""
+    """Return the modules that hold the experts of a layer; transformers notes there how their weights are laid out."""
     return [part for part in model.modules() if hasattr(part, "is_transposed") and hasattr(part, "num_experts")]
 
 
