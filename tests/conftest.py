@@ -42,13 +42,19 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> RayApart:
 
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
-    """One Ray for all tests of a session, on this machine only, with room for two workers and their data."""
+    """One Ray for all tests of a session, on this machine only, with room for two workers and their data.
+
+    Its processes have the credentials of the buckets that tests serve.
+    """
     import ray  # most tests do without, and it takes seconds to load
 
     from pipeline.config import ClusterConfig
     from pipeline.launch.on_ray.cluster import start_local_cluster
 
-    start_local_cluster(ClusterConfig(num_workers=2, cpus_per_worker=0.5, data_workers=2))
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("AWS_ACCESS_KEY_ID", "id")
+        environment.setenv("AWS_SECRET_ACCESS_KEY", "key")
+        start_local_cluster(ClusterConfig(num_workers=2, cpus_per_worker=0.5, data_workers=2))
     yield
     ray.shutdown()
 

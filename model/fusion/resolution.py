@@ -153,7 +153,9 @@ def read_resolution(
     if pinpoints is not None and name != "anyres":
         raise ValueError(f"image_grid_pinpoints belong to anyres, but image_aspect_ratio is {aspect_ratio!r}")
     if name == "anyres" and limits and merge == "flat":
-        raise ValueError(f"{aspect_ratio} shrinks the grid of all tiles: mm_patch_merge_type must be spatial_unpad")
+        raise ValueError(
+            f"{aspect_ratio} shrinks the grid of all tiles: mm_patch_merge_type must be spatial_unpad, or spatial"
+        )
     if merge != "flat" and tile_grid is None:
         raise ValueError(
             f"mm_patch_merge_type {merge!r} needs features on a square grid, which neither class tokens nor the "

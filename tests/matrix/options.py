@@ -5,23 +5,32 @@ A value is what a config holds; `{...}` is filled in with paths of the parts (se
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, get_args
+
+from model.backbones.registry import BACKBONES
+from model.vision.tower_kinds import TOWER_KINDS
+from pipeline.config.data import TemplateName
 
 OPTIONS: Final[dict[str, tuple[Any, ...]]] = {
     "stage": ("finetune", "pretrain"),
-    "data.sources": ({}, {"a": {"shards": ["{chat}"], "weight": 1}, "b": {"shards": ["{captions}"], "weight": 2}}),
+    "data.shards": ("{chat}", "{captions}", "{images}", "{videos}", "{texts}"),
+    "data.sources": ({}, {"a": {"shards": ["{shards}"], "weight": 1}, "b": {"shards": ["{captions}"], "weight": 2}}),
     "data.mix_changes": ((), ({"from_step": 1, "weights": {"a": 2, "b": 1}},)),
     "data.feature_cache": (None, "{cache}"),
+    "data.template": ("v1", *(name for name in get_args(TemplateName) if name != "v1")),
     "data.image_aspect_ratio": ("pad", "crop", "anyres", "anyres_max_2", "dynamic_1_4"),
     "data.image_grid_pinpoints": (None, "(1x1),...,(2x2)"),
     "data.check_images": ("decode", "header"),
     "data.on_bad_shard": ("fail", "quarantine"),
     "data.prepend_missing_placeholder": (False, True),
     "data.drop_leading_answer": (False, True),
-    "model.vision_tower": ("{tower}", ["{tower}", "{siglip}"]),
+    "model.language_model": tuple(f"{{{kind}}}" for kind in BACKBONES),
+    "model.vision_tower": (
+        *(f"{{{kind}}}" for kind in TOWER_KINDS), ["{clip_vision_model}", "{siglip_vision_model}"],
+    ),
     "model.mm_projector_type": (
-        "mlp2x_gelu", "linear", "ln_mlp2x_gelu", "mlp1x_res1x_gelu", "pool2_mlp2x_gelu", "shuffle2_linear",
-        "resampler4_1",
+        "mlp2x_gelu", "linear", "ln_linear", "ln_mlp2x_gelu", "mlp2x_gelu_ln", "mlp1x_res1x_gelu", "identity",
+        "pool2_mlp2x_gelu", "shuffle2_linear", "resampler4_1",
     ),
     "model.mm_vision_select_layer": (-2, [-1, -2]),
     "model.mm_vision_select_feature": ("patch", "cls_patch"),
@@ -36,6 +45,7 @@ OPTIONS: Final[dict[str, tuple[Any, ...]]] = {
     "training.lr_schedule": ("cosine", "constant"),
     "training.precision": ("bfloat16", "float32"),
     "training.master_dtype": ("float32", "bfloat16"),
+    "training.optimizer": ("adamw", "adamw_8bit"),
     "training.sharding": ("none", "fsdp"),
     "training.fsdp_group_size": (None, 2),
     "training.reduce_gradients": ("micro_batch", "step"),
@@ -46,15 +56,17 @@ OPTIONS: Final[dict[str, tuple[Any, ...]]] = {
     "training.profile_steps": (None, [0, 0]),
     "lora.rank": (None, 2),
     "lora.dropout": (0.05, 0.0),
-    "lora.targets": (None, ["q_proj", "down_proj"]),
+    "lora.targets": (None, ["down_proj"]),
+    "lora.quantize_base": (None, "nf4", "int8"),
     "checkpoint.every_steps": (100, 1),
     "checkpoint.keep_last": (2, 1),
     "checkpoint.keep_best": (1, 0),
     "checkpoint.layout": ("sharded", "whole"),
-    "checkpoint.folder": (None, "{checkpoints}"),
+    "checkpoint.folder": (None, "{checkpoints}", "{bucket}"),
     "cluster.num_workers": (1, 2, [1, 2]),
     "cluster.prefetch_steps": (2, 1),
     "tracking.enabled": (False, True),
+    "tracking.uri": ("{database}", "{server}"),
 }  # fmt: skip
 """Option -> values, the first is the one that cells take when nothing asks for another."""
 
@@ -63,10 +75,8 @@ LEFT_OUT: Final[dict[str, str]] = {
     "name": "a name",
     "run_dir": "each cell has its own",
     "seed": _SAME_PATH,
-    "data.shards": "the parts",
     "data.index_dir": "each cell has its own",
     "data.mix_temperature": "excludes the weights of the sources; tests/pipeline/plan/test_mix.py",
-    "data.template": "depends on the tokenizer; tests/pipeline/samples/prompt",
     "data.max_length": _SAME_PATH,
     "data.max_image_pixels": _SAME_PATH,
     "data.allow_duplicate_keys": "decides about the index only; tests/pipeline/index",
@@ -74,7 +84,6 @@ LEFT_OUT: Final[dict[str, str]] = {
     "data.max_rejected_fraction": _SAME_PATH,
     "data.max_rejected_per_shard": _SAME_PATH,
     "data.max_rejected_in_a_row": _SAME_PATH,
-    "model.language_model": "every backbone is trained in tests/model/test_pairs.py",
     "model.pretrain_mm_mlp_adapter": "tests/integration/test_pairs_training.py and tests/jobs/test_refusals.py",
     "model.accept_projector": "tests/pipeline/assembly/test_provenance.py",
     "training.num_epochs": _SAME_PATH,
@@ -87,9 +96,7 @@ LEFT_OUT: Final[dict[str, str]] = {
     "training.max_grad_norm": _SAME_PATH,
     "training.loss_spike_deviations": _SAME_PATH,
     "training.linear_precision": "fp8 needs a Hopper GPU",
-    "training.optimizer": "adamw_8bit needs a package; tests/extras",
     "lora.alpha": _SAME_PATH,
-    "lora.quantize_base": "needs packages and CUDA",
     "cluster.launcher": "both are run for every cell",
     "cluster.resize_interval_s": _SAME_PATH,
     "cluster.use_gpu": "the matrix runs on CPUs",
@@ -97,7 +104,6 @@ LEFT_OUT: Final[dict[str, str]] = {
     "cluster.data_workers": "1 on Ray, 0 without",
     "cluster.torch_threads": "equal sums need equal numbers",
     "cluster.max_failures": _SAME_PATH,
-    "tracking.uri": "a file in the folder of the cell",
     "tracking.experiment": "a name",
     "tracking.log_model": _SAME_PATH,
 }
@@ -105,20 +111,64 @@ LEFT_OUT: Final[dict[str, str]] = {
 
 EXCLUDED: Final[tuple[tuple[str, Any, str, tuple[Any, ...]], ...]] = (
     ("stage", "pretrain", "lora.rank", (2,)),
+    ("stage", "pretrain", "lora.quantize_base", ("nf4", "int8")),
     ("stage", "pretrain", "training.vision_tower_lr", (1e-4,)),
+    ("stage", "pretrain", "model.mm_projector_type", ("identity",)),
     ("data.feature_cache", "{cache}", "training.vision_tower_lr", (1e-4,)),
     ("data.sources", {}, "data.mix_changes", OPTIONS["data.mix_changes"][1:]),
+    ("data.template", "plain", "data.shards", ("{chat}", "{images}", "{videos}", "{texts}")),
+    ("data.shards", "{videos}", "model.mm_projector_type", ("resampler4_1",)),
+    ("data.shards", "{videos}", "model.mm_vision_select_feature", ("cls_patch",)),
     ("training.sharding", "none", "training.cpu_offload", (True,)),
     ("training.sharding", "none", "training.fsdp_group_size", (2,)),
     ("training.sharding", "none", "training.reduce_gradients", ("step",)),
     ("training.sharding", "none", "training.reduce_dtype", ("bfloat16",)),
+    ("training.sharding", "fsdp", "training.optimizer", ("adamw_8bit",)),
+    ("training.master_dtype", "bfloat16", "training.optimizer", ("adamw_8bit",)),
+    ("lora.quantize_base", "nf4", "lora.rank", (None,)),
+    ("lora.quantize_base", "int8", "lora.rank", (None,)),
+    ("lora.quantize_base", "nf4", "training.sharding", ("fsdp",)),
+    ("lora.quantize_base", "int8", "training.sharding", ("fsdp",)),
+    ("lora.targets", ["down_proj"], "model.language_model", ("{phi}",)),
+    ("model.attention", "sdpa", "model.language_model", ("{gemma2}",)),
     ("data.image_grid_pinpoints", "(1x1),...,(2x2)", "data.image_aspect_ratio", ("pad", "crop", "dynamic_1_4")),
-    ("data.image_aspect_ratio", "anyres_max_2", "model.mm_patch_merge_type", (None, "spatial")),
+    ("data.image_aspect_ratio", "anyres_max_2", "model.mm_patch_merge_type", (None,)),
+    ("model.mm_projector_type", "identity", "model.mm_vision_select_layer", (-2,)),
+    ("model.mm_projector_type", "identity", "model.mm_vision_scales", ([1, 2],)),
+    ("model.mm_projector_type", "identity", "model.vision_tower", (["{clip_vision_model}", "{siglip_vision_model}"],)),
     ("model.mm_projector_type", "resampler4_1", "model.mm_patch_merge_type", ("spatial", "spatial_unpad")),
     ("model.mm_projector_type", "resampler4_1", "data.image_aspect_ratio", ("anyres_max_2",)),
     ("model.mm_vision_select_feature", "cls_patch", "model.mm_patch_merge_type", ("spatial", "spatial_unpad")),
     ("model.mm_vision_select_feature", "cls_patch", "model.mm_projector_type", ("pool2_mlp2x_gelu", "shuffle2_linear")),
     ("model.mm_vision_select_feature", "cls_patch", "model.mm_vision_scales", ([1, 2],)),
     ("model.mm_vision_select_feature", "cls_patch", "data.image_aspect_ratio", ("anyres_max_2",)),
+    (
+        "model.mm_vision_select_feature",
+        "cls_patch",
+        "model.vision_tower",
+        (["{clip_vision_model}", "{siglip_vision_model}"],),
+    ),
 )
 """Option, value, and the values of another option that a config refuses with it; no row combines them."""
+
+ACTS_WITH: Final[dict[str, tuple[str, Any]]] = {"lora.targets": ("lora.rank", 2)}
+"""Option -> another option and the value without which it does nothing, and is therefore not refused either."""
+
+INDEPENDENT: Final[tuple[tuple[str, str], ...]] = (
+    ("data.template", "model.language_model"),  # all have the same tokenizer here
+    ("data.template", "model.vision_tower"),
+    ("data.template", "model.mm_projector_type"),
+    ("model.language_model", "model.vision_tower"),  # tests/model/test_pairs.py
+    ("model.language_model", "model.mm_projector_type"),  # which meet in a width only
+)
+"""Options of many values that never meet in the code: their pairs occur in rows by chance."""
+
+SLOW: Final = frozenset({"training.compile", "training.profile_steps", "lora.quantize_base", "tracking.uri"})
+"""Options whose first value is taken wherever another one would add no pair."""
+
+NEEDS: Final[dict[tuple[str, Any], str]] = {
+    ("training.optimizer", "adamw_8bit"): "bitsandbytes",
+    ("lora.quantize_base", "nf4"): "bitsandbytes",
+    ("lora.quantize_base", "int8"): "bitsandbytes",
+}
+"""Option and value -> the package without which `make matrix` leaves it out; `make test-extras` installs it."""
