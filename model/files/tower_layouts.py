@@ -76,7 +76,7 @@ def current_names(state: Mapping[str, Tensor], model_type: str) -> dict[str, Ten
     """
     renamed: dict[str, Tensor] = {}
     for old_name, tensor in state.items():
-        name = old_name.removeprefix("vision_model.").removeprefix("dinov2.")
+        name = old_name.removeprefix("vision_model.").removeprefix("dinov2.").removeprefix("dinov2_with_registers.")
         if name.endswith("position_ids"):
             continue
         if model_type != "internvl_vision":

@@ -6,7 +6,7 @@ image feature, which the processor written here does. What those classes cannot 
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
 from huggingface_hub import save_torch_state_dict
@@ -17,9 +17,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from model.backbones.registry import BACKBONES
 from model.files.file_mode import follow_umask
 from model.fusion.constants import DEFAULT_IMAGE_TOKEN
+from model.hub.exported_tower import exported_tower
 from model.hub.hf_classes import (
     DEFAULT_VIDEO_TOKEN,
     LLAVA_ONEVISION,
+    VIPLLAVA,
     HfClass,
     check_exportable,
     exported_pinpoints,
@@ -31,6 +33,7 @@ from model.hub.rope_fields import with_rope_of_4
 from model.hub.tokenizer_files import portable, write_tokenizer
 from model.hub.weights import LlavaModel
 from model.llava.llava_config import LlavaFields
+from model.vision.image_spec import ImageSpec
 
 _ROW_MULTIPLE: Final = 64
 """Embedding tables grow to a multiple of this, which matrix kernels like and published checkpoints do."""
@@ -58,6 +61,8 @@ def export_transformers(
         ValueError: the architecture cannot be expressed; names what and why.
     """
     kind = check_exportable(model)
+    size = ImageSpec.from_preprocessor_config(image_processor).size
+    vision_config, vision_state = exported_tower(cast(Any, model.get_vision_tower()), kind, size)
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     tokenizer = portable(tokenizer)
@@ -65,16 +70,16 @@ def export_transformers(
     if kind is LLAVA_ONEVISION:
         tokenizer.add_tokens([DEFAULT_VIDEO_TOKEN], special_tokens=True)
     tokenizer.chat_template = chat_template
-    state = _exported_state(model, len(tokenizer))
+    state = _exported_state(model, kind, vision_state, len(tokenizer))
     num_rows = state["language_model.model.embed_tokens.weight"].shape[0]
     save_torch_state_dict(state, target, max_shard_size="5GB", metadata={"format": "pt"})
     follow_umask(target)
-    write_json(target / "config.json", _exported_config(model, kind, tokenizer, num_rows))
+    write_json(target / "config.json", _exported_config(model, kind, vision_config, tokenizer, num_rows, size))
     if model.generation_config is not None:
         model.generation_config.save_pretrained(target)
     write_tokenizer(tokenizer, target)
     write_processor(model, kind, target, image_processor, chat_template)
-    card = model_card(model, kind, language_model_type(model))
+    card = model_card(model, kind, language_model_type(model), size)
     (target / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -83,10 +88,11 @@ def language_model_type(model: LlavaModel) -> str:
     return next(kind for kind, backbone in BACKBONES.items() if isinstance(model, backbone.model_class))
 
 
-def _exported_state(model: LlavaModel, num_tokens: int) -> dict[str, Tensor]:
-    tower: Any = model.get_vision_tower()
+def _exported_state(
+    model: LlavaModel, kind: HfClass, vision_state: Mapping[str, Tensor], num_tokens: int
+) -> dict[str, Tensor]:
     state = {name: tensor for name, tensor in model.state_dict().items() if ".vision_tower." not in name}
-    state |= {f"model.vision_tower.vision_tower.{name}": t for name, t in tower.vision_tower.state_dict().items()}
+    state |= {f"model.vision_tower.vision_tower.{name}": tensor for name, tensor in vision_state.items()}
     if is_tied(model):
         del state["lm_head.weight"]
     num_rows = state["model.embed_tokens.weight"].shape[0]
@@ -95,7 +101,11 @@ def _exported_state(model: LlavaModel, num_tokens: int) -> dict[str, Tensor]:
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         if name in state:
             state[name] = _with_rows(state[name], num_rows)
-    return {exported_name(name): tensor.detach().to(model.dtype).contiguous() for name, tensor in state.items()}
+    tower_type = cast(Any, model.get_vision_tower()).config.model_type
+    return {
+        exported_name(name, kind, tower_type): tensor.detach().to(model.dtype).contiguous()
+        for name, tensor in state.items()
+    }
 
 
 def is_tied(model: LlavaModel) -> bool:
@@ -110,7 +120,12 @@ def _with_rows(table: Tensor, num_rows: int) -> Tensor:
 
 
 def _exported_config(
-    model: LlavaModel, kind: HfClass, tokenizer: PreTrainedTokenizerBase, num_rows: int
+    model: LlavaModel,
+    kind: HfClass,
+    vision_config: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    num_rows: int,
+    size: int,
 ) -> dict[str, Any]:
     tower: Any = model.get_vision_tower()
     dtype = str(model.dtype).removeprefix("torch.")
@@ -118,7 +133,7 @@ def _exported_config(
         "architectures": [kind.architecture],
         "model_type": kind.model_type,
         "text_config": _language_config(model, num_rows),
-        "vision_config": {**_public(tower.config.to_dict()), "dtype": dtype},
+        "vision_config": {**_public(vision_config), "dtype": dtype},
         "image_token_index": tokenizer.convert_tokens_to_ids(DEFAULT_IMAGE_TOKEN),
         "projector_hidden_act": "gelu",
         "multimodal_projector_bias": True,
@@ -127,23 +142,23 @@ def _exported_config(
         "tie_word_embeddings": is_tied(model),
         "dtype": dtype,
         "torch_dtype": dtype,  # the name before 4.56
-        **_image_config(model, kind, tokenizer),
+        **_image_config(model, kind, tokenizer, size),
     }
 
 
-def _image_config(model: LlavaModel, kind: HfClass, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def _image_config(model: LlavaModel, kind: HfClass, tokenizer: PreTrainedTokenizerBase, size: int) -> dict[str, Any]:
     """Return what only some of the classes have."""
     tower: Any = model.get_vision_tower()
-    if not kind.has_tiles:
-        return {"image_seq_length": tower.num_features}
-    pinpoints = {"image_grid_pinpoints": exported_pinpoints(model, tower.image_size)}
-    if kind is not LLAVA_ONEVISION:
-        return {**pinpoints, "image_seq_length": tower.num_features}
-    return {
-        **pinpoints,
-        "vision_aspect_ratio": model.config.image_aspect_ratio,
-        "video_token_index": tokenizer.convert_tokens_to_ids(DEFAULT_VIDEO_TOKEN),
-    }
+    if kind is LLAVA_ONEVISION:
+        return {
+            "image_grid_pinpoints": exported_pinpoints(model, size),
+            "vision_aspect_ratio": model.config.image_aspect_ratio,
+            "video_token_index": tokenizer.convert_tokens_to_ids(DEFAULT_VIDEO_TOKEN),
+        }
+    fields = {"image_seq_length": tower.num_features_at(size)}
+    if kind is VIPLLAVA:  # 4.x has the layers under another name
+        return {**fields, "vision_feature_layers": tower.spec.select_layer, "projector_layernorm_eps": 1e-5}
+    return {**fields, "image_grid_pinpoints": exported_pinpoints(model, size)} if kind.has_tiles else fields
 
 
 def _language_config(model: LlavaModel, num_rows: int) -> dict[str, Any]:
@@ -155,6 +170,6 @@ def _language_config(model: LlavaModel, num_rows: int) -> dict[str, Any]:
     return {**with_rope_of_4(_public(config.to_dict())), "architectures": [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind]]}
 
 
-def _public(values: dict[str, Any]) -> dict[str, Any]:
+def _public(values: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out what describes this machine, such as the path a part was loaded from."""
     return {key: value for key, value in values.items() if not key.startswith("_")}

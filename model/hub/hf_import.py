@@ -9,7 +9,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from model.backbones.registry import Backbone, backbone_of_language_model
 from model.files.checkpoint_files import read_checkpoint_config, read_tensors
-from model.hub.hf_classes import HF_CLASSES, LLAVA_ONEVISION
+from model.hub.hf_classes import HF_CLASSES, LLAVA_ONEVISION, VIPLLAVA
 from model.hub.hf_names import imported_name
 from model.hub.weights import LlavaModel, load_weights
 from model.llava.attention import AttentionKernel, enable_packed_attention
@@ -36,8 +36,9 @@ def import_transformers(
             "as transformers' LLaVA classes save it; this project's own folders are opened by load_llava"
         )
     backbone, config = _config_of(values, path)
+    kind = HF_CLASSES[values["model_type"]]
     tensors = read_tensors(str(path), lambda name: "position_ids" not in name)
-    state = {imported_name(name): tensor for name, tensor in tensors.items()}
+    state = {imported_name(name, kind): tensor for name, tensor in tensors.items()}
     config.tie_word_embeddings = "lm_head.weight" not in state  # flags on two levels, and defaults of two classes
     model = load_weights(backbone, None, config, dtype, state)
     cast(Any, model.get_vision_tower()).set_frozen(True)
@@ -48,48 +49,53 @@ def import_transformers(
 
 def _config_of(values: dict[str, Any], path: Path) -> tuple[Backbone, Any]:
     _check_supported(values, path)
-    text, vision = values["text_config"], values["vision_config"]
-    backbone = backbone_of_language_model({"model_type": "llama", **text}, f"{path} (text_config)")
+    kind = HF_CLASSES[values["model_type"]]
+    whole: Any = CONFIG_MAPPING[kind.model_type].from_dict(values)  # what the file leaves out, its class has
+    text, vision = whole.text_config.to_dict(), whole.vision_config.to_dict()
+    backbone = backbone_of_language_model(text, f"{path} (text_config)")
     if (cap := text.get("final_logit_softcapping")) is not None:
         raise ValueError(
-            f"{path}: text_config has final_logit_softcapping {cap}, which transformers' {values['model_type']} class "
+            f"{path}: text_config has final_logit_softcapping {cap}, which transformers' {kind.model_type} class "
             "leaves out when it computes logits, and this project's model does not; set it to null if the model was "
             "trained without"
         )
     stats = read_pixel_stats(str(path))
-    layers = values.get("vision_feature_layer", -2)
-    keeps_all = values.get("vision_feature_select_strategy", "default") == "full"
-    tower = read_tower_config({"model_type": "clip_vision_model", **vision}, f"{path} (vision_config)")
-    has_class_token = TOWER_KINDS[tower.model_type].num_class_tokens > 0
+    layers = whole.vision_feature_layer
+    keeps_all = kind is not VIPLLAVA and whole.vision_feature_select_strategy == "full"
+    tower = read_tower_config(vision, f"{path} (vision_config)")
+    num_class_tokens = TOWER_KINDS[tower.model_type].num_class_tokens(tower)
+    if not keeps_all and num_class_tokens != 1:
+        raise ValueError(
+            f"{path}: its class leaves out the first feature of an image, but the tower {tower.model_type!r} has "
+            f"{num_class_tokens} features that stand for no patch, not one; no selection here is like that"
+        )
     fields = {
         "model_type": backbone.config_class.model_type,
         "architectures": [backbone.model_class.__name__],
         "tie_word_embeddings": values.get("tie_word_embeddings", False),
         "use_mm_proj": True,
-        "mm_projector_type": "mlp2x_gelu",
+        "mm_projector_type": kind.projector,
         "mm_hidden_size": tower.hidden_size * (1 if isinstance(layers, int) else len(layers)),
         "mm_vision_tower": str(path),
         "mm_vision_config": tower.to_dict(),
         "mm_vision_weights": "checkpoint",
-        "mm_vision_select_layer": layers,
-        "mm_vision_select_feature": "cls_patch" if keeps_all and has_class_token else "patch",
+        "mm_vision_select_layer": layers if isinstance(layers, int) else list(layers),
+        "mm_vision_select_feature": "cls_patch" if keeps_all and num_class_tokens else "patch",
         "mm_image_mean": None if stats is None else list(stats.mean),
         "mm_image_std": None if stats is None else list(stats.std),
-        **_image_fields(values, path),
+        **_image_fields(whole, path),
     }
     return backbone, backbone.config_class.from_dict({**text, **fields})
 
 
-def _image_fields(values: dict[str, Any], path: Path) -> dict[str, Any]:
+def _image_fields(config: Any, path: Path) -> dict[str, Any]:
     """Return how images become tiles; pin points of those classes are (height, width)."""
-    if not HF_CLASSES[values["model_type"]].has_tiles:
+    if not HF_CLASSES[config.model_type].has_tiles:
         return {"image_aspect_ratio": "pad" if _pads(path) else "crop"}
-    is_limited = values["model_type"] == LLAVA_ONEVISION.model_type
-    defaults: Any = CONFIG_MAPPING[values["model_type"]]()
-    pinpoints = values.get("image_grid_pinpoints") or defaults.image_grid_pinpoints
+    is_limited = config.model_type == LLAVA_ONEVISION.model_type
     return {
-        "image_aspect_ratio": values.get("vision_aspect_ratio", "anyres_max_9") if is_limited else "anyres",
-        "image_grid_pinpoints": [[width, height] for height, width in pinpoints],
+        "image_aspect_ratio": config.vision_aspect_ratio if is_limited else "anyres",
+        "image_grid_pinpoints": [[width, height] for height, width in config.image_grid_pinpoints],
         "mm_patch_merge_type": "spatial_unpad",
     }
 
@@ -104,7 +110,7 @@ def _pads(path: Path) -> bool:
 
 
 def _check_supported(values: dict[str, Any], path: Path) -> None:
-    expected = {"projector_hidden_act": "gelu", "multimodal_projector_bias": True}
+    expected = {"projector_hidden_act": "gelu", "multimodal_projector_bias": True, "projector_layernorm_eps": 1e-5}
     found = {key: values.get(key, value) for key, value in expected.items()}
     if found != expected:
         raise ValueError(f"{path}: expected {expected} in config.json, found {found}; no projector here is like that")

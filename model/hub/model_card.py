@@ -12,18 +12,21 @@ _GEMMA = (
     "Read by transformers 5 only: 4.x multiplies image features by the root of the width, as it does embeddings of\n"
     "Gemma's tokens, and answers differently."
 )
+_INTERNVIT = "Read by transformers 5 only: 4.57 cannot run InternViT as the tower of this class."
 
 
-def model_card(model: LlavaForCausalLM, kind: HfClass, language_model: str) -> str:
+def model_card(model: LlavaForCausalLM, kind: HfClass, language_model: str, size: int) -> str:
     """Return the README.
 
     Args:
         model: exportable as `kind`.
         kind: the class.
         language_model: its `model_type`.
+        size: side of the square that an image or tile becomes, pixels.
     """
     tower: Any = model.get_vision_tower()
     versions = _GEMMA if language_model == "gemma" else _VERSIONS
+    versions = _INTERNVIT if tower.config.model_type == "internvl_vision" else versions
     tiles = f", tiles chosen as `{model.config.image_aspect_ratio}`" if kind.has_tiles else ""
     what = "tile" if kind.has_tiles else "image"
     generation = model.generation_config
@@ -37,7 +40,7 @@ pipeline_tag: image-text-to-text
 # LLaVA model
 
 A `{language_model}` language model ({model.config.hidden_size} wide) that reads images through a
-`{tower.config.model_type}` tower ({tower.image_size} x {tower.image_size} pixels, {tower.num_features} tokens per
+`{tower.config.model_type}` tower ({size} x {size} pixels, {tower.num_features_at(size)} tokens per
 {what}, hidden state {tower.spec.select_layer}{tiles}) and a `{model.config.mm_projector_type}` projector, trained with
 ray-llava.
 

@@ -31,9 +31,9 @@ def write_processor(
         chat_template: Jinja template of the training conversations.
     """
     spec = ImageSpec.from_preprocessor_config(image_processor)
-    images: dict[str, Any] = {**spec.to_preprocessor_config(), **image_fields(model, kind)}
+    images: dict[str, Any] = {**spec.to_preprocessor_config(), **image_fields(model, kind, spec.size)}
     write_json(folder / "preprocessor_config.json", images)
-    processor: dict[str, Any] = {"processor_class": kind.processor, **_processor_fields(model, kind)}
+    processor: dict[str, Any] = {"processor_class": kind.processor, **_processor_fields(model, kind, spec.size)}
     write_json(folder / "processor_config.json", processor)
     if kind is LLAVA_ONEVISION:
         shared = ("image_mean", "image_std", "resample", "size")
@@ -48,12 +48,11 @@ def write_processor(
         (folder / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
 
 
-def image_fields(model: LlavaForCausalLM, kind: HfClass) -> dict[str, Any]:
-    """Return what the image processor must do differently from the tower's own."""
+def image_fields(model: LlavaForCausalLM, kind: HfClass, side: int) -> dict[str, Any]:
+    """Return what the image processor must do differently from the tower's own; tiles have that side, pixels."""
     if not kind.has_tiles:
         pads = model.config.image_aspect_ratio == "pad"
         return {"image_processor_type": kind.image_processor, "do_pad": True} if pads else {}
-    side = model.get_model().get_vision_tower().image_size
     size = {"height": side, "width": side}
     return {
         "image_processor_type": kind.image_processor,
@@ -76,7 +75,7 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _processor_fields(model: LlavaForCausalLM, kind: HfClass) -> dict[str, Any]:
+def _processor_fields(model: LlavaForCausalLM, kind: HfClass, size: int) -> dict[str, Any]:
     tower: Any = model.get_vision_tower()
     strategy = select_strategy(tower)
     common = {"vision_feature_select_strategy": strategy, "image_token": DEFAULT_IMAGE_TOKEN}
@@ -86,7 +85,7 @@ def _processor_fields(model: LlavaForCausalLM, kind: HfClass) -> dict[str, Any]:
     dropped = tower.num_class_tokens if strategy == "default" else 0
     return {
         **common,
-        "num_image_tokens": tower.num_features + dropped,
+        "num_image_tokens": tower.num_features_at(size) + dropped,
         "video_token": DEFAULT_VIDEO_TOKEN,
         "vision_aspect_ratio": model.config.image_aspect_ratio,
     }

@@ -14,6 +14,10 @@ from transformers import (
     CLIPVisionModel,
     Dinov2Config,
     Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
     InternVLVisionConfig,
     InternVLVisionModel,
     PretrainedConfig,
@@ -33,15 +37,15 @@ class TowerKind(NamedTuple):
     embed: Callable[[Any, Tensor], Tensor]
     """Model and pixels [N, 3, H, W] -> hidden states before the first layer [N, T, V]."""
     layers: Callable[[Any], nn.ModuleList]
-    """Model -> its encoder layers, each called with hidden states."""
+    """Model -> its encoder layers, each called with hidden states and `layer_arguments`."""
     before_layers: Callable[[Any], list[nn.Module]]
     """Model -> the modules that `embed` uses."""
-    num_class_tokens: int
-    """Leading hidden states that stand for no patch."""
+    num_class_tokens: Callable[[Any], int]
+    """Config -> leading hidden states that stand for no patch: class token and registers."""
     any_size: bool
     """Whether position embeddings are resized (bicubically) to images of another size than the config's."""
-    layer_arguments: tuple[None, ...] = ()
-    """Further arguments of a layer after the hidden states: none, or a None for the attention mask."""
+    layer_arguments: Callable[[Any, Tensor], tuple[Any, ...]] = lambda _model, _pixels: ()
+    """Model and pixels -> further arguments of every layer: an attention mask of None, rotary positions."""
 
 
 def _embed(model: Any, pixels: Tensor) -> Tensor:
@@ -50,6 +54,26 @@ def _embed(model: Any, pixels: Tensor) -> Tensor:
 
 def _embed_clip(model: Any, pixels: Tensor) -> Tensor:
     return cast(Tensor, model.pre_layrnorm(model.embeddings(pixels)))
+
+
+def _no_mask(_model: Any, _pixels: Tensor) -> tuple[Any, ...]:
+    return (None,)
+
+
+def _rotary_positions(model: Any, pixels: Tensor) -> tuple[Any, ...]:
+    return None, model.rope_embeddings(pixels)
+
+
+def _none(_config: Any) -> int:
+    return 0
+
+
+def _one(_config: Any) -> int:
+    return 1
+
+
+def _one_and_registers(config: Any) -> int:
+    return 1 + int(config.num_register_tokens)
 
 
 def _start(model: Any) -> list[nn.Module]:
@@ -68,13 +92,25 @@ def _layer(model: Any) -> nn.ModuleList:
     return cast(nn.ModuleList, model.encoder.layer)
 
 
+def _layer_of_dinov3(model: Any) -> nn.ModuleList:
+    return cast(nn.ModuleList, model.model.layer)
+
+
 TOWER_KINDS: Final[dict[str, TowerKind]] = {
     "clip_vision_model": TowerKind(
-        CLIPVisionConfig, CLIPVisionModel, _embed_clip, _layers, _clip_start, 1, False, (None,)
+        CLIPVisionConfig, CLIPVisionModel, _embed_clip, _layers, _clip_start, _one, False, _no_mask
     ),
-    "siglip_vision_model": TowerKind(SiglipVisionConfig, SiglipVisionModel, _embed, _layers, _start, 0, False, (None,)),
-    "dinov2": TowerKind(Dinov2Config, Dinov2Model, _embed, _layer, _start, 1, True),
-    "internvl_vision": TowerKind(InternVLVisionConfig, InternVLVisionModel, _embed, _layer, _start, 1, True),
+    "siglip_vision_model": TowerKind(
+        SiglipVisionConfig, SiglipVisionModel, _embed, _layers, _start, _none, False, _no_mask
+    ),
+    "dinov2": TowerKind(Dinov2Config, Dinov2Model, _embed, _layer, _start, _one, True),
+    "dinov2_with_registers": TowerKind(
+        Dinov2WithRegistersConfig, Dinov2WithRegistersModel, _embed, _layer, _start, _one_and_registers, True
+    ),
+    "dinov3_vit": TowerKind(
+        DINOv3ViTConfig, DINOv3ViTModel, _embed, _layer_of_dinov3, _start, _one_and_registers, True, _rotary_positions
+    ),
+    "internvl_vision": TowerKind(InternVLVisionConfig, InternVLVisionModel, _embed, _layer, _start, _one, True),
 }
 """`model_type` -> kind. SigLIP 2 checkpoints of fixed resolution are of type `siglip`."""
 

@@ -101,7 +101,7 @@ class VisionTower(nn.Module):
     @property
     def num_class_tokens(self) -> int:
         """Leading hidden states that stand for no patch."""
-        return self.kind.num_class_tokens
+        return self.kind.num_class_tokens(self.config)
 
     @property
     def num_features(self) -> int:
@@ -271,9 +271,10 @@ class VisionTower(nn.Module):
         # Layer by layer rather than output_hidden_states: nothing after the selected layer is computed and no
         # other layer's output is kept, which for 64 images of ViT-L/14-336 saves about 1.8 GB in bfloat16.
         hidden = self.kind.embed(self.vision_tower, pixels)
+        further = self.kind.layer_arguments(self.vision_tower, pixels)
         states = {0: hidden} if 0 in self._states else {}
         for number, layer in enumerate(self.layers, start=1):
-            hidden = layer(hidden, *self.kind.layer_arguments)
+            hidden = layer(hidden, *further)
             if number in self._states:
                 states[number] = hidden
         skipped = self.num_class_tokens if self.spec.select_feature == "patch" else 0

@@ -20,6 +20,7 @@ from transformers.models.llava_onevision.image_processing_pil_llava_onevision im
 from transformers.processing_utils import ProcessorMixin
 
 from model.fusion.constants import IMAGE_TOKEN_INDEX
+from model.fusion.feature_layout import layout_of
 from model.fusion.resolution import ImageView
 from model.hub.export import export_transformers
 from model.hub.hf_import import import_transformers
@@ -122,6 +123,23 @@ def test_logits_and_tokens_equal_through_their_own_processor(
         theirs = their_logits(folder, inputs)
         assert ours.shape == theirs.shape, name
         assert torch.allclose(ours, theirs, atol=1e-5, rtol=1e-5), name
+
+
+@pytest.mark.parametrize("size", [21, 35], ids=["its own size", "another size"])
+def test_position_embeddings_of_dinov2_are_those_of_the_tiles(size: int, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    model = tiled_model("llava_next", "dinov2", tmp_path)
+    model.config.image_grid_pinpoints = [[size, 2 * size], [2 * size, size]]
+    sides = {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
+    export_transformers(model, tokenizer, tmp_path / "out", image_processor=PROCESSOR | sides)
+    view = ImageView(97, 31)
+    layout = layout_of(model.get_model().resolution_at(size, (size // 7) ** 2), view)
+    tiles = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        ours = model(torch.tensor([[5, X, 7]]), images=[tiles], image_sizes=[view]).logits
+    ids = torch.tensor([[5, *[VOCAB] * layout.num_features, 7]])
+    sizes = torch.tensor([[97, 31]])
+    theirs = their_logits(tmp_path / "out", {"input_ids": ids, "pixel_values": tiles[None], "image_sizes": sizes})
+    assert torch.allclose(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -12,6 +12,8 @@ from transformers import (
     AutoModelForCausalLM,
     CLIPVisionConfig,
     Dinov2Config,
+    Dinov2WithRegistersConfig,
+    DINOv3ViTConfig,
     InternVLVisionConfig,
     PretrainedConfig,
     SiglipVisionConfig,
@@ -69,6 +71,11 @@ def tiny_tower_config(kind: str) -> PretrainedConfig:
         return SiglipVisionConfig(**shape, intermediate_size=26)
     if kind == "dinov2":
         return Dinov2Config(**shape, mlp_ratio=2, layerscale_value=0.7)
+    if kind == "dinov2_with_registers":
+        return Dinov2WithRegistersConfig(**shape, mlp_ratio=2, layerscale_value=0.7, num_register_tokens=3)
+    if kind == "dinov3_vit":  # heads of 8 channels: rotary positions turn them in fours
+        shape |= {"hidden_size": 24, "num_attention_heads": 3}
+        return DINOv3ViTConfig(**shape, intermediate_size=26, layerscale_value=0.7, num_register_tokens=2)
     return InternVLVisionConfig(**shape, intermediate_size=26, use_qk_norm=True, layer_scale_init_value=0.7)
 
 

@@ -5,18 +5,25 @@ from typing import Any, Literal
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoProcessor, CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    CLIPVisionConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
 from model.backbones.llama import LlavaLlamaForCausalLM
 from model.fusion.constants import IMAGE_TOKEN_INDEX
 from model.hub.export import export_transformers
+from model.hub.hf_classes import LLAVA
 from model.hub.hf_import import import_transformers
 from model.hub.hf_names import exported_name, imported_name
 from model.hub.weights import LlavaModel, build_llava, load_llava, save_llava
 from model.vision.vision_tower import SelectFeature
 from tests.model.conftest import NUM_PATCHES, random_images
-from tests.model.tiny import KINDS, VOCAB, save_tiny_backbone, save_tiny_tower, tiny_backbone_config
+from tests.model.tiny import KINDS, TOWERS, VOCAB, save_tiny_backbone, save_tiny_tower, tiny_backbone_config
 
 X = IMAGE_TOKEN_INDEX
 REFUSED_KINDS = {"mpt": "backbone 'mpt'", "phi": "head has a bias", "gemma2": "final_logit_softcapping 3.0"}
@@ -40,7 +47,7 @@ def read(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def their_logits(folder: Path, rows: list[list[int]], images: torch.Tensor) -> torch.Tensor:
-    loaded: Any = LlavaForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+    loaded: Any = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
     other, info = loaded
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
@@ -75,28 +82,52 @@ def test_logits_equal_those_of_the_exported_folder(
     assert (theirs[..., VOCAB:] < theirs.max(dim=-1, keepdim=True).values).all()
 
 
-@pytest.mark.parametrize("tower", ["clip_vision_model", "siglip_vision_model"])
-@pytest.mark.parametrize("layer", [-1, -2, (-2, 1)])
-@pytest.mark.parametrize("feature", ["patch", "cls_patch"])
+def selections(tower: str) -> list[SelectFeature]:
+    """What the classes of transformers can leave out: one class token, or nothing."""
+    return ["cls_patch"] if "registers" in tower or "dinov3" in tower else ["patch", "cls_patch"]
+
+
+@pytest.mark.parametrize(("tower", "feature"), [(tower, feature) for tower in TOWERS for feature in selections(tower)])
 def test_tower_selection_survives_export_and_import(
-    tower: str, layer: int, feature: SelectFeature, llama_path: str, tokenizer: Tokenizer, tmp_path: Path
+    tower: str, feature: SelectFeature, llama_path: str, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    model = build_llava(
-        llama_path, save_tiny_tower(tower, tmp_path / "tower"), select_layer=layer, select_feature=feature
-    ).train(False)
-    images = random_images(1)
+    path = save_tiny_tower(tower, tmp_path / "tower")
+    for number, layer in enumerate((-1, -2, (-2, 1))):
+        model = build_llava(llama_path, path, select_layer=layer, select_feature=feature).train(False)
+        images, folder = random_images(1), tmp_path / f"out{number}"
+        with torch.no_grad():
+            ours = model(torch.tensor([[1, X, 5]]), images=images).logits
+            again = import_transformers(export(model, tokenizer, folder)).train(False)
+            back = again(torch.tensor([[1, X, 5]]), images=images).logits
+        num_features = ours.shape[1] - 2
+        assert LlavaConfig.from_pretrained(folder).image_seq_length == num_features
+        theirs = their_logits(folder, [[1, *[VOCAB] * num_features, 5]], images)
+        assert torch.allclose(ours, theirs[..., :VOCAB], atol=1e-5, rtol=1e-5)
+        assert torch.equal(ours, back[..., :VOCAB])
+        second = export(again, Tokenizer.from_pretrained(folder), tmp_path / f"again{number}")
+        assert (folder / "config.json").read_text() == (second / "config.json").read_text()
+        assert all(torch.equal(tensor, read(second)[name]) for name, tensor in read(folder).items())
+
+
+@pytest.mark.parametrize(("tower", "wide"), [("clip_vision_model", 21), ("dinov2", 35), ("internvl_vision", 35)])
+@pytest.mark.parametrize("projector", ["ln_mlp2x_gelu", "mlp2x_gelu_ln"])
+def test_projector_after_a_layer_norm_is_that_of_vip_llava(
+    tower: str, wide: int, projector: str, llama_path: str, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    path = save_tiny_tower(tower, tmp_path / "tower")
+    model = build_llava(llama_path, path, projector, select_layer=(-2, 1)).train(False)
+    torch.nn.init.normal_(model.get_model().mm_projector[0].weight, mean=1.0)
+    images = torch.randn(1, 3, wide, wide, generator=torch.Generator().manual_seed(1))
+    size = {"size": {"shortest_edge": wide}, "crop_size": {"height": wide, "width": wide}}
+    out = tmp_path / "out"
+    export_transformers(model, tokenizer, out, image_processor=PROCESSOR | size)
     with torch.no_grad():
         ours = model(torch.tensor([[1, X, 5]]), images=images).logits
-        folder = export(model, tokenizer, tmp_path / "out")
-        again = import_transformers(folder).train(False)(torch.tensor([[1, X, 5]]), images=images).logits
-    num_features = ours.shape[1] - 2
-    config = LlavaConfig.from_pretrained(folder)
-    assert config.image_seq_length == num_features
-    theirs: Any = LlavaForConditionalGeneration.from_pretrained(folder)
-    with torch.no_grad():
-        theirs = theirs.eval()(torch.tensor([[1, *[VOCAB] * num_features, 5]]), pixel_values=images).logits
+        back = import_transformers(out).train(False)(torch.tensor([[1, X, 5]]), images=images).logits
+    assert json.loads((out / "config.json").read_text())["architectures"] == ["VipLlavaForConditionalGeneration"]
+    theirs = their_logits(out, [[1, *[VOCAB] * (ours.shape[1] - 2), 5]], images)
     assert torch.allclose(ours, theirs[..., :VOCAB], atol=1e-5, rtol=1e-5)
-    assert torch.allclose(ours, again[..., :VOCAB], atol=1e-6)
+    assert torch.equal(ours, back[..., :VOCAB])
 
 
 def test_written_names_and_settings_are_those_that_vllm_reads(
@@ -182,10 +213,35 @@ def test_projector_that_the_class_lacks_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("tower", ["dinov2", "internvl_vision"])
-def test_other_towers_are_refused(tower: str, llama_path: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"vision tower '{tower}'"):
-        export(build_llava(llama_path, save_tiny_tower(tower, tmp_path / "tower")), tokenizer, tmp_path / "out")
+@pytest.mark.parametrize(
+    ("tower", "options", "reason"),
+    [
+        ("dinov2_with_registers", {}, "a class token and 3 registers.*'cls_patch'"),
+        ("dinov3_vit", {"projector_type": "ln_mlp2x_gelu"}, "a class token and 2 registers.*'cls_patch'"),
+        ("siglip_vision_model", {"projector_type": "ln_mlp2x_gelu"}, "leaves out the first token"),
+        ("dinov2", {"projector_type": "ln_mlp2x_gelu", "select_feature": "cls_patch"}, "leaves out the first token"),
+        ("internvl_vision", {"patch_merge": "spatial_unpad"}, "'internvl_vision' with tiles.*image_size"),
+        ("clip_vision_model", {"projector_type": "ln_mlp2x_gelu", "patch_merge": "spatial_unpad"}, "on one square"),
+    ],
+)
+def test_what_no_class_computes_is_refused_by_name(
+    tower: str, options: dict[str, Any], reason: str, llama_path: str, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    model = build_llava(llama_path, save_tiny_tower(tower, tmp_path / "tower"), **options)
+    model.config.image_aspect_ratio = "anyres" if "patch_merge" in options else "pad"
+    with pytest.raises(ValueError, match=f"cannot be exported for transformers.*{reason}"):
+        export(model, tokenizer, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_folder_that_would_lose_a_patch_is_not_imported(llama_path: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    folder = export(
+        build_llava(llama_path, save_tiny_tower("siglip_vision_model", tmp_path)), tokenizer, tmp_path / "o"
+    )
+    values = json.loads((folder / "config.json").read_text()) | {"vision_feature_select_strategy": "default"}
+    (folder / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"leaves out the first feature.*'siglip_vision_model' has 0"):
+        import_transformers(folder)
 
 
 @pytest.mark.parametrize("kind", REFUSED_KINDS)
@@ -226,7 +282,7 @@ def test_import_names_missing_tensors_and_foreign_ones(
 
 def test_import_of_another_kind_points_to_load(llama_path: str) -> None:
     with pytest.raises(
-        ValueError, match="model_type 'llama'; expected llava, llava_next, llava_onevision with a text_config"
+        ValueError, match="model_type 'llama'; expected llava, llava_next, llava_onevision, vipllava with a text_config"
     ):
         import_transformers(llama_path)
 
@@ -234,16 +290,19 @@ def test_import_of_another_kind_points_to_load(llama_path: str) -> None:
 @pytest.mark.parametrize("prefix", ["", "model."])
 @pytest.mark.parametrize("level", ["", "vision_model."])
 def test_every_spelling_of_transformers_is_read(prefix: str, level: str) -> None:
-    assert imported_name(f"{prefix}vision_tower.{level}encoder.x") == "model.vision_tower.vision_tower.encoder.x"
-    assert imported_name(f"{prefix}multi_modal_projector.linear_1.bias") == "model.mm_projector.0.bias"
-    assert imported_name("language_model.model.norm.weight") == "model.norm.weight"
-    assert imported_name("model.language_model.norm.weight") == "model.norm.weight"
-    assert imported_name("lm_head.weight") == imported_name("language_model.lm_head.weight") == "lm_head.weight"
+    def read(name: str) -> str:
+        return imported_name(name, LLAVA)
+
+    assert read(f"{prefix}vision_tower.{level}encoder.x") == "model.vision_tower.vision_tower.encoder.x"
+    assert read(f"{prefix}multi_modal_projector.linear_1.bias") == "model.mm_projector.0.bias"
+    assert read("language_model.model.norm.weight") == "model.norm.weight"
+    assert read("model.language_model.norm.weight") == "model.norm.weight"
+    assert read("lm_head.weight") == read("language_model.lm_head.weight") == "lm_head.weight"
 
 
 def test_names_round_trip(llava: LlavaLlamaForCausalLM) -> None:
     for name in llava.state_dict():
-        assert imported_name(exported_name(name)) == name
+        assert imported_name(exported_name(name, LLAVA, "clip_vision_model"), LLAVA) == name
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma"])

@@ -12,7 +12,7 @@ from model.hub.weights import build_llava, load_llava, save_llava
 from model.vision.tower_builder import build_vision_tower
 from model.vision.tower_kinds import TOWER_KINDS
 from model.vision.vision_tower import VisionTower
-from tests.model.conftest import NUM_PATCHES, VISION_WIDTH, random_images
+from tests.model.conftest import NUM_PATCHES, random_images
 from tests.model.tiny import TOWERS, save_tiny_tower, tiny_tower_config
 
 
@@ -46,12 +46,12 @@ def hidden_states(kind: str, path: str, images: torch.Tensor) -> list[torch.Tens
 def test_features_equal_the_encoders_hidden_states(kind: str, feature: str, tmp_path: Path) -> None:
     path, images = save_tiny_tower(kind, tmp_path), random_images(2)
     states = hidden_states(kind, path, images)
-    skipped = TOWER_KINDS[kind].num_class_tokens if feature == "patch" else 0
+    skipped = tower_of(path).num_class_tokens if feature == "patch" else 0
     for layer in (-4, -3, -2, -1, 0, 2):
         tower = tower_of(path, layer, feature)
         features = tower(images)
         assert isinstance(features, torch.Tensor)
-        assert features.shape == (2, tower.num_features, VISION_WIDTH)
+        assert features.shape == (2, tower.num_features, tower.config.hidden_size)
         assert torch.allclose(features, states[layer][:, skipped:], atol=1e-5)
 
 
@@ -59,7 +59,7 @@ def test_features_equal_the_encoders_hidden_states(kind: str, feature: str, tmp_
 def test_several_layers_are_joined_along_the_width(kind: str, tmp_path: Path) -> None:
     path, images = save_tiny_tower(kind, tmp_path), random_images(2)
     tower = tower_of(path, [-1, 1])
-    assert tower.hidden_size == 2 * VISION_WIDTH
+    assert tower.hidden_size == 2 * tower.config.hidden_size
     wanted = torch.cat([tower_of(path, -1)(images), tower_of(path, 1)(images)], dim=-1)
     assert torch.equal(tower(images), wanted)
 
@@ -73,12 +73,12 @@ def test_trainable_tower_receives_gradients_in_every_used_layer(kind: str, tmp_p
         assert all(parameter.grad is not None for parameter in layer.parameters())
 
 
-@pytest.mark.parametrize("kind", ["dinov2", "internvl_vision"])
+@pytest.mark.parametrize("kind", ["dinov2", "dinov2_with_registers", "dinov3_vit", "internvl_vision"])
 def test_position_embeddings_follow_the_image_size(kind: str, tmp_path: Path) -> None:
     tower = tower_of(save_tiny_tower(kind, tmp_path))
     features = tower(torch.randn(1, 3, 35, 35))
     assert tower.num_features_at(35) == 25
-    assert features.shape == (1, 25, VISION_WIDTH)
+    assert features.shape == (1, 25, tower.config.hidden_size)
 
 
 @pytest.mark.parametrize("kind", ["clip_vision_model", "siglip_vision_model"])
