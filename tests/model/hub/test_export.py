@@ -92,7 +92,8 @@ def test_tower_selection_survives_export_and_import(
     tower: str, feature: SelectFeature, llama_path: str, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     path = save_tiny_tower(tower, tmp_path / "tower")
-    for number, layer in enumerate((-1, -2, (-2, 1))):
+    layers: tuple[int | tuple[int, ...], ...] = (-1, -2, (-2, 1))
+    for number, layer in enumerate(layers):
         model = build_llava(llama_path, path, select_layer=layer, select_feature=feature).train(False)
         images, folder = random_images(1), tmp_path / f"out{number}"
         with torch.no_grad():
