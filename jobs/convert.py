@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -79,14 +80,16 @@ def run(
     from pipeline.index.scan import Checks
     from pipeline.samples.schema import SchemaPolicy
     from pipeline.tools.convert.formats import SourceOptions, look_for_source, searched_folder
-    from pipeline.tools.convert.run import convert
+    from pipeline.tools.convert.run import convert, unpacked_folder
     from pipeline.tools.convert.shard_plan import ShardLimits
     from pipeline.tools.inspect.prompt import visible
 
     # 2. Look at the source, and say what was decided.
     policy = SchemaPolicy(prepend_missing_placeholder=add_placeholder, drop_leading_answer=drop_leading_answer)
     folder = None if images is None else str(images)
-    options = SourceOptions(folder, image_column, text_column, first_caption, policy, frozenset(ignore_field or ()))
+    unpacked = unpacked_folder(Path(out).absolute())
+    ignored = frozenset(ignore_field or ())
+    options = SourceOptions(folder, image_column, text_column, first_caption, policy, ignored, str(unpacked))
     console = output_console()
     opened, notes = look_for_source(
         [os.path.abspath(path) if "://" not in path else path for path in source], source_format, options
@@ -117,6 +120,7 @@ def run(
             run_map=_run_map(launcher, workers or usable_cpus()),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
+    shutil.rmtree(unpacked, ignore_errors=True)  # all that it held is in the shards or in the report
     # 4. Account for every row.
     console.print(summary_table(result))
     for line in equations(result):

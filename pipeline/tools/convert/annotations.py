@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import gzip
 import io
+import itertools
 import json
 import zlib
 from collections.abc import Iterator, Mapping
@@ -62,11 +63,11 @@ class AnnotationSource:
 
         Of a compressed file, in which nothing can be found again by its place, the text itself is listed.
         """
-        chunks = _Chunks(keeps_text=is_gzipped(unit))
+        chunks = Chunks(keeps_text=is_gzipped(unit))
         with open_annotations(unit) as file:
             try:
                 for row, (offset, text) in enumerate(_lines(file) if holds_lines(unit) else iterate_array(file)):
-                    chunks.add(self._entry(row, text), offset, text)
+                    chunks.add(self.entry(row, text), offset, text)
             except DataError as error:  # of the file: an element only costs itself
                 raise error.at(shard=unit) from None
         return chunks.table()
@@ -76,9 +77,10 @@ class AnnotationSource:
         columns = (entries[name].to_pylist() for name in ("offset", "length", "text"))
         with open_shard(unit) as file:
             for offset, length, text in zip(*columns, strict=True):
-                yield self._outcome(text or _text_at(file, offset, length))
+                yield self.outcome(text or _text_at(file, offset, length))
 
-    def _entry(self, row: int, text: bytes) -> Entry:
+    def entry(self, row: int, text: bytes) -> Entry:
+        """Return the entry of a row, given its text."""
         try:
             reading = self._reading(_parse(text))
         except DataError as error:
@@ -92,7 +94,8 @@ class AnnotationSource:
         sizes.append(len(text) + sum(len(str(one.value)) + 12 for one in reading.media if is_file_name(one.value)))
         return Entry(row, row, sum(stored_bytes(size) for size in sizes))
 
-    def _outcome(self, text: bytes) -> Outcome:
+    def outcome(self, text: bytes) -> Outcome:
+        """Return what a row becomes, given its text."""
         try:
             row = self.rules.fields.apply(_parse(text))
             reading = self._reading(row)
@@ -122,7 +125,7 @@ class AnnotationSource:
         return reading
 
 
-class _Chunks:
+class Chunks:
     """A listing in the making; what is complete is held as Arrow, which takes some bytes per entry."""
 
     def __init__(self, *, keeps_text: bool) -> None:
@@ -205,6 +208,13 @@ def looks_at(path: str) -> list[dict[str, JsonValue]]:
             return [row for row in [_object(next(iterate_array(file), (0, b""))[1])] if row]
     except (ValueError, OSError):
         return []
+
+
+def first_rows(path: str, number: int) -> list[dict[str, JsonValue]]:
+    """Return the first objects of an annotation file; those that cannot be read are left out."""
+    with open_annotations(path) as file:
+        texts = itertools.islice(_lines(file) if holds_lines(path) else iterate_array(file), number)
+        return [row for row in [_object(text) for _, text in texts] if row]
 
 
 def _object(text: bytes) -> dict[str, JsonValue]:

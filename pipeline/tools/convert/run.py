@@ -36,7 +36,7 @@ from pipeline.tools.convert.shard_job import (
 from pipeline.tools.convert.shard_plan import Ids, ShardLimits, cut_shards, order_entries
 from pipeline.tools.convert.source import Source
 
-FORMAT = 4
+FORMAT = 5
 """Raised whenever the same source would give other bytes."""
 
 
@@ -95,14 +95,27 @@ def convert(
     order = order_entries(_blocks(listing), shuffle_seed)
     cuts = cut_shards(listing["size_bytes"].to_numpy()[order], limits)
     settings = _settings(source, limits, shuffle_seed, prefix, checks)
-    plan = _fingerprint(listing, units, settings)
-    _claim(target, plan, {"units": units, **settings})
+    description = _without_place({"units": units, **settings}, target)
+    plan = _fingerprint(listing, units, description)
+    _claim(target, plan, description)
     names = [f"{prefix}-{number:06d}.tar" for number in range(len(cuts))]
     jobs = _Jobs(plan, names, [order[start:end] for start, end in cuts], listing)
     records, num_resumed = _write_missing(jobs, ShardTask(source, tuple(units), str(target), checks), run_map, progress)
     result = _summarize(target, records, num_resumed)
-    _write_report(target, plan, {"units": units, **settings}, result, records)
+    _write_report(target, plan, description, result, records)
     return result
+
+
+def unpacked_folder(folder: str | Path) -> Path:
+    """Return where a conversion puts the files of archives."""
+    return Path(folder) / "convert" / "unpacked"
+
+
+def _without_place(description: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return a description in which unpacked files have the same names whatever the folder of the conversion is."""
+    place = json.dumps(str(unpacked_folder(folder)))[1:-1]
+    text = json.dumps(description).replace(place, "unpacked")
+    return dict(json.loads(text))
 
 
 class _Jobs(Sequence[ShardJob]):
@@ -170,10 +183,12 @@ def _settings(
 
 def _fingerprint(listing: pa.Table, units: Sequence[str], settings: dict[str, Any]) -> str:
     """Hash what decides the content of every shard: source files in their state, their listing, the settings."""
-    digest = hashlib.sha256(json.dumps([settings, [[unit, *_state(unit)] for unit in units]]).encode())
+    digest = hashlib.sha256(json.dumps([settings, [list(_state(unit)) for unit in units]]).encode())
     for name in ("row", "block", "size_bytes"):
         digest.update(listing[name].to_numpy().tobytes())
-    digest.update(json.dumps(listing["reason"].to_pylist()).encode())
+    for chunk in listing["reason"].chunks:  # not as Python texts: there may be ten million
+        digest.update(json.dumps(chunk.dictionary_encode().dictionary.to_pylist()).encode())
+        digest.update(chunk.dictionary_encode().indices.to_numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -6,6 +6,7 @@ file an annotation, the metadata of one picture, or a description of the folder.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections import defaultdict
@@ -19,11 +20,12 @@ import pyarrow.parquet as pq
 from pipeline.shards.listing import file_identity
 from pipeline.shards.pieces import missing_pieces
 from pipeline.tools.convert.annotations import LINE_ENDINGS, has_content, looks_at, plain_name
+from pipeline.tools.convert.archives import UNREAD, is_archive
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".gif")
+FILM_ENDINGS = (".mp4", ".webm", ".mov", ".mkv", ".avi", ".m4v")
 TABLE_ENDINGS = (".parquet", ".arrow")
 TEXT_TABLE_ENDINGS = (".csv", ".tsv")
-_PACKED = re.compile(r"\.(?:tar\.(?:gz|zst|bz2|xz|lz4)|tgz|tbz2|txz|tzst|zip|7z|rar)$", re.IGNORECASE)
 _DESCRIPTIONS = frozenset(
     ("dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json", "index.json", "config.json")
 )
@@ -42,6 +44,8 @@ class Look(NamedTuple):
     """Paths to read by format: `img2dataset`, `parquet`, `annotations`, `files` (folders of pictures with texts)."""
     notes: list[str]
     """What was decided: taken for data, for lists, counted once, passed over, missing."""
+    archives: list[Path]
+    """To be unpacked: they hold all that there is, or the pictures that the annotations name."""
 
 
 def look_through(folder: Path) -> Look:
@@ -78,17 +82,42 @@ def look_through(folder: Path) -> Look:
     }
     files = {kind: found for kind, found in files.items() if found}
     # 4. What is passed over, and what seems to be missing.
-    taken = {*tars, *tables, *annotations, *lists, *(sidecars if folders else ()), *pictures}
+    archives = [path for path in paths if is_archive(path.name)]
+    if tars or tables or (annotations and pictures) or folders:
+        archives = []  # what they hold may be here already
+    taken = {*tars, *tables, *annotations, *lists, *(sidecars if folders else ()), *pictures, *archives}
     _describe(folder, files, lists, len(pictures), notes)
     _describe_rest(folder, [path for path in paths if path not in taken], notes)
     notes += [f"missing: {one}" for one in missing_pieces([*map(str, [*tars, *tables, *annotations])])]
-    if not files:
+    if mds := next((path for path in paths if path.name == "index.json" and _is_mds(path)), None):
+        raise ValueError(
+            f"{mds.parent}: MDS shards of mosaicml-streaming, which needs another torch than this package; write them "
+            "as Parquet or WebDataset with that library first"
+        )
+    if not files and not archives:
         found = "; ".join(notes) or "it is empty"
         raise ValueError(
             f"folder {folder}: neither tar nor Parquet nor Arrow files in it, nor annotations; {found}; pass the "
             "annotation file"
         )
-    return Look(files, notes)
+    return Look(files, notes, archives)
+
+
+def only_pictures(folder: Path) -> bool:
+    """Whether a folder holds pictures, and neither texts next to them nor annotations, tables or archives."""
+    endings = {Path(name).suffix.casefold() for _, _, names in os.walk(folder) for name in names}
+    texts = {".txt", ".json", ".tar", ".gz", ".zip", *LINE_ENDINGS, *TABLE_ENDINGS, *TEXT_TABLE_ENDINGS}
+    return bool(endings & {*IMAGE_ENDINGS, *FILM_ENDINGS}) and not endings & texts
+
+
+def _is_mds(path: Path) -> bool:
+    """Whether an index.json lists shards of mosaicml-streaming."""
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError):
+        return False
+    shards = tree.get("shards") if isinstance(tree, dict) else None
+    return isinstance(shards, list) and any(isinstance(one, dict) and one.get("format") == "mds" for one in shards)
 
 
 def _each_once(folder: Path, notes: list[str]) -> Iterator[Path]:
@@ -148,7 +177,7 @@ def _holds_annotations(path: Path) -> bool:
     name = plain_name(path.name)
     if not name.endswith((*LINE_ENDINGS, ".json")) or name in _DESCRIPTIONS or name.endswith("_stats.json"):
         return False
-    return any(has_content(row) or {"images", "annotations"} <= row.keys() for row in looks_at(str(path)))
+    return any(has_content(row) or row.keys() & {"annotations", "questions"} for row in looks_at(str(path)))
 
 
 def _check_one_part(folder: Path, files: Sequence[Path], part_of: Callable[[Path], Path]) -> None:
@@ -226,8 +255,9 @@ def _describe_rest(folder: Path, rest: Sequence[Path], notes: list[str]) -> None
     """Say what is passed over: each archive that would have to be unpacked, and all else by its ending."""
     others: dict[str, list[Path]] = defaultdict(list)
     for path in rest:
-        if _PACKED.search(path.name):
-            notes.append(f"passed over: {path.relative_to(folder)}, a compressed archive; unpack it first")
+        if is_archive(path.name) or UNREAD.search(path.name):
+            advice = "unpack it" if UNREAD.search(path.name) else "name it as well, if its files are not here already"
+            notes.append(f"passed over: {path.relative_to(folder)}, a compressed archive; {advice}")
         else:
             others[path.suffix.casefold() or "no ending"].append(path)
     for ending, found in sorted(others.items()):

@@ -23,12 +23,17 @@ def converted(
 ) -> tuple[Conversion, list[Sample]]:
     """Convert, index what was written, and read every sample back; the index must reject none."""
     result = convert(open_source([str(path) for path in paths], kind, options), tmp_path / "out", limits=ROOMY)
+    return result, samples_of(result, tmp_path / "index")
+
+
+def samples_of(result: Conversion, index_dir: Path) -> list[Sample]:
+    """Index what was written, and read every sample back; the index must reject none."""
     if not result.shards:
-        return result, []
-    index = build_index(result.shards, tmp_path / "index")
+        return []
+    index = build_index(result.shards, index_dir)
     assert index.summary() == {}
     assert index.num_samples == result.num_samples
-    return result, [read_sample(index, idx) for idx in range(index.num_samples)]
+    return [read_sample(index, idx) for idx in range(index.num_samples)]
 
 
 def answers(samples: list[Sample]) -> list[str]:

@@ -23,9 +23,9 @@ from tests.pipeline.tools.convert.reading import answers, converted, skipped
 
 
 def test_other_compressed_file_is_to_be_unpacked_first(tmp_path: Path) -> None:
-    for name in ("a.parquet.gz", "a.tar.gz"):
+    for name, advice in (("a.parquet.gz", "compressed; gunzip it first"), ("a.tar.gz", "an archive; unpack it first")):
         (tmp_path / name).write_bytes(gzip.compress(b"x"))
-        with pytest.raises(ValueError, match=rf"{name}: compressed; gunzip it first"):
+        with pytest.raises(ValueError, match=f"{name}: {advice}"):
             open_source([str(tmp_path / name)])
 
 
@@ -205,3 +205,14 @@ def test_one_object_is_refused_with_its_fields_and_what_was_expected(
     message = f"one object with {found} at the top; expected an array of annotations, one per line, or COCO captions"
     with pytest.raises(DataError, match=message):
         open_source([str(tmp_path / "a.json")]).list_unit(str(tmp_path / "a.json"))
+
+
+def test_shards_of_mosaicml_streaming_are_refused_by_name(tmp_path: Path) -> None:
+    raw = {"basename": "shard.00000.mds", "bytes": 20, "hashes": {}}
+    shard = {"column_encodings": ["jpeg", "str"], "column_names": ["image", "text"], "column_sizes": [None, None],
+             "compression": None, "format": "mds", "hashes": [], "raw_data": raw, "samples": 1, "size_limit": 67108864,
+             "version": 2, "zip_data": None}  # fmt: skip
+    (tmp_path / "index.json").write_text(json.dumps({"shards": [shard], "version": 2}))
+    (tmp_path / "shard.00000.mds").write_bytes(bytes(20))
+    with pytest.raises(ValueError, match=r"MDS shards of mosaicml-streaming.*write them as Parquet or WebDataset"):
+        open_source([str(tmp_path)])
