@@ -1,7 +1,7 @@
 """Zip and tar archives of annotations, tables and pictures: unpacked below the output folder, then read as any folder.
 
 Only regular files with names inside the archive are written, and checksums are compared. A tar file of WebDataset
-samples is no such archive; it is told by its first members.
+samples is left as it is; its first members tell.
 """
 
 from __future__ import annotations
