@@ -66,11 +66,11 @@ class EnergonSource:
                 defect = error
         entries, keys, members = [], [], []
         for row, (key, group) in enumerate(groups):
-            error = _group_error(group, cut=defect is not None and row == len(groups) - 1)
+            found = _group_error(group, cut=defect is not None and row == len(groups) - 1)
             size = sum(stored_bytes(member.size) for _, member in group)
-            entries.append(refused(row, error) if error else Entry(row, row, size))
+            entries.append(refused(row, found) if found else Entry(row, row, size))
             keys.append(key)
-            members.append([] if error else [_place(extension, member) for extension, member in group])
+            members.append([] if found else [_place(extension, member) for extension, member in group])
         if defect is not None:
             entries.append(refused(len(entries), defect))
             keys.append("")
