@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from pipeline.config import ConfigError, ExperimentConfig, load_config
+from pipeline.run_folder.place import reading_copy
 
 CONFIG_FOLDER = Path(str(importlib.resources.files("jobs"))) / "configs"
 
@@ -40,7 +41,7 @@ def read_config(name: str, overrides: list[str] | None, stage: str | None = None
     Raises:
         ConfigError: no such config, a wrong value, or a config for the other stage.
     """
-    path = find_config(name)
+    path = reading_copy(name.rpartition("/")[0]) / name.rpartition("/")[2] if "://" in name else find_config(name)
     if not path.is_file():
         raise ConfigError(f"config {name}: no such file, and the included ones are {', '.join(included_configs())}")
     config = load_config(path, overrides or [])

@@ -4,7 +4,6 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 
 import typer
 from rich.table import Table
@@ -48,7 +47,7 @@ def examine(config: ExperimentConfig) -> list[Finding]:
     from pipeline.tools.doctor.services import check_ray, check_tracking
 
     # 1. The run folder and its checkpoints.
-    run_dir, parts, checkpoint = Path(config.run_dir), config.model, config.checkpoint
+    run_dir, parts, checkpoint = config.run_dir, config.model, config.checkpoint
     findings = _examine("run folder", lambda: check_file_system(run_dir))
     if not any(finding.check == "run folder" for finding in findings):
         findings += _examine("config", lambda: check_resume(run_dir, checkpoint, config.to_record()))

@@ -10,11 +10,15 @@ from rich.table import Table
 
 from jobs.console import output_console
 from jobs.generate import tokenizer_source
+from jobs.model_place import folder_here
 
 if TYPE_CHECKING:  # torch takes seconds to load; usage errors need not wait for it
     from pipeline.tools.evaluation.scores import Evaluation
 
-Model = Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a finished run, or a model folder.")]
+Model = Annotated[
+    Path,
+    typer.Argument(metavar="MODEL", parser=folder_here, help="Folder or URL of a finished run, or a model folder."),
+]
 Shards = Annotated[list[str], typer.Argument(metavar="SHARDS...", help="Held-out instruction shards: paths or URLs.")]
 MaxSamples = Annotated[int | None, typer.Option(min=1, help="Evaluate no more than this many samples.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Prompts per forward pass.")]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jobs.console import output_console
+from jobs.model_place import folder_here
 from pipeline.config import ConfigError, load_config
 
 if TYPE_CHECKING:  # torch takes seconds to load; usage errors need not wait for it
@@ -14,7 +15,10 @@ if TYPE_CHECKING:  # torch takes seconds to load; usage errors need not wait for
     from pipeline.assembly.folder import OpenedModel
     from pipeline.samples.prompt.conversation import Conversation
 
-Model = Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a finished run, or a model folder.")]
+Model = Annotated[
+    Path,
+    typer.Argument(metavar="MODEL", parser=folder_here, help="Folder or URL of a finished run, or a model folder."),
+]
 Question = Annotated[
     str, typer.Argument(help="What to ask; `<image>` marks where an image belongs, else all come first.")
 ]

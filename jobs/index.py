@@ -15,6 +15,7 @@ from jobs.config_source import ConfigOption, OverridesArgument, read_config
 from jobs.console import output_console
 from pipeline.config import ConfigError
 from pipeline.run_folder.links import check_links
+from pipeline.run_folder.place import shown, working_folder
 
 if TYPE_CHECKING:  # torch takes seconds to load; config errors need not wait for it
     import pyarrow as pa
@@ -47,7 +48,7 @@ def run(config: ConfigOption, overrides: OverridesArgument = None, report: Repor
         _check_report(report)
 
     # 1. Read what is new.
-    check_links(Path(experiment.run_dir))
+    check_links(working_folder(experiment.run_dir))
     run_map = choose_run_map(experiment.cluster)
     data = index_run(experiment, build_encoder(experiment.model, experiment.data), console, run_map)
     # 2. Say what is there, what is rejected and what was passed over.
@@ -58,7 +59,8 @@ def run(config: ConfigOption, overrides: OverridesArgument = None, report: Repor
         console.print(rejected_table(rejected[:_MAX_LISTED], len(rejected), short_names(index)))
     for sentence in passed_over(experiment.data.shards_by_source, index.passed_over()):
         console.print(Text(f"passed over: {visible(sentence)}", style="yellow"), soft_wrap=True)
-    console.print(f"index: {index_folder(experiment.data, experiment.run_dir)}, fingerprint {index.fingerprint[:12]}")
+    place = shown(index_folder(experiment.data, experiment.run_dir))
+    console.print(f"index: {place}, fingerprint {index.fingerprint[:12]}")
     # 3. Write the report, and say whether a run would start.
     if report is not None:
         report.write_text("".join(json.dumps(row._asdict()) + "\n" for row in rejected), encoding="utf-8")

@@ -12,6 +12,7 @@ from jobs.config_source import ConfigOption, OverridesArgument, read_config
 from jobs.console import output_console
 from jobs.index import summary_table, warn_of_refusal
 from pipeline.config import ConfigError, ExperimentConfig
+from pipeline.run_folder.place import mirror_of, working_folder
 
 if TYPE_CHECKING:  # torch takes seconds to load; config errors need not wait for it
     from pipeline.plan.efficiency import PackingReport
@@ -25,7 +26,9 @@ SampleOption = Annotated[
 ]
 StepOption = Annotated[int | None, typer.Option(help="What exactly is in this global step, per rank and micro-batch.")]
 WorkersOption = Annotated[int | None, typer.Option(min=1, help="Number of workers; by default that of the config.")]
-OutOption = Annotated[Path | None, typer.Option(help="HTML file; by default in the run folder.")]
+OutOption = Annotated[
+    Path | None, typer.Option(help="HTML file; by default in the run folder, or here if that is a URL.")
+]
 CountOption = Annotated[int, typer.Option(min=0, help="Samples on the overview page.")]
 
 _STEP_COLUMNS = ("rank", "micro-batch", "tokens", "sample", "shard:index", "key", "images", "rejected")
@@ -62,7 +65,8 @@ def run(
         name, html = _show_step(inspection, step, console)
     else:
         name, html = _show_overview(inspection, num_samples, console)
-    path = out or Path(experiment.run_dir) / name
+    folder = working_folder(experiment.run_dir)
+    path = out or (folder if mirror_of(folder) is None else Path.cwd()) / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(html, encoding="utf-8")
     console.print(f"page: {path} ({path.stat().st_size / 1e6:.1f} MB, one file)", highlight=False)
@@ -93,7 +97,7 @@ def open_inspection(config: ExperimentConfig, *, console: Console, num_ranks: in
         plan = plan_run(config.data, config.training, config.seed, data, encoder)
     except ValueError as error:  # of the data, which is what to look at
         no_plan = str(error)
-    run_dir = Path(config.run_dir)
+    run_dir = working_folder(config.run_dir)
     refused = {} if plan is None else read_refused(run_dir, plan.data_fingerprint)
     inspected = Inspected(data.index, data.tokens, encoder, refused)
     label = RunLabel(config.name, config.stage, config.data.template, config.training.micro_batch_tokens)

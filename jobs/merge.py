@@ -6,8 +6,14 @@ from typing import Annotated, Literal
 import typer
 
 from jobs.console import output_console
+from jobs.model_place import folder_here
 
-Model = Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a finished LoRA run, or its model folder.")]
+Model = Annotated[
+    Path,
+    typer.Argument(
+        metavar="MODEL", parser=folder_here, help="Folder or URL of a finished LoRA run, or its model folder."
+    ),
+]
 Target = Annotated[Path, typer.Argument(metavar="TARGET", help="Folder to write; must be empty or not exist.")]
 Dtype = Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Type of the written weights.")]
 

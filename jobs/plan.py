@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,6 +13,7 @@ from jobs.config_source import ConfigOption, OverridesArgument, read_config
 from jobs.console import output_console
 from jobs.index import warn_of_refusal
 from pipeline.config import Recipe, TrainingConfig
+from pipeline.run_folder.place import working_folder
 
 if TYPE_CHECKING:  # torch takes seconds to load; config errors need not wait for it
     from model.hub.weights import LlavaModel
@@ -67,7 +67,7 @@ def run(
     encoder, model = check_config(experiment.model_copy(update={"cluster": on_device}))
     data = index_run(experiment, encoder, console, choose_run_map(experiment.cluster))
     plan = plan_run(recipe.data, recipe.training, experiment.seed, data, encoder)
-    refused = read_refused(Path(experiment.run_dir), plan.data_fingerprint)
+    refused = read_refused(working_folder(experiment.run_dir), plan.data_fingerprint)
     source = check_data(experiment.recipe, data, BatchSource(plan, data.index, encoder, refused))
     # 2. What a step does, on any machine.
     work = measure_work(Inspected(data.index, data.tokens, encoder), plan, model, recipe)

@@ -137,7 +137,7 @@ def _run_name(arguments: Sequence[str]) -> str:
         return path.stem
     overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
     experiment = load_config(path, overrides)
-    if not Path(experiment.run_dir).is_absolute():
+    if "://" not in experiment.run_dir and not Path(experiment.run_dir).is_absolute():
         raise SubmitError(
             f"run_dir {experiment.run_dir} is relative, and a job's current directory is a temporary one: nothing "
             "could be resumed. Pass run_dir=/a/folder/that/all/nodes/share"

@@ -12,6 +12,7 @@ from rich.syntax import Syntax
 
 from pipeline.config import ExperimentConfig
 from pipeline.parallel.stop_signals import StopRequestedError
+from pipeline.run_folder.place import shown
 
 if TYPE_CHECKING:  # torch takes seconds to load; config errors need not wait for it
     from pipeline.launch.run import TrainingResult
@@ -46,7 +47,7 @@ def report(config: ExperimentConfig, result: "TrainingResult", console: Console)
 
     if os.environ.get("RANK", "0") != "0":
         return
-    console.print(f"{config.name}: finished after {result.steps} steps; result: [bold]{result.output}[/]")
+    console.print(f"{config.name}: finished after {result.steps} steps; result: [bold]{shown(result.output)}[/]")
     if limit := verdict(result.metrics, config.cluster.data_workers):
         console.print(f"{config.name}: {limit}")
     if config.tracking.enabled:

@@ -20,6 +20,7 @@ from pipeline.assembly.adapter_base import fingerprint_base
 from pipeline.assembly.facts import has_wrapped_images, load_tokenizer
 from pipeline.assembly.precision import DTYPES, load_dtype
 from pipeline.config import ConfigError, ModelConfig, Recipe
+from pipeline.run_folder.place import reading_copy
 
 PROJECTOR_FILE = "projector/mm_projector.safetensors"
 """What projector pretraining leaves in its run folder."""
@@ -132,7 +133,8 @@ def find_projector(adapter: str | None) -> str | None:
     """
     if adapter is None or Path(adapter).is_file():
         return adapter
-    path = Path(adapter) / PROJECTOR_FILE
+    folder = reading_copy(adapter, PROJECTOR_FILE) if adapter.startswith("s3://") else Path(adapter)
+    path = folder / PROJECTOR_FILE
     if not path.is_file():
         raise ConfigError(
             f"model.pretrain_mm_mlp_adapter {adapter}: expected a projector file or the folder of a finished "

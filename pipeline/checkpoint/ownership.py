@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -14,6 +13,7 @@ from pipeline.config import ConfigError, ExperimentConfig, check_resumable
 from pipeline.plan.mix import check_past_changes
 from pipeline.plan.plan import Plan
 from pipeline.run_folder.metrics_log import METRICS_FILE
+from pipeline.run_folder.place import working_folder
 
 
 def check_own(checkpoint: Checkpoint, plan: Plan, record: Mapping[str, Any]) -> None:
@@ -47,7 +47,7 @@ def _check_same_run(started_in: str, run_dir: str, checkpoint_folder: str | None
 
     A run folder that was moved has its metrics; one that was lost is created again under its own name.
     """
-    is_moved = (Path(run_dir) / METRICS_FILE).is_file()
+    is_moved = (working_folder(run_dir) / METRICS_FILE).is_file()
     if checkpoint_folder is not None and started_in != run_dir and not is_moved:
         raise ConfigError(
             f"checkpoint.folder {checkpoint_folder} holds the checkpoints of the run in {started_in}, and "

@@ -19,9 +19,9 @@ from pyarrow import fs
 
 from model.files.atomic import replacing, sync
 from pipeline.checkpoint.manifest import MANIFEST_NAME
-from pipeline.shards.locations import locate
-from pipeline.shards.retries import with_retries
 from pipeline.shards.storage import open_remote, stat_shard
+from pipeline.storage.locations import locate
+from pipeline.storage.retries import with_retries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from model.fusion.resolution import ASPECT_RATIO_PATTERN
 from pipeline.config.mix import MixChange, SourceConfig, SourceName, check_mix
 from pipeline.config.section import Fixed, Free, Section
-from pipeline.storage.urls import check_local, check_shard_urls
+from pipeline.storage.urls import check_local, check_run_dir, check_shard_urls
 
 TemplateName = Literal[
     "plain", "v0", "v1", "llama_2", "llama_3", "mistral_instruct", "mpt", "chatml", "qwen", "gemma", "phi", "tokenizer"
@@ -71,7 +71,7 @@ class DataConfig(Section):
     @field_validator("index_dir")
     @classmethod
     def _check_index_dir(cls, folder: str | None) -> str | None:
-        return folder and check_local(folder, "index_dir", "choose a folder that all machines of the run share")
+        return folder and check_run_dir(folder, "index_dir")
 
     @field_validator("shards")
     @classmethod

@@ -15,12 +15,7 @@ from pipeline.config.recipe import Recipe, Stage
 from pipeline.config.running import CheckpointConfig, ClusterConfig, TrackingConfig
 from pipeline.config.section import Fixed, Free, Section
 from pipeline.config.training import TrainingConfig
-from pipeline.storage.urls import check_local
-
-RUN_DIR_REMEDY = (
-    "its files are locked, appended to and renamed. Choose a folder that all machines of the run share, and let "
-    "checkpoint.folder be the URL to store checkpoints in object storage"
-)
+from pipeline.storage.urls import check_run_dir
 
 
 class ExperimentConfig(Section):
@@ -29,7 +24,7 @@ class ExperimentConfig(Section):
     name: Annotated[str, Free]
     """Run name shown in MLflow and in logs."""
     run_dir: Annotated[str, Free]
-    """Folder of the run: config, index, checkpoints, metrics, results. The same folder resumes the same run."""
+    """Folder or s3:// prefix of the run: config, index, checkpoints, metrics, results. The same one resumes the run."""
     stage: Annotated[Stage, Fixed]
     """`pretrain` trains the projector only; `finetune` the projector and the language model."""
     seed: Annotated[int, Fixed, Field(ge=0)] = 0
@@ -45,7 +40,7 @@ class ExperimentConfig(Section):
     @field_validator("run_dir")
     @classmethod
     def _check_run_dir(cls, folder: str) -> str:
-        return check_local(folder, "run_dir", RUN_DIR_REMEDY)
+        return check_run_dir(folder)
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Self:
@@ -122,14 +117,14 @@ class ExperimentConfig(Section):
             name: source.model_copy(update={"shards": absolute(source.shards)})
             for name, source in self.data.sources.items()
         }
-        index_dir = self.data.index_dir and str(Path(self.data.index_dir).absolute())
+        index_dir = self.data.index_dir and absolute((self.data.index_dir,))[0]
         feature_cache = self.data.feature_cache and str(Path(self.data.feature_cache).absolute())
         checkpoints = self.checkpoint.folder and absolute((self.checkpoint.folder,))[0]
         parts = self.model
         # 2. The sections with them.
         return self.model_copy(
             update={
-                "run_dir": str(Path(self.run_dir).absolute()),
+                "run_dir": absolute((self.run_dir,))[0],
                 "checkpoint": self.checkpoint.model_copy(update={"folder": checkpoints}),
                 "data": self.data.model_copy(
                     update={

@@ -21,6 +21,7 @@ from pipeline.index.index import ShardIndex
 from pipeline.index.lengths import build_token_columns
 from pipeline.index.scan import Checks
 from pipeline.parallel.run_map import RunMap, run_serially
+from pipeline.run_folder.place import fetch, push, working_folder
 from pipeline.samples.encode import SampleEncoder
 from pipeline.samples.image import ImageLimits
 from pipeline.samples.schema import SchemaPolicy
@@ -108,6 +109,7 @@ def index_data(
             tables.append(
                 build_token_columns(indexes[source], encoder, cache_dir=own_folder, run_map=count_map, progress=report)
             )
+    push(folder)
     index, sources = join_indexes(indexes)
     facts = tuple(
         SourceFacts(source, own.fingerprint, tuple(shard.url for shard in own.shards), int(own.usable.sum()))
@@ -127,9 +129,10 @@ def checks_of(data: DataConfig) -> Checks:
     )
 
 
-def index_folder(data: DataConfig, run_dir: str, source: str = "") -> Path:
+def index_folder(data: DataConfig, run_dir: str | Path, source: str = "") -> Path:
     """Return the folder of a run's index, or of the index of one source of its mix."""
-    folder = Path(data.index_dir) if data.index_dir else Path(run_dir) / "index"
+    folder = working_folder(data.index_dir) if data.index_dir else working_folder(run_dir) / "index"
+    fetch(folder, "" if data.index_dir else "index/")
     return folder / source if source else folder
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from pipeline.checkpoint.resume import run_storage
 from pipeline.config import CheckpointConfig, ExperimentConfig, check_resumable, load_config
 from pipeline.run_folder.files import replace_file
+from pipeline.run_folder.place import push, working_folder
 
 
 def adopt_run_dir(config: ExperimentConfig) -> None:
@@ -18,9 +19,10 @@ def adopt_run_dir(config: ExperimentConfig) -> None:
         ConfigError: a field that must not change on resume differs.
     """
     check_continues(config)
-    saved = Path(config.run_dir) / "config.yaml"
+    saved = working_folder(config.run_dir) / "config.yaml"
     saved.parent.mkdir(parents=True, exist_ok=True)
     replace_file(saved, config.to_yaml())
+    push(saved.parent)
 
 
 def check_continues(config: ExperimentConfig) -> None:
@@ -29,8 +31,8 @@ def check_continues(config: ExperimentConfig) -> None:
     Raises:
         ConfigError: a field that must not change on resume differs.
     """
-    saved = Path(config.run_dir) / "config.yaml"
-    if saved.is_file() and has_begun(Path(config.run_dir), config.checkpoint):
+    saved = working_folder(config.run_dir) / "config.yaml"
+    if saved.is_file() and has_begun(working_folder(config.run_dir), config.checkpoint):
         check_resumable(load_config(saved), config)
 
 

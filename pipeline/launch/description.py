@@ -1,9 +1,9 @@
 """What a run is, in a few lines that a colleague reads on its page."""
 
 import socket
-from pathlib import PurePosixPath
 
 from pipeline.config import ExperimentConfig
+from pipeline.storage.urls import below
 
 _LEARNS = {"pretrain": "the projector", "finetune": "projector and language model"}
 
@@ -22,7 +22,7 @@ def describe_run(config: ExperimentConfig) -> str:
         f"- {extent}, {training.global_batch_size} samples per step, learning rate {training.learning_rate:g}, "
         f"seed {config.seed}",
         f"- Run folder `{config.run_dir}` on `{socket.gethostname()}`; resume with "
-        f"`ray-llava {config.stage} --config {PurePosixPath(config.run_dir) / 'config.yaml'}`",
+        f"`ray-llava {config.stage} --config {below(config.run_dir, 'config.yaml')}`",
     ]
     return "\n".join(lines)
 

@@ -18,6 +18,7 @@ from pipeline.config import ClusterConfig
 from pipeline.launch.crashes.search import RunData, refused_samples
 from pipeline.parallel.ranks import Workers
 from pipeline.parallel.stop_signals import stop_requests
+from pipeline.run_folder.place import place_in
 from pipeline.run_folder.restarts import record_start
 from pipeline.stream.marks import WorkMarks
 from pipeline.stream.rank_step import BatchSource, RankStep, iterate_locally
@@ -55,8 +56,8 @@ def open_rank_stream(
         workers: this rank among the others.
     """
     run_dir = job.run_dir
-    marks = WorkMarks(run_dir / "working" / f"rank-{workers.rank:05d}")
-    data = RunData(run_dir, source.plan.data_fingerprint, lambda: source.index, marks)
+    marks = WorkMarks(place_in(run_dir, f"working/rank-{workers.rank:05d}"))
+    data = RunData(str(run_dir), source.plan.data_fingerprint, lambda: source.index, marks)
 
     def open_once(start_step: int, refused: Mapping[int, str]) -> Iterator[RankStep]:
         return iterate_locally(

@@ -18,6 +18,7 @@ from pipeline.checkpoint.verification import read_manifest
 from pipeline.config import ExperimentConfig
 from pipeline.index.dataset import SourceFacts
 from pipeline.run_folder.metrics_log import METRICS_FIELDS, METRICS_FILE
+from pipeline.run_folder.place import working_folder
 
 if TYPE_CHECKING:
     from pipeline.tracking import RunTracker
@@ -119,7 +120,7 @@ class ModelWatch:
         from pipeline.tracking.operations import DATA_TAG, SOURCE_RUN_TAG, LogModel, RegistryEntry
 
         config = self._config
-        entry = measured_before(Path(config.run_dir) / METRICS_FILE, step) or {"metrics": {}, "time_s": None}
+        entry = measured_before(working_folder(config.run_dir) / METRICS_FILE, step) or {"metrics": {}, "time_s": None}
         metrics = {key: value for key, value in entry["metrics"].items() if key.startswith(_METRICS)}
         tags = {"ray_llava.stage": config.stage, DATA_TAG: self._digest}
         if self._source_run is not None:

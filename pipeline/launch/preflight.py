@@ -42,6 +42,7 @@ from pipeline.launch.prepare import prepare_run
 from pipeline.parallel.run_map import RunMap
 from pipeline.plan.mix import describe_late_changes
 from pipeline.plan.plan import Plan
+from pipeline.run_folder.place import working_folder
 from pipeline.samples.encode import SampleEncoder
 from pipeline.stream.rank_step import BatchSource
 from pipeline.training.optim import check_optimizer
@@ -143,14 +144,18 @@ def check_model(recipe: Recipe, *, use_gpu: bool) -> LlavaModel:
 
 
 def check_outputs(run_dir: str, checkpoint: CheckpointConfig, data: DataConfig) -> None:
-    """Refuse folders that cannot be written, without creating them."""
+    """Refuse folders that cannot be written, without creating them, and object stores that cannot hold a run."""
     folders = {
         "run_dir": run_dir,
         "checkpoint.folder": checkpoint.folder,
         "data.index_dir": data.index_dir,
     }
     for field, folder in folders.items():
-        if folder is None or "://" in folder:
+        if folder is None:
+            continue
+        if "://" in folder:
+            if field != "checkpoint.folder":
+                working_folder(folder)
             continue
         found = next(path for path in (Path(folder), *Path(folder).absolute().parents) if path.exists())
         if not found.is_dir():

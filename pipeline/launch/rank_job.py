@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pipeline.config import ExperimentConfig
+from pipeline.run_folder.place import working_folder
 from pipeline.training.worker import RankJob
 
 
 def rank_job(config: ExperimentConfig, attempt: int) -> RankJob:
     """Return what a rank is to train; `attempt` is the number under which the run folder is held."""
     return RankJob(
-        run_dir=Path(config.run_dir),
+        run_dir=working_folder(config.run_dir),
         recipe=config.recipe,
         seed=config.seed,
         checkpoint=config.checkpoint,

@@ -30,6 +30,7 @@ from pipeline.parallel.own_code import check_same_code, own_code
 from pipeline.parallel.ranks import Workers, join_torchrun
 from pipeline.parallel.run_map import RunMap
 from pipeline.run_folder.lease import hold_checkpoints, hold_run
+from pipeline.run_folder.place import found_here, push, working_folder
 from pipeline.samples.encode import SampleEncoder
 from pipeline.stream.rank_step import BatchSource
 from pipeline.training.worker import WorkerResult, run_worker
@@ -39,6 +40,7 @@ class TrainingResult(NamedTuple):
     """What a finished run leaves behind."""
 
     run_dir: Path
+    """The folder of the run, or this process's copy of one in object storage."""
     steps: int
     """Optimizer steps of the whole run."""
     metrics: dict[str, float]
@@ -68,7 +70,7 @@ def run_training(config: ExperimentConfig, console: Console | None = None) -> Tr
         # 2. The first rank holds the run folder and prepares the data; the others then find everything ready.
         attempt, watch = 0, None
         if workers.is_first:
-            attempt = run.enter_context(hold_run(Path(config.run_dir)))
+            attempt = run.enter_context(hold_run(config.run_dir))
             run.enter_context(hold_checkpoints(config.checkpoint.folder))
             adopt_run_dir(config)
             encoder = check_config(config).encoder
@@ -83,8 +85,8 @@ def run_training(config: ExperimentConfig, console: Console | None = None) -> Tr
         result = run_worker(job, source, workers, stream.open, position=stream.position, notices=stream.notices)
         # 4. Hand the result on.
         if watch is not None:
-            watch.finish(Path(result.output))
-    return _describe(Path(config.run_dir), result, watch)
+            watch.finish(result.output)
+    return _describe(working_folder(config.run_dir), result, watch)
 
 
 def _run_on_ray(config: ExperimentConfig, console: Console) -> TrainingResult:
@@ -96,7 +98,7 @@ def _run_on_ray(config: ExperimentConfig, console: Console) -> TrainingResult:
     from pipeline.launch.on_ray.train import run_on_ray
     from pipeline.parallel.ray_map import map_on_cluster
 
-    with hold_run(Path(config.run_dir)) as attempt, hold_checkpoints(config.checkpoint.folder):
+    with hold_run(config.run_dir) as attempt, hold_checkpoints(config.checkpoint.folder):
         adopt_run_dir(config)
         encoder = check_config(config).encoder  # before Ray, which takes seconds to start
         connect(config.cluster)
@@ -104,8 +106,8 @@ def _run_on_ray(config: ExperimentConfig, console: Console) -> TrainingResult:
         source, rejected, sources = _prepare(config, encoder, console, survive_in_tasks(map_on_cluster))
         with RunWatch(config, source, rejected, sources, console) as watch:
             result = run_on_ray(config, source, attempt)
-            watch.finish(Path(result.output))
-    return _describe(Path(config.run_dir), result, watch)
+            watch.finish(result.output)
+    return _describe(working_folder(config.run_dir), result, watch)
 
 
 def _join_ranks(use_gpu: bool) -> Workers:
@@ -125,7 +127,9 @@ def _prepare(
 ) -> tuple[BatchSource, dict[str, int], tuple[SourceFacts, ...]]:
     """Return what to train on, how many samples the index rejects for each reason (written down too), and sources."""
     source, data = prepare_run(config, encoder, console=console, run_map=run_map)
-    rejected = record_rejected(Path(config.run_dir), data.index, data.tokens)
+    run_dir = working_folder(config.run_dir)
+    rejected = record_rejected(run_dir, data.index, data.tokens)
+    push(run_dir)  # before workers on other machines look for it
     return check_data(config.recipe, data, source), rejected, data.facts
 
 
@@ -137,4 +141,4 @@ def _wait_for_first_rank(config: ExperimentConfig, workers: Workers) -> BatchSou
 
 def _describe(run_dir: Path, result: WorkerResult, watch: RunWatch | None) -> TrainingResult:
     run_id = None if watch is None else watch.run_id
-    return TrainingResult(run_dir, result.steps, result.metrics, Path(result.output), run_id)
+    return TrainingResult(run_dir, result.steps, result.metrics, found_here(result.output, run_dir), run_id)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 
-from pipeline.assembly.parts import find_projector
+from pipeline.assembly.parts import MODEL_FOLDER, PROJECTOR_FILE, find_projector
 from pipeline.config import ExperimentConfig, ModelConfig
 from pipeline.index.dataset import SourceFacts
 from pipeline.launch.description import describe_run
@@ -20,6 +20,8 @@ from pipeline.launch.model_watch import ModelWatch, log_sources
 from pipeline.launch.progress import ProgressReporter
 from pipeline.parallel.stop_signals import StopRequestedError
 from pipeline.run_folder.metrics_log import METRICS_FILE
+from pipeline.run_folder.place import fetch, follow, found_here, working_folder
+from pipeline.run_folder.restarts import FAILURES_FILE, RESTARTS_FILE
 from pipeline.stream.rank_step import BatchSource
 from pipeline.training.measures.profiling import PROFILE_FOLDER
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_FOLLOWED = (METRICS_FILE, RESTARTS_FILE, FAILURES_FILE)
 _SEND_TIMEOUT_S = 60.0
 _STOP_SEND_TIMEOUT_S = 10.0  # of the 30 s that clouds and clusters give a process to end
 
@@ -65,7 +68,7 @@ class RunWatch:
 
     def __enter__(self) -> Self:
         """Begin with the tracker, whose failure must end the run before it shows progress."""
-        config, run_dir = self._config, Path(self._config.run_dir)
+        config, run_dir = self._config, working_folder(self._config.run_dir)
         if config.tracking.enabled:
             self._tracker = _open_tracker(tracked_run(config), config.model, self._source, self._rejected)
             log_sources(self._tracker, config.name, self._source.index.fingerprint, self._sources)
@@ -76,26 +79,33 @@ class RunWatch:
             ProgressReporter(run_dir / METRICS_FILE, name=config.name, total_steps=steps, console=self._console)
         )
         self._shown.enter_context(FailureWatch(run_dir, self._tell_restart))
+        follow(run_dir, *_FOLLOWED)
         return self
 
-    def finish(self, output: Path) -> None:
+    def finish(self, output: str) -> None:
         """Give the run its end; `output` is the projector file, or the folder of a model or of adapters."""
+        fetch(self._config.run_dir, *_FOLLOWED)
         self._shown.close()
         if self._tracker is None:
             return
-        traces = Path(self._config.run_dir) / PROFILE_FOLDER
+        fetch(self._config.run_dir, f"{PROFILE_FOLDER}/")
+        traces = working_folder(self._config.run_dir) / PROFILE_FOLDER
         if traces.is_dir():
             self._tracker.log_artifacts(traces, PROFILE_FOLDER)
         if self._config.stage == "pretrain":
-            self._tracker.log_artifacts(output, "projector")
+            self._tracker.log_artifacts(self._fetched(output), "projector")
         if self._models is not None:
-            self._models.tell_result(output, self._config.stage == "pretrain" or self._config.tracking.log_model)
+            is_sent = self._config.stage == "pretrain" or self._config.tracking.log_model
+            place = self._fetched(output) if is_sent else found_here(output, self._config.run_dir)
+            self._models.tell_result(place, is_sent)
         self._tracker.finish("FINISHED")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Say how the run ended, and wait a while for what MLflow has not yet got."""
+        with suppress(OSError):
+            fetch(self._config.run_dir, *_FOLLOWED)
         self._shown.close()
         if self._tracker is None:
             return
@@ -110,6 +120,10 @@ class RunWatch:
                 f"are kept in the run folder{_name_files(tracker)}. `ray-llava mlflow-replay {config.run_dir}` sends "
                 "them later"
             )
+
+    def _fetched(self, output: str) -> Path:
+        fetch(self._config.run_dir, PROJECTOR_FILE if self._config.stage == "pretrain" else f"{MODEL_FOLDER}/")
+        return found_here(output, self._config.run_dir)
 
     def _tell_restart(self, number: int, cause: str) -> None:
         """Say that workers start again, and why."""
@@ -138,7 +152,7 @@ def tracked_run(config: ExperimentConfig) -> TrackedRun:
     from pipeline.tracking import TrackedRun
 
     return TrackedRun(
-        run_dir=Path(config.run_dir),
+        run_dir=working_folder(config.run_dir),
         name=config.name,
         stage=config.stage,
         tracking=config.tracking,

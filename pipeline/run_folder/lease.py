@@ -19,32 +19,39 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.run_folder.files import read_object, replace_file
+from pipeline.run_folder.held import LeaseLostError, RunHeldError
 from pipeline.run_folder.links import check_links
 from pipeline.run_folder.locks import lock_file
+from pipeline.run_folder.mirror import Mirror
+from pipeline.run_folder.object_lease import ObjectLease
+from pipeline.run_folder.place import mirror_of, open_mirror
 from pipeline.run_folder.restarts import last_attempt
 
 LOCK_NAME = "lease.lock"
 _HOLDER = "lease.json"
 _CHECKPOINTS_LOCK = "checkpoints.lock"
-
-
-class RunHeldError(RuntimeError):
-    """Another process is running in this run folder."""
-
-
-class LeaseLostError(RuntimeError):
-    """A newer attempt has taken the run folder over; this one must not write to it any more."""
+_leases: dict[str, ObjectLease] = {}
+"""Of this process, by URL."""
 
 
 @contextmanager
-def hold_run(run_dir: Path) -> Iterator[int]:
+def hold_run(run_dir: str | Path) -> Iterator[int]:
     """Hold the run folder for the length of the block; yields the attempt number, 1 for the first.
+
+    Args:
+        run_dir: a folder; or a URL of object storage, or this process's copy of it.
 
     Raises:
         FileExistsError: there is a file in its place.
         ValueError: a link in it leads out of it.
         RunHeldError: another process holds it; names host, process id and since when.
     """
+    mirror = mirror_of(run_dir) or (open_mirror(str(run_dir)) if "://" in str(run_dir) else None)
+    if mirror is not None:
+        with _hold_remote(mirror) as attempt:
+            yield attempt
+        return
+    run_dir = Path(run_dir)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
@@ -52,6 +59,23 @@ def hold_run(run_dir: Path) -> Iterator[int]:
     check_links(run_dir)
     with _locked(run_dir / LOCK_NAME, partial(describe_holder, run_dir), "choose another run_dir"):
         yield next_attempt(run_dir)
+
+
+@contextmanager
+def _hold_remote(mirror: Mirror) -> Iterator[int]:
+    lease = _lease_of(mirror)
+    with lease.hold(last_attempt(mirror.folder)) as attempt:
+        mirror.pull()  # again: what was read before may be older than the lease
+        mirror.start()
+        try:
+            yield attempt
+        finally:
+            mirror.stop()
+            mirror.push()
+
+
+def _lease_of(mirror: Mirror) -> ObjectLease:
+    return _leases.setdefault(mirror.url, ObjectLease(mirror.objects))
 
 
 @contextmanager
@@ -94,6 +118,8 @@ def next_attempt(run_dir: Path) -> int:
 
     The number is above those of all workers started so far, even when lease.json is gone or unreadable.
     """
+    if (mirror := mirror_of(run_dir)) is not None:
+        return _lease_of(mirror).next_attempt()
     attempt: int = 1 + max(read_holder(run_dir).get("attempt", 0), last_attempt(run_dir))
     holder = {"attempt": attempt, "host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
     replace_file(run_dir / _HOLDER, json.dumps(holder))
@@ -106,6 +132,9 @@ def check_lease(run_dir: Path, attempt: int) -> None:
     Raises:
         LeaseLostError: one has, or it cannot be verified that none has.
     """
+    if (mirror := mirror_of(run_dir)) is not None:
+        _lease_of(mirror).check(attempt)
+        return
     current = read_holder(run_dir).get("attempt")
     if current is None:
         raise LeaseLostError(

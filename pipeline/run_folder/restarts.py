@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.run_folder.files import append_line, read_entries
+from pipeline.run_folder.place import shared_files, shown
 
 RESTARTS_FILE = "restarts.jsonl"
 FAILURES_FILE = "failures.jsonl"
@@ -43,6 +44,11 @@ def record_start(run_dir: Path, attempt: int, step: int, max_restarts: int, num_
     Raises:
         CrashLoopError: this would be one more.
     """
+    with shared_files(run_dir):
+        _record_start(run_dir, attempt, step, max_restarts, num_ranks)
+
+
+def _record_start(run_dir: Path, attempt: int, step: int, max_restarts: int, num_ranks: int) -> None:
     starts = list(read_entries(run_dir / RESTARTS_FILE, _START_FIELDS))
     failed = {entry["start"] for entry in read_entries(run_dir / FAILURES_FILE, _FAILURE_FIELDS)}
     in_vain: list[int] = []
@@ -68,6 +74,11 @@ def last_attempt(run_dir: Path) -> int:
 
 def record_failure(run_dir: Path, attempt: int, rank: int, step: int, error: BaseException) -> None:
     """Write down how a rank ended, with its traceback; `step` is the one it was working on or waiting for."""
+    with shared_files(run_dir):
+        _record_failure(run_dir, attempt, rank, step, error)
+
+
+def _record_failure(run_dir: Path, attempt: int, rank: int, step: int, error: BaseException) -> None:
     text = f"{type(error).__name__}: {error}"
     if len(text) > _LONGEST_ERROR:  # Ray puts the cause last, below the tracebacks of every process on the way
         text = f"{text[:60]} ... {text[60 - _LONGEST_ERROR :]}"
@@ -96,7 +107,7 @@ def describe_cause(run_dir: Path, start: int) -> str:
     failures = [entry for entry in entries if entry["start"] == start]
     if failures:
         first = min(failures, key=lambda entry: float(entry.get("time_s", 0)))
-        place = f" (traceback in {run_dir / first['traceback']})" if "traceback" in first else ""
+        place = f" (traceback in {shown(run_dir / first['traceback'])})" if "traceback" in first else ""
         return f"rank {first['rank']} at step {first['step']}: {first['error']}{place}"
     starts = list(read_entries(run_dir / RESTARTS_FILE, _START_FIELDS))
     ranks = [entry.get("ranks") for entry in starts[start - 1 : start + 1]]

@@ -10,9 +10,9 @@ from fnmatch import fnmatchcase
 
 from pyarrow import fs
 
-from pipeline.shards.locations import locate
 from pipeline.shards.pieces import missing_pieces
-from pipeline.shards.retries import with_retries
+from pipeline.storage.locations import locate
+from pipeline.storage.retries import with_retries
 from pipeline.storage.urls import parse_object_url
 
 MAX_EXPANSION = 1_000_000

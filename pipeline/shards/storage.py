@@ -14,8 +14,8 @@ from typing import BinaryIO, NamedTuple, TypeVar, cast
 
 from pyarrow import fs
 
-from pipeline.shards.locations import locate
-from pipeline.shards.retries import with_retries
+from pipeline.storage.locations import locate
+from pipeline.storage.retries import with_retries
 
 _CONCURRENT_REQUESTS = 32
 STREAM_BYTES = 8 * 1024 * 1024

@@ -100,6 +100,30 @@ def check_local(path: str, what: str, remedy: str) -> str:
     return path
 
 
+def check_run_dir(place: str, what: str = "run_dir") -> str:
+    """Return a folder of this machine's file systems, or a prefix of an object store with conditional writes.
+
+    Raises:
+        ValueError: a URL of something else, without a prefix, or one that cannot be used.
+    """
+    if not place.startswith("s3://"):
+        return check_local(
+            place,
+            what,
+            "only s3:// has the conditional writes that a run folder needs. Choose a folder that all machines of the "
+            "run share, and let checkpoint.folder be the URL to store checkpoints in object storage",
+        )
+    if not parse_object_url(place, what).key.strip("/"):
+        raise ValueError(f"{what} {place}: expected a prefix below the bucket, such as s3://bucket/runs/NAME")
+    return place
+
+
+def below(url: str, name: str) -> str:
+    """Return the URL of a name below a prefix, with the same options."""
+    place, separator, options = url.partition("?")
+    return f"{place.rstrip('/')}/{name}{separator}{options}"
+
+
 def without_credentials(text: str) -> str:
     """Return a text whose addresses have lost user and password: `s3://key:secret@bucket/a` becomes `s3://bucket/a`.
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.run_folder.files import append_line, complete_lines, cut_unfinished_line, replace_file
+from pipeline.run_folder.place import mirror_of
 from pipeline.tracking.credentials import without_credentials
 from pipeline.tracking.operations import AnyOperation, parse_operation
 
@@ -197,13 +198,15 @@ def resolve_tracking_uri(configured: str | None, environment: Mapping[str, str],
     """Choose the tracking server of a run.
 
     The config's comes first, then MLFLOW_TRACKING_URI, then where the run was sent before, then SQLite next to the run
-    folder. None of them depends on the current directory, and runs of one parent folder share a database.
+    folder. None of them depends on the current directory, and runs of one parent folder share a database. Of a run in
+    object storage, which holds no database, it is in the current directory.
     """
     if configured or environment.get("MLFLOW_TRACKING_URI"):
         return configured or environment["MLFLOW_TRACKING_URI"]
     if (state := read_state(run_dir)) is not None:
         return state.tracking_uri
-    return f"sqlite:///{run_dir.resolve().parent / 'mlflow.db'}"
+    parent = run_dir.resolve().parent if mirror_of(run_dir) is None else Path.cwd()
+    return f"sqlite:///{parent / 'mlflow.db'}"
 
 
 def dashboard_command(tracking_uri: str, state: SentState | None = None) -> str:

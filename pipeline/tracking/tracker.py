@@ -15,6 +15,7 @@ import yaml
 
 from pipeline.config import CheckpointConfig, TrackingConfig, load_config
 from pipeline.run_folder.lease import hold_run
+from pipeline.run_folder.place import shown
 from pipeline.tracking.credentials import without_credentials
 from pipeline.tracking.journal import RUN_DIR_TAG, Journal, flatten_params, resolve_tracking_uri
 from pipeline.tracking.lineage import NOTE_TAG
@@ -201,7 +202,7 @@ def open_run(run: TrackedRun, tags: Mapping[str, str], interval_s: float = 1.0) 
             params=flatten_params(run.record),
             tags={
                 "ray_llava.stage": run.stage,
-                RUN_DIR_TAG: str(run_dir.resolve()),
+                RUN_DIR_TAG: shown(run_dir.resolve()),
                 **tags,
                 NOTE_TAG: "\n\n".join(filter(None, (run.description, tags.get(NOTE_TAG)))),
             },
@@ -228,7 +229,7 @@ def replay(run_dir: Path, tracking_uri: str | None) -> Sender:
         ConnectionError: the server did not answer, or failed; or it did not take files, and has all else.
     """
     if not Journal(run_dir).path.is_file():
-        raise ValueError(f"{run_dir}: no tracked run here ({Journal(run_dir).path.name} is missing)")
+        raise ValueError(f"{shown(run_dir)}: no tracked run here ({Journal(run_dir).path.name} is missing)")
     from pipeline.tracking.mlflow_run import failures_explained  # takes two seconds
 
     with hold_run(run_dir):

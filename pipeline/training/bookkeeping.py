@@ -10,6 +10,7 @@ from model.llava.packed_decoder import computed_tokens
 from pipeline.config import DataConfig
 from pipeline.parallel.ranks import Workers
 from pipeline.run_folder.files import append_line, read_entries, replace_file
+from pipeline.run_folder.place import push, shown
 from pipeline.stream.rank_step import Rejected
 from pipeline.training.batches import PreparedStep
 from pipeline.training.measures.memory import memory_peak_bytes
@@ -38,7 +39,7 @@ def book(session: TrainingSession, prepared: PreparedStep, outcome: StepOutcome)
     try:
         check_budget(session.ledger, session.plan.num_samples, session.data)
     except RejectedBudgetError as error:
-        where = session.quarantine_file.parent
+        where = shown(session.quarantine_file.parent)
         raise RejectedBudgetError(f"step {prepared.step}: {error}; each is listed in {where}") from None
 
 
@@ -120,3 +121,5 @@ def drop_replayed(folder: Path, start_step: int, workers: Workers) -> None:
 def _write_rejected(path: Path, step: int, rejected: tuple[Rejected, ...]) -> None:
     for entry in rejected:
         append_line(path, json.dumps({"step": step, **entry._asdict()}))
+    if rejected:
+        push(path)  # before rank 0 commits a checkpoint that counts them

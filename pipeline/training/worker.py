@@ -29,6 +29,7 @@ from pipeline.parallel.ranks import Workers
 from pipeline.parallel.stop_signals import StopRequestedError
 from pipeline.run_folder.lease import check_lease
 from pipeline.run_folder.metrics_log import METRICS_FILE, MetricsLog
+from pipeline.run_folder.place import follow, push, shown, write_alone
 from pipeline.run_folder.restarts import record_failure
 from pipeline.stream.rank_step import BatchSource, RankStep
 from pipeline.training.batches import PreparedStep, prepare_ahead
@@ -108,9 +109,13 @@ def run_worker(
             metrics = train(session, snapshots, steps)
             _check_finished(session)
         # 3. Leave the result in the run folder.
-        output = save_result(job.recipe, job.run_dir, session.model, workers)
+        output = shown(save_result(job.recipe, job.run_dir, session.model, workers))
+        push(job.run_dir)
+        workers.barrier()
         return WorkerResult(source.plan.total_steps, metrics, output)
     except StopRequestedError:
+        with suppress(OSError):
+            push(job.run_dir)
         raise
     except Exception as error:
         step = session.current_step if session else (position.step if position else 0)
@@ -167,6 +172,8 @@ def _set_up(
         _restore_random_state(checkpoint, workers, job.seed)
         ledger, trend = Ledger(**checkpoint.state["ledger"]), LossTrend(**checkpoint.state["trend"])
     if workers.is_first:
+        write_alone(job.run_dir, METRICS_FILE)
+        follow(job.run_dir, "mlflow.json")  # which a checkpoint names
         store.storage.sweep()  # only now: until here, the folder could have been another run's
     drop_replayed(job.run_dir / "quarantine", start_step, workers)
     if workers.is_first:
@@ -194,7 +201,11 @@ def _set_up(
 
 def _open_store(job: RankJob, start_step: int) -> CheckpointStore:
     storage, policy = run_storage(job.run_dir, job.checkpoint), job.checkpoint
-    may_commit = partial(check_lease, job.run_dir, job.attempt)
+
+    def may_commit() -> None:
+        push(job.run_dir)  # the steps that a checkpoint holds are not computed again, so their lines must be there
+        check_lease(job.run_dir, job.attempt)
+
     return CheckpointStore(storage, policy.keep_last, may_commit, policy.keep_best, start_step)
 
 

@@ -15,9 +15,10 @@ from moto.server import ThreadedMotoServer
 
 from pipeline.index.read import Member, read_members
 from pipeline.index.scan import Checks, ShardScan, index_shard
-from pipeline.shards import retries, storage
+from pipeline.shards import storage
 from pipeline.shards.listing import expand_shards
 from pipeline.shards.storage import stat_shard
+from pipeline.storage import retries
 from tests.fuzz.fault_proxy import FAULTS, Fault, FaultProxy, run_proxy
 from tests.pipeline.shards.archives import caption_files, instruction_files, tar_bytes
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from pipeline.index.index import ShardIndex
 from pipeline.launch.crashes.sandbox import find_crashers
+from pipeline.run_folder.place import fetch, shared_files, working_folder
 from pipeline.stream.marks import WorkMarks
-from pipeline.stream.refused import read_refused, refuse
+from pipeline.stream.refused import REFUSED_FILE, read_refused, refuse
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +19,8 @@ logger = logging.getLogger(__name__)
 class RunData:
     """Which data of which run."""
 
-    run_dir: Path
+    run_dir: str
+    """Folder or URL of the run."""
     data_fingerprint: str
     """Of the plan."""
     load_index: Callable[[], ShardIndex]
@@ -35,11 +36,14 @@ def refused_samples(data: RunData, *, died: bool = False) -> dict[int, str]:
         data: the run.
         died: it is known that a data worker has just died.
     """
-    known = read_refused(data.run_dir, data.data_fingerprint)
+    run_dir = working_folder(data.run_dir)
+    fetch(run_dir, REFUSED_FILE)
+    known = read_refused(run_dir, data.data_fingerprint)
     suspects = [sample_id for sample_id in data.marks.suspects(died=died) if sample_id not in known]
     if not suspects:
         return known
     logger.warning("data workers died over the samples %s; decoding each of them apart", suspects)
-    verdicts = find_crashers(data.run_dir / "config.yaml", suspects)
-    refuse(data.run_dir, data.data_fingerprint, data.load_index(), verdicts)
+    verdicts = find_crashers(run_dir / "config.yaml", suspects)
+    with shared_files(run_dir):
+        refuse(run_dir, data.data_fingerprint, data.load_index(), verdicts)
     return known | verdicts

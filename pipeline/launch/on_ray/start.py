@@ -7,7 +7,6 @@ checkpoints. Like `pipeline.stream.ray_stream` this imports torch nowhere.
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ray
@@ -17,6 +16,7 @@ from pipeline.checkpoint.manifest import CheckpointError
 from pipeline.checkpoint.resume import find_position
 from pipeline.config import ExperimentConfig
 from pipeline.launch.crashes.search import RunData, refused_samples
+from pipeline.run_folder.place import place_in, working_folder
 from pipeline.run_folder.restarts import CrashLoopError, record_start
 from pipeline.stream.marks import WorkMarks
 from pipeline.stream.ray_stream import StreamStart, build_dataset
@@ -54,7 +54,8 @@ class RunStart:
             return start
         done = 0 if start.origin is None else start.origin.step
         try:
-            record_start(self.data.run_dir, self.attempt, done, self.config.cluster.max_failures, num_ranks)
+            run_dir, most = working_folder(self.data.run_dir), self.config.cluster.max_failures
+            record_start(run_dir, self.attempt, done, most, num_ranks)
         except (CrashLoopError, OSError) as error:
             return dataclasses.replace(start, origin=error)
         return start
@@ -77,11 +78,11 @@ class StreamBuilder:
             num_ranks=num_ranks,
             data_workers=self.config.cluster.data_workers,
             refused=start.refused,
-            marks=_stream_marks(Path(self.config.run_dir)),
+            marks=_stream_marks(self.config.run_dir),
         )
 
 
-def run_data(run_dir: Path, data_fingerprint: str, source: ray.ObjectRef[BatchSource]) -> RunData:
+def run_data(run_dir: str, data_fingerprint: str, source: ray.ObjectRef[BatchSource]) -> RunData:
     """Describe the data of a run without carrying its index."""
     return RunData(run_dir, data_fingerprint, _FetchIndex(source), _stream_marks(run_dir))
 
@@ -95,6 +96,6 @@ class _FetchIndex:
         return source.index
 
 
-def _stream_marks(run_dir: Path) -> WorkMarks:
+def _stream_marks(run_dir: str) -> WorkMarks:
     """Return where map tasks of a run mark what they work on."""
-    return WorkMarks(run_dir / "working" / "ray")
+    return WorkMarks(place_in(run_dir, "working/ray"))

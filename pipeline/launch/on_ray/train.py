@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import ray
 import ray.exceptions
 import ray.train
+from pyarrow import fs
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 
@@ -31,7 +32,9 @@ from pipeline.launch.on_ray.start import RunStart, StreamBuilder, run_data
 from pipeline.parallel.own_code import OwnCode, check_same_code, own_code
 from pipeline.parallel.stop_signals import StopRequestedError
 from pipeline.run_folder.lease import next_attempt
-from pipeline.run_folder.restarts import has_come_back
+from pipeline.run_folder.place import fetch, place_in, working_folder
+from pipeline.run_folder.restarts import FAILURES_FILE, has_come_back
+from pipeline.storage.locations import locate
 from pipeline.stream.ray_stream import PlanIngest, iterate_stream
 
 if TYPE_CHECKING:
@@ -78,7 +81,7 @@ def replace_controllers(config: ExperimentConfig, attempt: int, fit: Callable[[i
         ClusterCapacityError: the cluster had no room for the workers, again and again.
         Exception: what `fit` raised, when it was something else, or for the last time.
     """
-    run_dir = Path(config.run_dir)
+    run_dir = working_folder(config.run_dir)
     in_vain, step, since = 0, _saved_step(run_dir, config.checkpoint), time.monotonic()
     while True:
         try:
@@ -117,6 +120,12 @@ def _describe_capacity(cluster: ClusterConfig, step: int, waited_s: float) -> st
     )
 
 
+def _ray_storage(run_dir: str) -> tuple[fs.FileSystem | None, str]:
+    """Return where Ray Train keeps its own notes; the first is None for a folder."""
+    place = place_in(run_dir, "ray")
+    return locate(place, "run_dir") if "://" in place else (None, str(Path(place).resolve()))
+
+
 def _fit(config: ExperimentConfig, source: BatchSource, attempt: int, stop: Any) -> WorkerResult:
     from ray.train.torch import TorchConfig
 
@@ -127,7 +136,8 @@ def _fit(config: ExperimentConfig, source: BatchSource, attempt: int, stop: Any)
     if config.cluster.min_workers < config.cluster.max_workers:
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_ELASTIC_START_TIMEOUT_S))
     source_ref = ray.put(source)
-    data = run_data(Path(config.run_dir), source.plan.data_fingerprint, source_ref)
+    data = run_data(config.run_dir, source.plan.data_fingerprint, source_ref)
+    filesystem, storage_path = _ray_storage(config.run_dir)
     start = RunStart(config, data, attempt, source.plan.total_steps)
     trainer = ElasticTrainer(
         _TrainFunction(config, source_ref, attempt, stop, own_code()),
@@ -145,8 +155,9 @@ def _fit(config: ExperimentConfig, source: BatchSource, attempt: int, stop: Any)
         ),
         run_config=RunConfig(
             # A name of its own for each start: under a known name Ray would silently continue its own old state.
-            name=f"{Path(config.run_dir).name}-{uuid.uuid4().hex[:8]}",
-            storage_path=str(Path(config.run_dir).resolve() / "ray"),
+            name=f"{working_folder(config.run_dir).name}-{uuid.uuid4().hex[:8]}",
+            storage_path=storage_path,
+            storage_filesystem=filesystem,
             callbacks=[EndOnFinalFailure()],
             failure_config=FailureConfig(
                 # restarts without progress are counted by `RunStart`; a long run may have any number of others
@@ -241,5 +252,6 @@ class _TrainFunction:
         ) as error:  # fmt: skip
             return error  # of all ranks alike: each may end its own work, such as its part of a checkpoint
         except Exception as error:
-            came_back = has_come_back(Path(self.config.run_dir), self.attempt, workers.rank)
+            fetch(self.config.run_dir, FAILURES_FILE)
+            came_back = has_come_back(working_folder(self.config.run_dir), self.attempt, workers.rank)
             raise hand_back(error, has_begun=has_begun, came_back=came_back) from error

@@ -21,12 +21,12 @@ from pipeline.tools.doctor.finding import Finding
 _MAX_NAMED = 3
 
 
-def check_index(parts: ModelConfig, data: DataConfig, run_dir: Path) -> Finding:
+def check_index(parts: ModelConfig, data: DataConfig, run_dir: str | Path) -> Finding:
     """Compare the shards with their index."""
     try:
         num_shards, changes, missing = 0, list[str](), list[str]()
         for name, shards in data.shards_by_source.items():
-            urls, folder = expand_shards(shards), index_folder(data, str(run_dir), name)
+            urls, folder = expand_shards(shards), index_folder(data, run_dir, name)
             num_shards += len(urls)
             if index_files.exists(folder):
                 changes += describe_changes(load_index(folder), urls)
@@ -49,12 +49,12 @@ def check_index(parts: ModelConfig, data: DataConfig, run_dir: Path) -> Finding:
     return Finding("index", "ok", f"{num_shards} shards, unchanged since they were indexed")
 
 
-def _describe_excess(parts: ModelConfig, data: DataConfig, run_dir: Path) -> str | None:
+def _describe_excess(parts: ModelConfig, data: DataConfig, run_dir: str | Path) -> str | None:
     """Judge the rejected samples of an index that is up to date; None when it is not complete, or fits the limits."""
     from pipeline.assembly.encoder import build_encoder  # transformers takes seconds to load
 
     try:
-        encoder, folder = build_encoder(parts, data), index_folder(data, str(run_dir))
+        encoder, folder = build_encoder(parts, data), index_folder(data, run_dir)
         indexed = index_data(data, folder, encoder, Console(quiet=True), read_nothing)
     except IncompleteError:
         return None  # the run counts the rest

@@ -12,7 +12,7 @@ from pipeline.tools.doctor.finding import Finding
 
 
 def check_model_fits(
-    cluster: ClusterConfig, recipe: Recipe, run_dir: Path, checkpoint: CheckpointConfig
+    cluster: ClusterConfig, recipe: Recipe, run_dir: str | Path, checkpoint: CheckpointConfig
 ) -> list[Finding]:
     """Put the model together without its weights; raises what training would.
 
@@ -27,7 +27,7 @@ def check_model_fits(
     return [fits, *(Finding("options", "warning", caution) for caution in cautions(cluster, recipe))]
 
 
-def check_run_data(recipe: Recipe, run_dir: Path, seed: int) -> list[Finding]:
+def check_run_data(recipe: Recipe, run_dir: str | Path, seed: int) -> list[Finding]:
     """Look into the feature cache, and plan the run if the shards are indexed; raises what training would.
 
     Raises:
@@ -46,7 +46,7 @@ def check_run_data(recipe: Recipe, run_dir: Path, seed: int) -> list[Finding]:
     if cache is not None:
         cache.verify()
     try:
-        folder = index_folder(data, str(run_dir))
+        folder = index_folder(data, run_dir)
         indexed = index_data(data, folder, encoder, Console(quiet=True), read_nothing)
     except IncompleteError:
         return [Finding("plan", "ok", "made when the shards are indexed")]

@@ -19,6 +19,9 @@ from pipeline.config import CheckpointConfig, ConfigError, Recipe, check_record_
 from pipeline.run_folder.lease import LOCK_NAME, describe_holder
 from pipeline.run_folder.links import check_links
 from pipeline.run_folder.locks import lock_file
+from pipeline.run_folder.object_lease import ObjectLease
+from pipeline.run_folder.place import shown, working_folder
+from pipeline.storage.objects import ObjectFolder
 from pipeline.tools.doctor.finding import Finding
 
 _SLOW_FSYNC_S = 0.5
@@ -26,8 +29,11 @@ CHECKPOINTS_NEEDED = 2.5
 """Room for the newest, the one being written, and the rest of a run's files."""
 
 
-def check_file_system(run_dir: Path) -> list[Finding]:
-    """Try what a checkpoint relies on: durable writes, atomic renames, and locks that exclude."""
+def check_file_system(place: str | Path) -> list[Finding]:
+    """Try what a checkpoint relies on: durable writes, atomic renames and locks; or conditional writes."""
+    if "://" in str(place):
+        return check_object_store(str(place))
+    run_dir = Path(place)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         check_links(run_dir)
@@ -42,7 +48,19 @@ def check_file_system(run_dir: Path) -> list[Finding]:
         ]
 
 
-def check_checkpoint_folder(run_dir: Path, checkpoint: CheckpointConfig) -> list[Finding]:
+def check_object_store(url: str) -> list[Finding]:
+    """Try what stands for locks and renames in object storage, and look whether somebody holds the run."""
+    working_folder(url)  # raises what every other verb says
+    holder = ObjectLease(ObjectFolder(url)).describe_holder()
+    if holder is not None:
+        return [Finding("lock", "error", holder)]
+    return [
+        Finding("conditional writes", "ok", f"work at {shown(working_folder(url))}"),
+        Finding("lock", "ok", "no process holds the run"),
+    ]
+
+
+def check_checkpoint_folder(run_dir: str | Path, checkpoint: CheckpointConfig) -> list[Finding]:
     """Try the same renames where checkpoints go, if that is another folder."""
     storage = run_storage(run_dir, checkpoint)
     if checkpoint.folder is None or not isinstance(storage, FolderStorage):
@@ -55,20 +73,21 @@ def check_checkpoint_folder(run_dir: Path, checkpoint: CheckpointConfig) -> list
         return [Finding("checkpoint folder", "error", detail)]
 
 
-def check_resume(run_dir: Path, checkpoint: CheckpointConfig, record: Mapping[str, Any]) -> Finding:
+def check_resume(place: str | Path, checkpoint: CheckpointConfig, record: Mapping[str, Any]) -> Finding:
     """Compare the config with that of the run that the folder holds."""
     from pipeline.launch.adoption import has_begun  # transformers takes seconds to load
 
+    run_dir = working_folder(place)
     saved = run_dir / "config.yaml"
     if not saved.is_file():
         return Finding("config", "ok", "the folder holds no run yet")
     if not has_begun(run_dir, checkpoint):
-        return Finding("config", "ok", f"replaces {saved}; no run has started with it")
+        return Finding("config", "ok", f"replaces {shown(saved)}; no run has started with it")
     try:
         check_record_resumable(saved, record)
     except ConfigError as error:
         return Finding("config", "error", str(error))
-    return Finding("config", "ok", f"continues the run of {saved}")
+    return Finding("config", "ok", f"continues the run of {shown(saved)}")
 
 
 def _try_rename(run_dir: Path) -> Finding:
@@ -118,7 +137,7 @@ def _can_lock(descriptor: int) -> bool:
     return True
 
 
-def check_disk(recipe: Recipe, run_dir: Path, checkpoint: CheckpointConfig) -> Finding:
+def check_disk(recipe: Recipe, run_dir: str | Path, checkpoint: CheckpointConfig) -> Finding:
     """Compare free space with what checkpoints take, as measured on the newest one or estimated from the model."""
     storage = run_storage(run_dir, checkpoint)
     if not isinstance(storage, FolderStorage):
@@ -154,7 +173,7 @@ def _estimate_checkpoint(recipe: Recipe) -> int:
     return memory.gradients + memory.optimizer  # a gradient is as large as what it belongs to
 
 
-def check_checkpoints(run_dir: Path, checkpoint: CheckpointConfig) -> Finding:
+def check_checkpoints(run_dir: str | Path, checkpoint: CheckpointConfig) -> Finding:
     """Verify what a run would continue from."""
     storage = run_storage(run_dir, checkpoint)
     try:

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from pipeline.config import ClusterConfig, ConfigError, TrackingConfig
 from pipeline.launch.on_ray.address import check_listens
+from pipeline.run_folder.place import working_folder
 from pipeline.tools.doctor.finding import Finding
 from pipeline.tracking.credentials import without_credentials
 from pipeline.tracking.journal import resolve_tracking_uri
@@ -22,11 +23,11 @@ _UNTRIED = ("mysql", "postgresql", "mssql", "databricks")
 """What MLflow writes to besides: databases, such as `mysql+pymysql://`, and a service."""
 
 
-def check_tracking(tracking: TrackingConfig, run_dir: Path) -> Finding:
+def check_tracking(tracking: TrackingConfig, run_dir: str | Path) -> Finding:
     """Try what a run asks of its MLflow server; a run does not need it, so this never is an error."""
     if not tracking.enabled:
         return Finding("MLflow", "ok", "switched off (tracking.enabled)")
-    uri = resolve_tracking_uri(tracking.uri, os.environ, run_dir)
+    uri = resolve_tracking_uri(tracking.uri, os.environ, working_folder(run_dir))
     shown = without_credentials(uri)
     later = "the run works without it and sends everything later"
     try:

@@ -40,14 +40,14 @@ def examined(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
 def read(source: BatchSource, run_dir: Path, stop_requested: Callable[[], bool]) -> list[int]:
     """Return the steps that are read although the process that works on step 2 dies once."""
     marks = WorkMarks(run_dir / "working")
-    data = RunData(run_dir, source.plan.data_fingerprint, lambda: source.index, marks)
+    data = RunData(str(run_dir), source.plan.data_fingerprint, lambda: source.index, marks)
     deaths = iter([True])
 
     def open_once(start_step: int, _refused: Mapping[int, str]) -> Iterator[RankStep]:
         for step in range(start_step, source.plan.total_steps):
             if step == 2 and next(deaths, False):
-                marks.folder.mkdir(parents=True)
-                (marks.folder / "2-0-host-1-1.json").write_text(json.dumps([5, 7]))
+                Path(marks.folder).mkdir(parents=True)
+                (Path(marks.folder) / "2-0-host-1-1.json").write_text(json.dumps([5, 7]))
                 raise RuntimeError("DataLoader worker (pid(s) 1) exited unexpectedly")
             yield build_rank_step(source, source.plan.split(step, 1)[0])
 

@@ -13,9 +13,8 @@ import torch
 
 from jobs.failures import classify
 from pipeline.checkpoint.store import CheckpointStore
+from pipeline.run_folder.held import LeaseLostError, RunHeldError
 from pipeline.run_folder.lease import (
-    LeaseLostError,
-    RunHeldError,
     check_lease,
     describe_holder,
     hold_checkpoints,

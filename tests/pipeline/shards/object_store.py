@@ -44,6 +44,10 @@ class FaultRelay:
         self.fault, self.num_faults = "SlowDown", 0
         self.methods: tuple[str, ...] = ("GET", "HEAD", "PUT", "POST", "DELETE")
         self.num_answered = 0
+        self.ignores_conditions = False
+        """As a store does that has no conditional writes."""
+        self.loses_answers = 0
+        """So many requests are carried out, but answered with a fault."""
         relay = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -60,12 +64,20 @@ class FaultRelay:
                     )
                     return
                 link = http.client.HTTPConnection("127.0.0.1", target)
-                dropped = ("expect", "transfer-encoding", "content-length")
+                dropped = ["expect", "transfer-encoding", "content-length"]
+                if relay.ignores_conditions:
+                    dropped += ["if-none-match", "if-match"]
                 headers = {name: value for name, value in self.headers.items() if name.lower() not in dropped}
                 link.request(self.command, self.path, body, headers)
                 reply = link.getresponse()
-                self.answer(reply.status, dict(reply.getheaders()), reply.read())
+                content = reply.read()
                 link.close()
+                if relay.loses_answers and self.command in relay.methods:
+                    relay.loses_answers -= 1
+                    relay.num_answered += 1
+                    self.answer(503, {}, b"<Error><Code>SlowDown</Code><Message>lost</Message></Error>")
+                    return
+                self.answer(reply.status, dict(reply.getheaders()), content)
 
             do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = pass_on  # noqa: N815
 

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import pytest
 
 from pipeline.checkpoint.storage import open_storage
-from pipeline.shards import retries
 from pipeline.shards.listing import expand_shards
-from pipeline.shards.retries import StorageRefusedError
 from pipeline.shards.storage import find_shards, read_range, stat_shard
+from pipeline.storage import retries
+from pipeline.storage.retries import StorageRefusedError
 from tests.pipeline.shards.object_store import BUCKET, FaultRelay, serve_bucket
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pyarrow import fs
 
-from pipeline.shards import retries, storage
+from pipeline.shards import storage
 from pipeline.shards.listing import expand_shards
 from pipeline.shards.storage import (
     ShardStat,
@@ -20,6 +20,7 @@ from pipeline.shards.storage import (
     stat_shard,
     stat_shards,
 )
+from pipeline.storage import retries
 
 
 @pytest.mark.parametrize(

@@ -15,15 +15,15 @@ def die_over(marks: WorkMarks, monkeypatch: pytest.MonkeyPatch, step: int, sampl
         with pytest.raises(DiedError), marks.working_on(step, 0, sample_ids):
             raise DiedError
     # another process would have another name
-    for path in marks.folder.glob(f"{step}-*"):
-        path.rename(path.with_stem(f"{path.stem}-{len(list(marks.folder.iterdir()))}"))
+    for path in Path(marks.folder).glob(f"{step}-*"):
+        path.rename(path.with_stem(f"{path.stem}-{len(list(Path(marks.folder).iterdir()))}"))
 
 
 def test_finished_work_leaves_no_suspects(tmp_path: Path) -> None:
     marks = WorkMarks(tmp_path / "working")
     assert marks.suspects(died=True) == []
     with marks.working_on(3, 1, [7, 11]):
-        assert len(list(marks.folder.iterdir())) == 1
+        assert len(list(Path(marks.folder).iterdir())) == 1
     assert marks.suspects(died=True) == []
 
 

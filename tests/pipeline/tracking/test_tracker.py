@@ -15,7 +15,8 @@ from mlflow import MlflowClient
 
 from pipeline.checkpoint.store import CheckpointStore
 from pipeline.launch.watch import tracked_run
-from pipeline.run_folder.lease import RunHeldError, hold_run
+from pipeline.run_folder.held import RunHeldError
+from pipeline.run_folder.lease import hold_run
 from pipeline.tracking import RunTracker, open_run, replay
 from pipeline.tracking.sender import Sender
 from tests.pipeline.tracking.tracked_runs import (

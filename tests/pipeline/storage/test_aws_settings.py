@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.shards.aws_settings import resolve_s3
+from pipeline.storage.aws_settings import resolve_s3
 
 CONFIG = """
 [default]

@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlencode, urlsplit
 
 from pyarrow import fs
 
-from pipeline.shards.aws_settings import VARIABLES, S3Settings, resolve_s3
+from pipeline.storage.aws_settings import VARIABLES, S3Settings, resolve_s3
 from pipeline.storage.urls import OBJECT_SCHEMES, parse_object_url, without_credentials
 
 SCHEMES = ("file", *OBJECT_SCHEMES)
