@@ -6,7 +6,7 @@ import re
 import time
 from pathlib import Path
 
-from pipeline.run_folder.lease import RunHeldError
+from pipeline.run_folder.held import RunHeldError
 from pipeline.tracking.journal import JOURNAL_NAME, STATE_NAME, Journal, read_state
 from pipeline.tracking.operations import SOURCE_RUN_TAG, LogModel, OpenRun, RegistryEntry
 from pipeline.tracking.tracker import replay

@@ -105,6 +105,7 @@ def test_store_without_conditional_writes_is_refused_by_every_verb_in_the_same_w
         told = CliRunner().invoke(app, arguments, env={"COLUMNS": "1000"})
         said = told.output + str(told.exception)
         assert f"run_dir {url}: this object store has no conditional writes" in said, (verb, said)
+        assert told.exception is not None
         assert told.exit_code == 2 or classify(told.exception).exit_code == 2
     relay.close()
     assert ObjectFolder(url).list() == []
