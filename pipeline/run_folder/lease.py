@@ -25,6 +25,7 @@ from pipeline.run_folder.locks import lock_file
 from pipeline.run_folder.mirror import Mirror
 from pipeline.run_folder.object_lease import ObjectLease
 from pipeline.run_folder.place import mirror_of, open_mirror
+from pipeline.run_folder.probe import check_conditional_writes
 from pipeline.run_folder.restarts import last_attempt
 
 LOCK_NAME = "lease.lock"
@@ -63,6 +64,7 @@ def hold_run(run_dir: str | Path) -> Iterator[int]:
 
 @contextmanager
 def _hold_remote(mirror: Mirror) -> Iterator[int]:
+    check_conditional_writes(mirror.objects)  # also where the copy was made for reading
     lease = _lease_of(mirror)
     with lease.hold(last_attempt(mirror.folder)) as attempt:
         mirror.pull()  # again: what was read before may be older than the lease

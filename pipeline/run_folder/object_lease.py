@@ -95,7 +95,7 @@ class ObjectLease:
             )
 
     def describe_holder(self) -> str | None:
-        """Say who holds the run; None when nobody does, as far as can be seen at once."""
+        """Say who holds the run; None if it is free, as far as can be seen at once."""
         newest = self._newest()
         if newest is None:
             return None
