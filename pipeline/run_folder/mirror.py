@@ -113,7 +113,7 @@ class Mirror:
                     self._etags.pop(name, None)
 
     def own(self, *names: str) -> None:
-        """Become the only writer of growing files: whoever wrote them before fails with its next part."""
+        """Become the only writer of growing files: one that wrote them before fails with its next part."""
         with self._lock:
             for name in names:
                 log = self._logs.setdefault(name, LogParts(name))

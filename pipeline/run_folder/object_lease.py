@@ -1,8 +1,8 @@
 """One writer per run folder in object storage, by objects that are created only if they are absent.
 
-`lease/ATTEMPT` names who holds an attempt; whoever creates the next number holds the run from then on, so of two that
-try, one does. The holder writes its object again every few seconds. One that has not done so for a while, by the clock
-of the service, or that has died on this machine, is followed by the next. There is no lock that dies with its holder.
+`lease/ATTEMPT` names the holder of an attempt. The process that creates the next number holds the run from then on, so
+of two that try, one does. The holder writes its object again every few seconds. One that has not done so for a while,
+by the clock of the service, or that has died on this machine, is followed by the next: no lock dies with its holder.
 """
 
 from __future__ import annotations
