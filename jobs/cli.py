@@ -30,6 +30,7 @@ from jobs import (
     mlflow_replay,
     plan,
     pretrain,
+    serve,
     submit,
     submitted,
     verify,
@@ -57,6 +58,7 @@ app.command("inspect")(inspect.run)
 app.command("plan")(plan.run)
 app.command("cache-features")(cache_features.run)
 app.command("generate")(generate.run)
+app.command("serve")(serve.run)
 app.command("export")(export.run)
 app.command("verify")(verify.run)
 app.command("import")(import_model.run)

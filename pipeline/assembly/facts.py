@@ -85,7 +85,7 @@ def read_tower_facts(parts: ModelConfig) -> TowerFacts:
         return facts._replace(patch_merge=parts.mm_patch_merge_type or facts.patch_merge)
     tower = build_vision_tower(vision_args(parts), delay_load=True)
     spec = read_image_spec(_first(parts.vision_tower)).scaled(max(parts.mm_vision_scales))
-    return _facts(tower, spec, parts.mm_projector_type, parts.mm_patch_merge_type or "flat")
+    return facts_of_tower(tower, spec, parts.mm_projector_type, parts.mm_patch_merge_type or "flat")
 
 
 def read_llava_facts(folder: str, vision_tower: str | None = None) -> TowerFacts:
@@ -110,7 +110,7 @@ def read_llava_facts(folder: str, vision_tower: str | None = None) -> TowerFacts
         spec = read_image_spec(folder)
     else:
         spec = read_image_spec(_first(config.mm_vision_tower)).scaled(max(config.mm_vision_scales))
-    return _facts(tower, spec, config.mm_projector_type, config.mm_patch_merge_type)
+    return facts_of_tower(tower, spec, config.mm_projector_type, config.mm_patch_merge_type)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
@@ -177,7 +177,8 @@ def folder_wraps_images(folder: str) -> bool:
     return bool(read_checkpoint_config(folder, "model.language_model").get("mm_use_im_start_end", False))
 
 
-def _facts(tower: AnyTower, spec: ImageSpec, projector_type: str, patch_merge: str) -> TowerFacts:
+def facts_of_tower(tower: AnyTower, spec: ImageSpec, projector_type: str, patch_merge: str) -> TowerFacts:
+    """Return what the data side must know of a tower that is built."""
     from_tower = tower.num_features_at(spec.size)
     count = num_projected_features(projector_type, from_tower)
     return TowerFacts(

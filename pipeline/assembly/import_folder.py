@@ -6,10 +6,12 @@ Read are original checkpoints (LLaVA 1.0, 1.5, 1.6, NeXT, OneVision) and folders
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from model.files.checkpoint_files import read_checkpoint_config
@@ -18,10 +20,13 @@ from model.hub.hf_import import import_transformers
 from model.hub.tokenizer_files import portable, write_tokenizer
 from model.hub.weights import LlavaModel, load_llava, save_llava
 from model.vision.image_spec import ImageSpec
-from pipeline.assembly.facts import load_tokenizer, read_image_spec, read_llava_facts
-from pipeline.assembly.folder import PROCESSOR_FILE, RECIPE_FILE, build_folder_encoder
+from pipeline.assembly.facts import check_rows, facts_of_tower, load_tokenizer, read_image_spec, read_llava_facts
+from pipeline.assembly.folder import PROCESSOR_FILE, RECIPE_FILE, OpenedModel, build_folder_encoder
 from pipeline.assembly.merge import require_empty
+from pipeline.assembly.parts import describe_images
 from pipeline.config import ConfigError
+from pipeline.samples.encode import SampleEncoder
+from pipeline.samples.prompt.ending import answer_as_trained
 from pipeline.samples.prompt.rendering import OWN_TEMPLATE, choose_template
 
 _DEFAULT_MAX_LENGTH = 2048
@@ -60,9 +65,35 @@ def import_model(
         ConfigError: target holds files, or an option does not fit the source.
         ValueError: source is of another kind, lacks tensors, or asks for what is not computed here.
     """
-    out, name = require_empty(target), str(source)
+    out = require_empty(target)
+    found = read_published(source, dtype, template=template, vision_tower=vision_tower)
+    model, config = found.model, found.model.config
+    config.mm_vision_weights = "checkpoint"  # written with the model, wherever they came from
+    _write(model, found.tokenizer, found.spec, out, found.recipe)
+    build_folder_encoder(out)  # says now what the first run would
+    recipe = found.recipe
+    return Imported(out, found.kind, recipe["template"], recipe["image_aspect_ratio"], config.mm_patch_merge_type)
+
+
+class Published(NamedTuple):
+    """A published model, read and not yet written."""
+
+    model: LlavaModel
+    tokenizer: PreTrainedTokenizerFast
+    spec: ImageSpec
+    recipe: dict[str, Any]
+    """How its conversations and images are encoded, as in a model folder."""
+    kind: str
+    """`model_type` of the source."""
+
+
+def read_published(
+    source: str | Path, dtype: torch.dtype, *, template: str | None = None, vision_tower: str | None = None
+) -> Published:
+    """Read a published model; for arguments and errors see `import_model`."""
+    name = str(source)
     values = read_checkpoint_config(name, "LLaVA model")
-    is_transformers = values.get("model_type") in HF_CLASSES and "text_config" in values
+    is_transformers = is_transformers_llava(values)
     if is_transformers and vision_tower is not None:
         raise ConfigError(f"--vision-tower: {name} is of transformers' class and holds its tower; leave the option out")
     tokenizer = load_tokenizer(name)
@@ -79,10 +110,34 @@ def import_model(
     config: Any = model.config
     ratio = config.image_aspect_ratio if config.image_aspect_ratio not in (None, "square") else "crop"
     config.image_aspect_ratio = ratio
-    config.mm_vision_weights = "checkpoint"  # written with the model, wherever they came from
-    _write(model, tokenizer, spec, out, {"template": chosen, "image_aspect_ratio": ratio, **_further(config)})
-    build_folder_encoder(out)  # says now what the first run would
-    return Imported(out, str(values["model_type"]), chosen, ratio, config.mm_patch_merge_type)
+    recipe = {"template": chosen, "image_aspect_ratio": ratio, **_further(config)}
+    return Published(model, tokenizer, spec, recipe, str(values["model_type"]))
+
+
+def is_transformers_llava(values: Mapping[str, Any]) -> bool:
+    """Whether a config.json is of one of transformers' LLaVA classes, as `ray-llava export` writes them."""
+    return values.get("model_type") in HF_CLASSES and "text_config" in values
+
+
+def open_exported(folder: str | Path) -> tuple[OpenedModel, PreTrainedTokenizerFast]:
+    """Open a folder of transformers' LLaVA classes as it is, in float32 on the CPU; nothing is written.
+
+    Raises:
+        ValueError: a file is missing, or the model asks for what is not computed here.
+    """
+    model, tokenizer, spec, recipe, _ = read_published(folder, torch.float32)
+    tower = model.get_vision_tower()
+    assert tower is not None
+    facts = facts_of_tower(tower, spec, model.config.mm_projector_type, model.config.mm_patch_merge_type)
+    resolution = facts.resolution(recipe["image_aspect_ratio"], recipe["image_grid_pinpoints"])
+    wraps = bool(model.config.mm_use_im_start_end)
+    template = choose_template(recipe["template"], tokenizer, wraps_images=wraps)
+    check_rows(tokenizer, template, str(folder))
+    model.config.tokenizer_model_max_length = recipe["max_length"]
+    describe_images(model, recipe["image_aspect_ratio"], recipe["image_grid_pinpoints"])
+    answer_as_trained(model, template, tokenizer)
+    nn.Module.eval(model)
+    return OpenedModel(model, SampleEncoder(tokenizer, template, spec, resolution, recipe["max_length"])), tokenizer
 
 
 def _further(config: Any) -> dict[str, Any]:
