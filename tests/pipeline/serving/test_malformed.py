@@ -250,7 +250,7 @@ def test_bodies_that_fill_the_memory_for_them_are_refused(serve: Serve) -> None:
 def raw(server: Running, *pieces: bytes) -> bytes:
     """Send bytes as they are; returns what came back."""
     parts = urlsplit(server.address)
-    with socket.create_connection((parts.hostname, parts.port), timeout=60) as connection:  # type: ignore[arg-type]
+    with socket.create_connection((parts.hostname, parts.port), timeout=60) as connection:
         try:
             for piece in pieces:
                 connection.sendall(piece)
