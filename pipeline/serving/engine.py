@@ -89,7 +89,7 @@ class Engine:
         return ticket
 
     def cancel(self, ticket: Ticket) -> None:
-        """End an answer that nobody wants any more; it leaves the batch before the next token."""
+        """End an answer whose receiver went away; it leaves the batch before the next token."""
         with self._news:
             ticket.is_cancelled = True
 
@@ -111,7 +111,7 @@ class Engine:
                     return
                 room = self._max_rows - len(running)
                 taken = [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
-            # 2. Encode them, and drop answers that nobody waits for.
+            # 2. Encode them, and drop answers whose receiver went away.
             for ticket in taken:
                 self._add(decoder, running, ticket)
             for row, ticket in running.items():

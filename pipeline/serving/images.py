@@ -28,7 +28,7 @@ def read_data_url(url: str, param: str) -> bytes:
     """Return the bytes in a base64 data URL.
 
     Raises:
-        RefusedError: it is no such URL, or not complete base64.
+        RefusedError: it is another kind of URL, or its base64 is not complete.
     """
     head, comma, payload = url.partition(",")
     found = _DATA_URL.fullmatch(head + comma) if len(head) < _LONGEST_HEAD else None

@@ -1,6 +1,6 @@
 """Why a request is not answered, as an HTTP status and a body in OpenAI's error shape.
 
-Messages are read by whoever sends requests: they name fields and limits, never files, folders or machines.
+Messages are for the senders of requests: they name fields and limits, never files, folders or machines.
 """
 
 from __future__ import annotations

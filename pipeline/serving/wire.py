@@ -102,7 +102,7 @@ def parse_request(body: bytes) -> ChatRequest:
     """Read a request body.
 
     Raises:
-        RefusedError: it is no valid request (400); names the first field at fault.
+        RefusedError: it cannot be read as a request (400); names the first field at fault.
     """
     try:
         request = ChatRequest.model_validate_json(body)
