@@ -64,12 +64,19 @@ def check_budget(ledger: Ledger, num_samples: int, limits: DataConfig) -> None:
 
 
 def step_speed(
-    session: TrainingSession, prepared: PreparedStep, outcome: StepOutcome, step_time_s: float, wait_s: float
-) -> StepSpeed:
-    """Return what a step took, over all ranks; a collective."""
+    session: TrainingSession,
+    prepared: PreparedStep,
+    outcome: StepOutcome,
+    step_time_s: float,
+    wait_s: float,
+    *,
+    look_is_due: bool = False,
+) -> tuple[StepSpeed, bool]:
+    """Return what a step took, over all ranks, and whether any rank wants to look at the machines; a collective."""
     computed = [float(computed_tokens(session.model, batch.packed)) for batch in prepared.micro_batches]
-    longest_wait_s, *fullest = session.workers.max([wait_s, *computed])
-    return StepSpeed(outcome.counts, sum(fullest) * session.workers.world_size, step_time_s, longest_wait_s)
+    longest_wait_s, due, *fullest = session.workers.max([wait_s, float(look_is_due), *computed])
+    speed = StepSpeed(outcome.counts, sum(fullest) * session.workers.world_size, step_time_s, longest_wait_s)
+    return speed, due > 0
 
 
 def step_metrics(

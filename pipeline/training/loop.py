@@ -23,6 +23,7 @@ from pipeline.training.bookkeeping import book, step_metrics, step_speed
 from pipeline.training.gradients import accumulate_gradients
 from pipeline.training.measures.flops import FlopModel, peak_flops
 from pipeline.training.measures.idle import IdleSteps
+from pipeline.training.measures.machines import MachineWatch
 from pipeline.training.measures.metrics import StepCounts
 from pipeline.training.measures.profiling import StepProfiler
 from pipeline.training.measures.sources import describe_sources
@@ -53,7 +54,7 @@ def train(session: TrainingSession, snapshots: Snapshots, steps: Iterator[Prepar
         flops = flops.without_tower()
     meter = SpeedMeter(flops, peak_flops(workers.device), workers.world_size)
     profiler = StepProfiler(session.training.profile_steps, session.run_dir, is_first=workers.is_first)
-    idle = IdleSteps(session.current_step)
+    idle, machines = IdleSteps(session.current_step), MachineWatch(workers, session.run_dir)
     leaving = False
     started = time.perf_counter()
     for prepared in steps:
@@ -68,8 +69,11 @@ def train(session: TrainingSession, snapshots: Snapshots, steps: Iterator[Prepar
         book(session, prepared, outcome)
         observe_loss(session, prepared.step, outcome.loss)
         step_time_s = time.perf_counter() - started
-        rates = meter.rates(step_speed(session, prepared, outcome, step_time_s, wait_s))
-        metrics = step_metrics(session, prepared.step, outcome, rates | snapshots.times(), step_time_s)
+        speed, look_is_due = step_speed(session, prepared, outcome, step_time_s, wait_s, look_is_due=machines.is_due())
+        rates = meter.rates(speed) | snapshots.times()
+        metrics = step_metrics(session, prepared.step, outcome, rates, step_time_s)
+        if look_is_due:
+            metrics |= machines.look()
         if session.log is not None:
             session.log.append(prepared.step, metrics)
         reached("step.logged")
