@@ -231,7 +231,13 @@ def run_link(experiment_id: str | None, run_id: str) -> str:
     return f"#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
 
 
-_SECTIONS = {"data/": "train_data/", "perf/": "train_perf/", "perf_mean/": "train_perf_mean/"}
+_SECTIONS = {
+    "data/": "train_data/",
+    "perf/": "train_perf/",
+    "perf_mean/": "train_perf_mean/",
+    "train/grad_norm": "train_optimizer/grad_norm",
+    "train/learning_rate": "train_optimizer/learning_rate",
+}
 
 
 def shown_name(key: str) -> str:

@@ -63,7 +63,7 @@ RUN_KEY_TAG = "ray_llava.run_key"
 ATTEMPT_TAG = "ray_llava.attempt"
 MAX_POINTS_PER_CALL = MAX_METRICS_PER_BATCH
 
-_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # opens as training, not as chat traces
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # opens as training, not as chat traces
 _UPLOAD_TIMEOUT_S = 120.0
 _SLOWEST_UPLOAD_BYTES_PER_S = 1e6
 _MAX_SHARDS_NAMED = 100  # a dataset's source must stay below 64 KB
@@ -280,4 +280,4 @@ def _experiment_id(client: MlflowClient, tracking_uri: str, name: str) -> str:
     if tracking_uri.startswith("sqlite:///"):
         database = Path(tracking_uri.removeprefix("sqlite:///")).resolve()
         location = (database.parent / "mlartifacts").as_uri()
-    return str(client.create_experiment(name, artifact_location=location, tags=_EXPERIMENT_TAGS))
+    return str(client.create_experiment(name, artifact_location=location, tags=EXPERIMENT_TAGS))

@@ -15,7 +15,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from pipeline.tracking.credentials import without_credentials
-from pipeline.tracking.mlflow_run import bound_client_waiting, check_active, quiet_client
+from pipeline.tracking.mlflow_run import EXPERIMENT_TAGS, bound_client_waiting, check_active, quiet_client
 
 
 class Probed(NamedTuple):
@@ -23,10 +23,13 @@ class Probed(NamedTuple):
 
     is_known: bool
     """Whether it has the experiment already."""
+    may_write: bool
+    """Whether it takes runs of this user."""
     artifact_root: str
     """Where the files of the experiment's runs go, without credentials."""
     file_error: str | None
-    """Why a file could not be stored and removed there; None if it could."""
+    """Why a file could not be stored and removed there; None if it could, or was not tried."""
+    tried_file: bool
 
 
 def probe_server(tracking_uri: str, experiment: str) -> Probed:
@@ -45,9 +48,26 @@ def probe_server(tracking_uri: str, experiment: str) -> Probed:
     # an experiment that is still to be created gets a folder next to that of experiment 0, which a new server has
     example = found or _first_experiment(client)
     if example is None:
-        return Probed(False, "", None)
+        return Probed(False, True, "", None, False)
     root = example.artifact_location
-    return Probed(found is not None, without_credentials(root), _try_file(tracking_uri, root))
+    if found is not None and not _may_write(client, found):
+        return Probed(True, False, without_credentials(root), None, False)
+    error = _try_file(tracking_uri, root)
+    if found is None and error is not None and "403" in error:  # experiment 0 is another's
+        return Probed(False, True, without_credentials(root), None, False)
+    return Probed(found is not None, True, without_credentials(root), error, True)
+
+
+def _may_write(client: MlflowClient, experiment: Experiment) -> bool:
+    """Set a tag to the value it has, which only a user who may write is allowed to do."""
+    name, value = next(iter((experiment.tags or EXPERIMENT_TAGS).items()))
+    try:
+        client.set_experiment_tag(experiment.experiment_id, name, value)
+    except MlflowException as error:
+        if error.error_code in ("PERMISSION_DENIED", "UNAUTHENTICATED"):
+            return False
+        raise
+    return True
 
 
 def _first_experiment(client: MlflowClient) -> Experiment | None:

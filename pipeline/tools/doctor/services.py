@@ -72,7 +72,14 @@ def _probe(uri: str, experiment: str, works: str) -> Finding:
         return Finding(
             "MLflow",
             "warning",
-            without_credentials(f"{shown} answers, but refuses this process: {reason}. {_credentials_hint(reason)}"),
+            without_credentials(f"{shown} answers, but refuses this process: {reason}. {_hint(reason)}"),
+        )
+    if not probed.may_write:
+        return Finding(
+            "MLflow",
+            "warning",
+            f"{works}, but this user may not write to experiment {experiment!r}: ask its owner for permission EDIT, or "
+            "set tracking.experiment to another name; the run works without it and sends everything later",
         )
     if probed.file_error is not None:
         return Finding(
@@ -83,12 +90,23 @@ def _probe(uri: str, experiment: str, works: str) -> Finding:
             "with --serve-artifacts",
         )
     new = "" if probed.is_known else f"; experiment {experiment!r} will be created"
-    return Finding("MLflow", "ok", f"{works}, takes calls and files{new}")
+    files = " and files" if probed.tried_file else ""
+    return Finding("MLflow", "ok", f"{works}, takes calls{files}{new}")
 
 
-def _credentials_hint(reason: str) -> str:
+def _hint(reason: str) -> str:
     if "deleted" in reason:
         return "The run keeps everything until then"
+    if "certificate" in reason.lower():
+        return (
+            "Set MLFLOW_TRACKING_SERVER_CERT_PATH to a file with the certificate of the authority that signed the "
+            "server's; the run works without it and sends everything later"
+        )
+    if "404" in reason:
+        return (
+            "MLflow is not at this path: a proxy may want one, as in https://HOST/mlflow (tracking.uri); the run works "
+            "without it and sends everything later"
+        )
     return (
         "Look at MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, MLFLOW_TRACKING_TOKEN, or the server's "
         "--allowed-hosts; the run works without it and sends everything later"

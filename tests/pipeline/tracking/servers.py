@@ -1,10 +1,11 @@
-"""A real MLflow server as a child process, and a relay before it that answers uploads of files as a test wants."""
+"""A real MLflow server as a child process, and a relay before it: as a proxy, or answering as a test wants."""
 
 from __future__ import annotations
 
 import http.client
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -26,12 +27,12 @@ class Server(NamedTuple):
 
 
 @contextmanager
-def serve_mlflow(backend: str, *options: str) -> Iterator[Server]:
-    """Serve a database until the block ends."""
+def serve_mlflow(backend: str, *options: str, **variables: str) -> Iterator[Server]:
+    """Serve a database until the block ends; `variables` are added to the server's environment."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", backend, "--host", "127.0.0.1"]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **variables}
     process = subprocess.Popen(
         [*command, "--port", str(port), "--workers", "1", *options],
         env=environment,
@@ -59,7 +60,17 @@ def _listens(port: int) -> bool:
 class Relay:
     """Passes requests on to a server, but for uploads of files, which meet a fault until it is lifted."""
 
-    def __init__(self, target: Server) -> None:
+    def __init__(
+        self, target: Server, *, prefix: str = "", token: str | None = None, tls: ssl.SSLContext | None = None
+    ) -> None:
+        """Listen.
+
+        Args:
+            target: gets the requests.
+            prefix: path that addresses must begin with; the target does not see it.
+            token: what requests must bear.
+            tls: encrypts.
+        """
         self.status: int | None = None
         """What uploads are answered with instead of being passed on."""
         self.delay_s = 0.0
@@ -74,7 +85,14 @@ class Relay:
             protocol_version = "HTTP/1.1"
 
             def pass_on(self) -> None:
+                if not self.path.startswith(f"{prefix}/"):
+                    self.answer(404, b"nothing here", "text/html")
+                    return
+                self.path = self.path.removeprefix(prefix)
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                if token is not None and self.headers.get("Authorization") != f"Bearer {token}":
+                    self.answer(401, b"who are you", "text/plain")
+                    return
                 if relay.refused_path is not None and relay.refused_path in self.path:
                     relay.num_refused += 1
                     self.answer(relay.refused_status, b"refused", "text/html")
@@ -105,8 +123,11 @@ class Relay:
                 pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        self.uri = f"http://127.0.0.1:{self._server.server_address[1]}"
+        scheme, host = ("http", "127.0.0.1") if tls is None else ("https", "localhost")
+        self.uri = f"{scheme}://{host}:{self._server.server_address[1]}{prefix}"
 
     def close(self) -> None:
         self._server.shutdown()

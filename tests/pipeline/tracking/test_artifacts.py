@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 from pipeline.launch.watch import tracked_run
 from pipeline.tracking import open_run, replay
 from pipeline.tracking.artifacts import ArtifactError
-from pipeline.tracking.probe import probe_server
+from pipeline.tracking.probe import Probed, probe_server
 from tests.pipeline.tracking.servers import Relay, Server, serve_mlflow
 from tests.pipeline.tracking.tracked_runs import MakeConfig, expected_history, history, runs_of, write_steps
 
@@ -90,7 +90,8 @@ def test_probe_stores_and_removes_a_file(mlflow_server: Server, tmp_path: Path) 
     assert (probed.is_known, probed.file_error) == (False, None)
     client = MlflowClient(mlflow_server.uri)
     experiment_id = client.create_experiment(str(tmp_path))
-    assert probe_server(mlflow_server.uri, str(tmp_path)) == (True, probed.artifact_root[:-1] + experiment_id, None)
+    again = probe_server(mlflow_server.uri, str(tmp_path))
+    assert again == Probed(True, True, probed.artifact_root[:-1] + experiment_id, None, tried_file=True)
     client.delete_experiment(experiment_id)
     with pytest.raises(ValueError, match="was deleted and takes no runs"):
         probe_server(mlflow_server.uri, str(tmp_path))
