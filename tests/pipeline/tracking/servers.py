@@ -1,4 +1,4 @@
-"""A real MLflow server as a child process, and a relay before it: as a proxy, or answering as a test wants."""
+"""A real MLflow server as a child process, and a relay before it: as a proxy, or answering as a test tells it."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server that wants a name and a password, and knows one person besides its administrator."""
+    """A server that asks for a name and a password, and knows one person besides its administrator."""
     folder = tmp_path_factory.mktemp("guarded")
     settings = folder / "auth.ini"
     settings.write_text(
