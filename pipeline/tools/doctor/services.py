@@ -104,7 +104,7 @@ def _hint(reason: str) -> str:
         )
     if "404" in reason:
         return (
-            "MLflow is not at this path: behind a proxy it may have one, as in https://HOST/mlflow (tracking.uri); the run works "
+            "MLflow is not at this path: a proxy may add one, as in https://HOST/mlflow (tracking.uri); the run works "
             "without it and sends everything later"
         )
     return (
