@@ -1,9 +1,9 @@
-"""`ray-llava evaluate`: held-out loss and answer accuracy of a trained model, with and without its images."""
+"""`ray-llava evaluate`: a trained model in published metrics, each next to what it reaches without seeing images."""
 
 import json
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -11,71 +11,118 @@ from rich.table import Table
 from jobs.console import output_console
 from jobs.generate import tokenizer_source
 from jobs.model_place import folder_here
+from pipeline.config import ConfigError
+from pipeline.config.evaluation import METRIC_NAMES
 
 if TYPE_CHECKING:  # torch takes seconds to load; usage errors need not wait for it
-    from pipeline.tools.evaluation.scores import Evaluation
+    from pipeline.evaluation.results import Scored, SetResult
+
+BLIND = ("blank", "shuffled", "majority")
+CAPTION_METRICS = frozenset({"cider", "bleu", "rouge"})
 
 Model = Annotated[
     Path,
     typer.Argument(metavar="MODEL", parser=folder_here, help="Folder or URL of a finished run, or a model folder."),
 ]
 Shards = Annotated[list[str], typer.Argument(metavar="SHARDS...", help="Held-out instruction shards: paths or URLs.")]
+Metrics = Annotated[
+    list[str] | None,
+    typer.Option("--metric", "-m", help=f"Once for each: {', '.join(METRIC_NAMES)}. Without it, exact_match."),
+]
 MaxSamples = Annotated[int | None, typer.Option(min=1, help="Evaluate no more than this many samples.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Prompts per forward pass.")]
-MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, tokens.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
+MaxNewTokens = Annotated[
+    int | None, typer.Option(min=1, help="Longest answer, tokens; 64 with a caption metric, else 16.")
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")]
 Report = Annotated[Path | None, typer.Option(help="Write figures and every answer to this JSON file.")]
 
 
 def run(
     model: Model,
     shards: Shards,
+    metric: Metrics = None,
     max_samples: MaxSamples = None,
     batch_size: BatchSize = 32,
-    max_new_tokens: MaxNewTokens = 16,
-    device: Device = "cpu",
+    max_new_tokens: MaxNewTokens = None,
+    device: Device = "auto",
     report: Report = None,
 ) -> None:
-    """Measure a model, also with blanked images: answers that stay right do not depend on the image."""
+    """Measure a model, also with blanked and shuffled images: what stays right does not depend on the image."""
+    names = metric or ["exact_match"]
+    unknown = [name for name in names if name not in METRIC_NAMES]
+    if unknown:
+        raise ConfigError(f"--metric {unknown[0]}: unknown; choose among {', '.join(METRIC_NAMES)}")
+
     from pipeline.assembly.facts import load_tokenizer
     from pipeline.assembly.folder import open_model
+    from pipeline.evaluation.metrics.registry import find_metrics
+    from pipeline.evaluation.questions import read_evaluation_samples
+    from pipeline.evaluation.results import check_metrics, evaluate_set
+    from pipeline.evaluation.run import EvaluationSettings
     from pipeline.index.build import build_index
     from pipeline.shards.listing import expand_shards
-    from pipeline.tools.evaluation.questions import read_evaluation_samples
-    from pipeline.tools.evaluation.run import EvaluationSettings, evaluate
 
-    opened = open_model(model, device)
+    # 1. The samples, which must have what the metrics need.
     with tempfile.TemporaryDirectory() as folder:
         samples = read_evaluation_samples(build_index(expand_shards(shards), folder), max_samples)
-    tokenizer = load_tokenizer(tokenizer_source(model))
-    seeing, blind = (
-        evaluate(opened, tokenizer, samples, EvaluationSettings(blank, batch_size, max_new_tokens))
-        for blank in (False, True)
-    )
+    metrics = find_metrics([*names, "loss"])
+    try:
+        check_metrics(samples, metrics)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    # 2. Answers and figures.
+    opened = open_model(model, choose_device(device))
+    longest = max_new_tokens or (64 if CAPTION_METRICS & set(names) else 16)
+    settings = EvaluationSettings(batch_size=batch_size, max_new_tokens=longest)
+    result = evaluate_set(opened, load_tokenizer(tokenizer_source(model)), samples, metrics, settings)
+    # 3. What is shown and written.
     console = output_console()
-    console.print(f"{len(samples)} samples; loss {seeing.loss:.4f}, with blanked images {blind.loss:.4f}")
-    console.print(build_table(seeing, blind))
+    console.print(f"{result.num_samples} samples on {opened.model.device}")
+    for table in build_tables(result):
+        console.print(table)
     if report is not None:
-        report.write_text(json.dumps({"seeing": to_json(seeing), "blanked": to_json(blind)}, indent=1))
+        report.write_text(json.dumps(to_json(result), indent=1, allow_nan=False))
 
 
-def build_table(seeing: "Evaluation", blind: "Evaluation") -> Table:
-    """Compare accuracy with and without images, per kind of question and per number of images."""
-    table = Table("questions", "number", "accuracy", "blanked images", "majority answer", title="Answer accuracy")
-    groups = {"all with images": (seeing.overall, blind.overall)}
-    groups |= {kind: (score, blind.by_kind()[kind]) for kind, score in seeing.by_kind().items()}
-    groups |= {name: (score, blind.by_images()[name]) for name, score in seeing.by_images().items()}
-    for name, (score, blanked) in groups.items():
-        shares = (score.accuracy, blanked.accuracy, score.majority)
-        table.add_row(name, str(score.num_answers), *(f"{100 * share:.1f} %" for share in shares))
+def choose_device(name: str) -> str:
+    """Return the device to compute on; `auto` is the first GPU, or the CPU."""
+    import torch
+
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def build_tables(result: "SetResult") -> list[Table]:
+    """Show every metric next to its blind baselines, then per category."""
+    table = Table(title="Seeing and blind", caption="* overlaps the interval of a blind score")
+    for head in ("metric", "score", "95 % interval", *BLIND):
+        table.add_column(head, no_wrap=head == "metric")
+    for scored in result.scored:
+        low, high = scored.seeing.interval
+        blind = [scored.blind.get(name) for name in BLIND]
+        cells = ["" if figure is None else f"{figure.value:.4f}" for figure in blind]
+        mark = " *" if scored.may_be_blind else ""
+        table.add_row(scored.metric.name, f"{scored.seeing.value:.4f}{mark}", f"{low:.4f} to {high:.4f}", *cells)
+        for name, value in scored.further.items():
+            table.add_row(f"  {name}", f"{value:.4f}")
+    categories = [_categories(scored) for scored in result.scored if len(scored.by_category) > 1]
+    return [table, *categories]
+
+
+def _categories(scored: "Scored") -> Table:
+    table = Table("category", "number", scored.metric.name, title=f"{scored.metric.name} per category")
+    for name, (number, value) in scored.by_category.items():
+        table.add_row(name, str(number), f"{value:.4f}")
     return table
 
 
-def to_json(evaluation: "Evaluation") -> dict[str, object]:
-    """Return figures and answers as JSON-serialisable facts."""
-    groups = {"overall": evaluation.overall, **evaluation.by_kind(), **evaluation.by_images()}
+def to_json(result: "SetResult") -> dict[str, Any]:
+    """Return one key per figure, then `details` with intervals and categories, and every answer."""
     return {
-        "loss": evaluation.loss,
-        "scores": {name: score._asdict() for name, score in groups.items()},
-        "answers": [answer._asdict() for answer in evaluation.answers],
+        **result.flat(),
+        "num_samples": result.num_samples,
+        "details": {scored.metric.name: scored.to_json() for scored in result.scored},
+        "answers": {name: [answer._asdict() for answer in given] for name, given in result.answers.items()},
     }

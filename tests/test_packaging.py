@@ -43,7 +43,7 @@ def imported_packages(folder: str) -> Iterator[tuple[str, Path]]:
     ("folder", "groups"),
     [
         ("model", ("lora", "flash")),
-        ("pipeline", ("lora", "eightbit")),
+        ("pipeline", ("lora", "eightbit", "captions")),
         ("benchmarks", ("lora", "eightbit", "bench")),
         ("jobs", ()),
         ("tests", ("dev", "lora")),

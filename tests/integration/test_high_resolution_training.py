@@ -19,10 +19,10 @@ from pipeline.assembly.export import export_model
 from pipeline.assembly.facts import load_tokenizer
 from pipeline.assembly.folder import OpenedModel, assemble_model, open_model
 from pipeline.config import ConfigError, load_config
+from pipeline.evaluation.questions import read_evaluation_samples
+from pipeline.evaluation.run import EvaluationSettings, evaluate
 from pipeline.index.build import build_index
 from pipeline.launch.run import run_training
-from pipeline.tools.evaluation.questions import read_evaluation_samples
-from pipeline.tools.evaluation.run import EvaluationSettings, evaluate
 from tests.integration.conftest import WriteConfig
 from tests.jobs.conftest import png
 

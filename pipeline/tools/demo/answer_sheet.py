@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
+from pipeline.evaluation.questions import EvaluationSample
+from pipeline.evaluation.scores import Answer
 from pipeline.tools.demo.report import answers_of, chosen_samples
 from pipeline.tools.demo.results import Point
-from pipeline.tools.evaluation.questions import EvaluationSample
-from pipeline.tools.evaluation.scores import Answer
 
 _CARD = (680, 280)  # pixels
 _COLUMNS = 2

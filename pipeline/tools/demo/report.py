@@ -7,9 +7,9 @@ import html
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from pipeline.evaluation.questions import EvaluationSample
+from pipeline.evaluation.scores import Answer
 from pipeline.tools.demo.results import GUESSING, Point, Row
-from pipeline.tools.evaluation.questions import EvaluationSample
-from pipeline.tools.evaluation.scores import Answer
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c2430; background: #f4f5f7; margin: 0; }

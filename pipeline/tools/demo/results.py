@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from pipeline.tools.evaluation.scores import Evaluation, Score, score
+from pipeline.evaluation.scores import Evaluation, Score, score
 
 
 class Point(NamedTuple):

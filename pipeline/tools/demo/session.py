@@ -15,15 +15,15 @@ from pipeline.assembly.facts import load_tokenizer
 from pipeline.assembly.folder import OpenedModel, assemble_model, open_model
 from pipeline.assembly.parts import find_projector
 from pipeline.config import DataConfig, ModelConfig
+from pipeline.evaluation.questions import EvaluationSample, read_evaluation_samples
+from pipeline.evaluation.run import EvaluationSettings, Images, evaluate
+from pipeline.evaluation.scores import Answer, Evaluation
 from pipeline.index.build import build_index
 from pipeline.launch.run import TrainingResult
 from pipeline.tools.demo.answer_sheet import render_answer_sheet
 from pipeline.tools.demo.report import Curve, render_report
 from pipeline.tools.demo.results import Point, Row, flat_metrics, table_rows
 from pipeline.tools.demo.shards import DemoSizes, ensure_demo_shards, new_combination_keys
-from pipeline.tools.evaluation.questions import EvaluationSample, read_evaluation_samples
-from pipeline.tools.evaluation.run import EvaluationSettings, evaluate
-from pipeline.tools.evaluation.scores import Answer, Evaluation
 
 if TYPE_CHECKING:
     from pipeline.tracking import TrackedRun
@@ -82,7 +82,7 @@ def run_demo(pretrain: DemoStage, finetune: DemoStage, folder: Path, console: Co
     finetuned = finetune.train()
     opened = open_model(finetune.run_dir)
     points.append(Point("finetuned", _evaluate(finetune, opened, samples)))
-    points.append(Point("blanked", _evaluate(finetune, opened, samples, blank_images=True)))
+    points.append(Point("blanked", _evaluate(finetune, opened, samples, "blanked")))
 
     rows = table_rows(points, {"showing a new combination": new_combination_keys(SIZES.held_out)})
     report = _write_report(folder / "report", points, rows, samples, (pretrain, finetune))
@@ -100,9 +100,9 @@ def _assembled(stage: DemoStage, projector: str | None) -> OpenedModel:
 
 
 def _evaluate(
-    stage: DemoStage, opened: OpenedModel, samples: Sequence[EvaluationSample], *, blank_images: bool = False
+    stage: DemoStage, opened: OpenedModel, samples: Sequence[EvaluationSample], images: Images = "shown"
 ) -> Evaluation:
-    settings = EvaluationSettings(blank_images=blank_images, max_new_tokens=_LONGEST_ANSWER)
+    settings = EvaluationSettings(images=images, max_new_tokens=_LONGEST_ANSWER)
     with _one_thread():
         return evaluate(opened, load_tokenizer(stage.model.language_model), samples, settings)
 

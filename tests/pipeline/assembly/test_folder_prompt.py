@@ -29,11 +29,11 @@ from pipeline.assembly.folder import open_model, save_model_folder
 from pipeline.assembly.parts import describe_images, join_parts
 from pipeline.config import ConfigError, ExperimentConfig, load_config
 from pipeline.errors import DataError
+from pipeline.evaluation.questions import EvaluationSample
+from pipeline.evaluation.run import EvaluationSettings, evaluate
 from pipeline.samples.encode import SampleEncoder
 from pipeline.samples.prompt.conversation import Conversation, Turn
 from pipeline.samples.schema import Sample
-from pipeline.tools.evaluation.questions import EvaluationSample
-from pipeline.tools.evaluation.run import EvaluationSettings, evaluate
 from tests.model.tiny import save_tiny_tower, tiny_backbone_config
 from tests.pipeline.samples.prompt.published_tokenizers import LAYOUTS
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from pipeline.evaluation.questions import EvaluationSample
+from pipeline.evaluation.scores import Answer, Evaluation
 from pipeline.samples.prompt.conversation import Conversation
 from pipeline.samples.schema import Sample
 from pipeline.tools.demo.answer_sheet import render_answer_sheet
@@ -15,8 +17,6 @@ from pipeline.tools.demo.report import Curve, chosen_samples, render_report
 from pipeline.tools.demo.results import Point, flat_metrics, table_rows
 from pipeline.tools.demo.samples import caption_sample
 from pipeline.tools.demo.session import read_losses
-from pipeline.tools.evaluation.questions import EvaluationSample
-from pipeline.tools.evaluation.scores import Answer, Evaluation
 
 
 def entry(key: str, num_images: int) -> EvaluationSample:

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
+from pipeline.evaluation.questions import read_evaluation_samples
 from pipeline.index.build import build_index
 from pipeline.tools.demo.samples import caption_sample, conversation_sample, image_preamble
 from pipeline.tools.demo.scenes import HELD_OUT_COMBINATIONS
@@ -14,7 +15,6 @@ from pipeline.tools.demo.shards import (
     new_combination_keys,
     write_demo_shards,
 )
-from pipeline.tools.evaluation.questions import read_evaluation_samples
 
 
 def test_write_demo_shards_gives_samples_that_the_index_accepts(tmp_path: Path) -> None:

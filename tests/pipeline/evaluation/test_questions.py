@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.index.build import build_index
-from pipeline.index.index import ShardIndex
-from pipeline.samples.prompt.conversation import Conversation, Turn
-from pipeline.shards.writer import write_shards
-from pipeline.tools.evaluation.questions import (
+from pipeline.evaluation.questions import (
     normalize_answer,
     question_kind,
     questions_and_answers,
     read_evaluation_samples,
 )
+from pipeline.index.build import build_index
+from pipeline.index.index import ShardIndex
+from pipeline.samples.prompt.conversation import Conversation, Turn
+from pipeline.shards.writer import write_shards
 
 
 def build(folder: Path, *records: dict[str, object]) -> ShardIndex:

@@ -30,6 +30,17 @@ class EvaluationSample(NamedTuple):
     sample: Sample
     kinds: tuple[str, ...]
     """One per assistant turn."""
+    references: tuple[str, ...] = ()
+    """Accepted answers of a sample with one question, as several people gave them; empty for the conversation's own."""
+    options: tuple[str, ...] = ()
+    """Options of a sample with one multiple-choice question; empty if there are none, or if the question lists them."""
+    group: str = ""
+    """Samples of a group are scored together."""
+
+    @property
+    def asked(self) -> list[tuple[str, str]]:
+        """The text of every question with the answer that the conversation gives."""
+        return questions_and_answers(self.sample.conversation)
 
 
 def read_evaluation_samples(index: ShardIndex, max_samples: int | None = None) -> list[EvaluationSample]:
@@ -72,19 +83,43 @@ def _read(index: ShardIndex, row: int) -> EvaluationSample:
     members: list[Member] = index.samples["members"][row].as_py()
     content = read_members(shard, key, members)
     sample = parse_sample(key, content, index.checks.policy)
+    try:
+        return describe(sample, parse_json(content["json"]) if "json" in content else None)
+    except ValueError as error:
+        raise ValueError(f"{shard}, key {key}: {error}") from None
+
+
+def describe(sample: Sample, tree: object) -> EvaluationSample:
+    """Add what the fields `kinds` (or `category`), `answers`, `options` and `group` of a sample's JSON say.
+
+    Args:
+        sample: a conversation; a caption is what answers an empty question.
+        tree: the JSON, if the sample has one.
+
+    Raises:
+        ValueError: a field does not fit the conversation.
+    """
+    fields = tree if isinstance(tree, dict) else {}
     asked = questions_and_answers(sample.conversation)
-    kinds = _given_kinds(content) or tuple(question_kind(question) for question, _ in asked)
+    category = (str(fields["category"]),) * len(asked) if "category" in fields else ()
+    kinds = _texts(fields, "kinds") or category or tuple(question_kind(question) for question, _ in asked)
     if len(kinds) != len(asked):
         raise ValueError(
-            f"{shard}, key {key}: `kinds` names {len(kinds)} question kinds but the conversation has {len(asked)} "
-            "answers; give one per answer, or leave the field out"
+            f"`kinds` names {len(kinds)} question kinds but the conversation has {len(asked)} answers; give one per "
+            "answer, or leave the field out"
         )
-    return EvaluationSample(sample, kinds)
+    references, options = _texts(fields, "answers"), _texts(fields, "options") or _texts(fields, "choices")
+    for name, found in (("answers", references), ("options", options)):
+        if found and len(asked) != 1:
+            raise ValueError(
+                f"`{name}` belongs to one question but the conversation has {len(asked)}; split the sample"
+            )
+    return EvaluationSample(sample, kinds, references, options, str(fields.get("group", "")))
 
 
-def _given_kinds(content: Mapping[str, bytes]) -> tuple[str, ...]:
-    if "json" not in content:
+def _texts(fields: Mapping[str, object], name: str) -> tuple[str, ...]:
+    """Read a list of texts; entries of VQA files are objects with the text in `answer`."""
+    found = fields.get(name)
+    if not isinstance(found, list):
         return ()
-    tree = parse_json(content["json"])
-    kinds = tree.get("kinds") if isinstance(tree, dict) else None
-    return tuple(str(kind) for kind in kinds) if isinstance(kinds, list) else ()
+    return tuple(str(entry.get("answer", "")) if isinstance(entry, dict) else str(entry) for entry in found)

@@ -12,13 +12,13 @@ from model.hub.weights import build_llava
 from model.vision.pixels import normalize_pixels, pixel_stats_of
 from pipeline.assembly.facts import load_tokenizer
 from pipeline.assembly.folder import OpenedModel
+from pipeline.evaluation.questions import EvaluationSample, read_evaluation_samples
+from pipeline.evaluation.run import EvaluationSettings, evaluate
 from pipeline.index.build import build_index
 from pipeline.samples.encode import SampleEncoder
 from pipeline.samples.fit import ImageSpec
 from pipeline.tools.demo.backbone_folders import LANGUAGE_MODEL, TOWER
 from pipeline.tools.demo.shards import DemoSizes, write_demo_shards
-from pipeline.tools.evaluation.questions import EvaluationSample, read_evaluation_samples
-from pipeline.tools.evaluation.run import EvaluationSettings, evaluate
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -105,7 +105,7 @@ def test_evaluate_loss_and_answers_equal_the_models_forward_pass_sample_by_sampl
 def test_evaluate_with_blank_images_hides_the_pictures(
     opened: OpenedModel, tokenizer: PreTrainedTokenizerBase, samples: list[EvaluationSample]
 ) -> None:
-    settings = EvaluationSettings(blank_images=True, max_new_tokens=2)
+    settings = EvaluationSettings(images="blanked", max_new_tokens=2)
     swapped = [
         entry._replace(sample=entry.sample._replace(images=tuple(reversed(entry.sample.images)))) for entry in samples
     ]

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from pipeline.tools.evaluation.questions import normalize_answer
+from pipeline.evaluation.questions import normalize_answer
 
 
 class Answer(NamedTuple):
@@ -21,6 +21,21 @@ class Answer(NamedTuple):
     question: str
     expected: str
     given: str
+    references: tuple[str, ...] = ()
+    """What several people answered; empty where `expected` is the only reference."""
+    options: tuple[str, ...] = ()
+    """Of a multiple-choice question, in the order in which they were listed."""
+    group: str = ""
+    """Questions that are scored together, e.g. those about one image."""
+    loss: float = 0.0
+    """Cross-entropy of the sample's supervised tokens, nats; on the sample's first answer only."""
+    num_targets: int = 0
+    """Those tokens; likewise."""
+
+    @property
+    def accepted(self) -> tuple[str, ...]:
+        """All references."""
+        return self.references or (self.expected,)
 
     @property
     def is_right(self) -> bool:

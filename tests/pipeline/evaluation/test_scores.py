@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.tools.evaluation.scores import Answer, Evaluation, Score, score
+from pipeline.evaluation.scores import Answer, Evaluation, Score, score
 
 
 def answer(kind: str, expected: str, given: str, num_images: int = 1) -> Answer:

@@ -1,0 +1,1 @@
+"""What a model can do: questions asked, answers scored, and what is reached without seeing the images."""

@@ -1,0 +1,1 @@
+"""Metrics under their published names and rules: pure functions of questions, references and answers."""
