@@ -14,7 +14,7 @@ from pipeline.config.data import TemplateName
 OPTIONS: Final[dict[str, tuple[Any, ...]]] = {
     "stage": ("finetune", "pretrain"),
     "data.shards": ("{chat}", "{captions}", "{images}", "{videos}", "{texts}"),
-    "data.sources": ({}, {"a": {"shards": ["{shards}"], "weight": 1}, "b": {"shards": ["{captions}"], "weight": 2}}),
+    "data.sources": ({}, {"a": {"shards": ["{shards}"], "weight": 1}, "b": {"shards": ["{others}"], "weight": 2}}),
     "data.mix_changes": ((), ({"from_step": 1, "weights": {"a": 2, "b": 1}},)),
     "data.feature_cache": (None, "{cache}"),
     "data.template": ("v1", *(name for name in get_args(TemplateName) if name != "v1")),

@@ -17,7 +17,7 @@ from model.vision.tower_kinds import TOWER_KINDS
 from pipeline.config import ExperimentConfig, parse_config
 from pipeline.samples.prompt.templates import TEMPLATES
 from pipeline.shards.writer import write_shards
-from pipeline.tools.demo.shards import DemoSizes, conversation_member_files, write_demo_shards
+from pipeline.tools.demo.shards import DemoSizes, caption_member_files, conversation_member_files, write_demo_shards
 from tests.model.tiny import tiny_backbone_config, tiny_tower_config
 
 _TOKENIZER = Path(__file__).parents[2] / "pipeline" / "tools" / "demo" / "weights" / "language_model"
@@ -35,6 +35,8 @@ def write_parts(folder: Path) -> dict[str, str]:
     """Write shards, language models and towers; returns what `{...}` in options stands for."""
     shards = write_demo_shards(folder / "shards", _SIZES)
     parts = {"chat": shards["finetune"][0], "captions": shards["pretrain"][0], "cache": str(folder / "cache")}
+    others = (caption_member_files("pretrain", index) for index in range(_SIZES.pretrain, 2 * _SIZES.pretrain))
+    parts["others"] = write_shards(others, folder / "shards" / "others-%06d.tar")[0]
     parts |= {name: _write_shard(folder / "shards", name) for name in ("images", "videos", "texts")}
     parts |= {kind: _write_language_model(kind, folder / "language_models" / kind) for kind in BACKBONES}
     return parts | {kind: _write_tower(kind, folder / "towers" / kind) for kind in TOWER_KINDS}
