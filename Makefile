@@ -90,7 +90,7 @@ pairs: $(VENV)/dev.stamp ## Nightly: every backbone with every tower, by itself 
 	   tests/model/test_pairs.py tests/integration/test_pairs_training.py
 
 .PHONY: fuzz
-fuzz: $(VENV)/dev.stamp ## Nightly: 400,000 mutated archives, images and annotations, and storage that fails at 200 places
+fuzz: $(VENV)/dev.stamp ## Nightly: 400,000 mutated archives, images and annotations, storage that fails at 200 places, 1,000 turned bits
 	@$(BIN)/python -m tests.fuzz
 
 .PHONY: fuzz-meaning

@@ -4,6 +4,7 @@ The model class does not change: adapters are injected into its linear layers, s
 work unchanged. Vision tower, projector and output head get none. Source: Hu et al., "LoRA", ICLR 2022.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from model.files.adapter import load_projector, load_verified, read_adapter, with_digest, write_projector
+from model.files.adapter import load_projector, load_verified, read_adapter, read_metadata, with_digest, write_projector
 from model.files.checkpoint_files import read_pickled_tensors
 from model.files.file_mode import follow_umask
 from model.files.tower_layouts import misfits
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 _WEIGHTS: Final = "adapter_model.safetensors"
 _LEGACY_WEIGHTS: Final = "adapter_model.bin"
 _LEGACY_PROJECTOR: Final = "non_lora_trainables.bin"
+_CONFIG: Final = "adapter_config.json"
+_SCALE_KEY: Final = "ray_llava.scale"
+"""In the metadata of the weights: the fields of the config that decide their scale."""
+_SCALE_FIELDS: Final = ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
 _PREFIX: Final = "base_model.model."
 """What peft puts before the names of the adapted model."""
 
@@ -106,9 +111,9 @@ def save_lora(
     target.mkdir(parents=True, exist_ok=True)
     found = adapter_state(model) if state is None else state
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
-    save_file(tensors, target / _WEIGHTS, metadata=with_digest(tensors))
-    follow_umask(target / _WEIGHTS)
     configs: Any = model.peft_config
+    save_file(tensors, target / _WEIGHTS, metadata=with_digest(tensors, {_SCALE_KEY: _scale_of(configs["default"])}))
+    follow_umask(target / _WEIGHTS)
     configs["default"].base_model_name_or_path = base
     configs["default"].save_pretrained(str(target))
     write_projector(pretrained_state(model) if projector is None else projector, target, model.config.im_start_end_ids)
@@ -130,7 +135,7 @@ def load_lora(model: LlavaModel, folder: str | Path) -> None:
     """
     source = Path(folder)
     state = _read_adapters(source)
-    config = _peft().LoraConfig.from_pretrained(str(source))
+    config = _read_config(source)
     config.target_modules = sorted({name.split(".lora_")[0] for name in state})
     _inject(model, config)
     own = {name.replace(".default.", "."): t for name, t in model.state_dict().items() if ".lora_" in name}
@@ -179,6 +184,33 @@ def _read_adapters(source: Path) -> dict[str, Tensor]:
     else:
         raise ValueError(f"{source} holds neither {_WEIGHTS} nor {_LEGACY_WEIGHTS}; expected a LoRA folder")
     return {name.removeprefix(_PREFIX): tensor for name, tensor in state.items()}
+
+
+def _read_config(source: Path) -> "LoraConfig":
+    """Read the config of adapters, and compare what scales them with what their weights were written with.
+
+    Raises:
+        ValueError: it is damaged, of another kind, or not the one that belongs to the weights.
+    """
+    lora, file = _peft().LoraConfig, source / _CONFIG
+    try:
+        config = lora.from_pretrained(str(source))
+        if config.bias not in ("none", "all", "lora_only"):
+            raise ValueError(f"bias is {config.bias!r}")
+    except Exception as error:  # peft raises many types over a file that is not what it wrote
+        raise ValueError(f"{file} cannot be used ({type(error).__name__}: {error}); copy it again") from error
+    written = read_metadata(source / _WEIGHTS).get(_SCALE_KEY) if (source / _WEIGHTS).is_file() else None
+    if written is not None and written != (found := _scale_of(config)):
+        raise ValueError(
+            f"{file} is not the one that was written with {_WEIGHTS}: it says {found}, those were trained with "
+            f"{written}; copy it again"
+        )
+    assert isinstance(config, lora)
+    return config
+
+
+def _scale_of(config: "LoraConfig") -> str:
+    return json.dumps({name: getattr(config, name, None) for name in _SCALE_FIELDS}, sort_keys=True)
 
 
 def _peft() -> Any:

@@ -25,11 +25,12 @@ from pipeline.samples.image import ImageLimits
 from pipeline.samples.schema import SchemaPolicy
 from pipeline.shards.storage import ShardStat
 
-FORMAT = 5
+FORMAT = 6
 """Raised whenever the meaning of a stored column or a verdict changes; other versions are built again."""
 _MANIFEST = "index.json"
 _SCANS = "scans"
 _FACTS = b"ray_llava"
+_DIGEST = b"ray_llava.sha256"
 
 
 def exists(folder: Path) -> bool:
@@ -55,14 +56,18 @@ def write_index(folder: Path, fingerprint: str, samples: pa.Table, description: 
     table_name = f"samples-{fingerprint[:16]}.arrow"
     with replacing(folder / table_name) as temporary:
         _write_arrow(temporary, samples)
-    manifest = {"format": FORMAT, "fingerprint": fingerprint, "samples": table_name, **description}
-    content = json.dumps(manifest, indent=1).encode()
+        table_digest = _file_digest(temporary)
+    manifest = {"format": FORMAT, "fingerprint": fingerprint, "samples": table_name, "samples_sha256": table_digest}
+    manifest |= description
+    content = json.dumps({**manifest, "sha256": _manifest_digest(manifest)}, indent=1).encode()
     with replacing(folder / _MANIFEST) as temporary:
         temporary.write_bytes(content)
 
 
 def read_index(folder: Path) -> tuple[dict[str, Any], pa.Table]:
-    """Return manifest and table; the table stays on disk until its values are asked for.
+    """Return manifest and table, of which every byte was compared with its digest.
+
+    That reads the table once; its values stay on disk until they are asked for.
 
     Raises:
         ValueError: no index, one of another format, or a damaged one.
@@ -74,8 +79,12 @@ def read_index(folder: Path) -> tuple[dict[str, Any], pa.Table]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
             raise ValueError(f"index {folder} has format {manifest['format']}, this version reads {FORMAT}")
+        if manifest.pop("sha256") != _manifest_digest(manifest):
+            raise ValueError(f"index {folder} is damaged: {_MANIFEST} is not as it was written; remove the folder")
+        if _file_digest(folder / manifest["samples"]) != manifest["samples_sha256"]:
+            raise ValueError(f"index {folder} is damaged: its table is not as it was written; remove the folder")
         return manifest, pa.ipc.open_file(pa.memory_map(str(folder / manifest["samples"]))).read_all()
-    except (OSError, KeyError, TypeError, json.JSONDecodeError, pa.ArrowException) as error:
+    except (OSError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError, pa.ArrowException) as error:
         raise ValueError(f"index {folder} is damaged ({type(error).__name__}); remove the folder") from error
 
 
@@ -96,7 +105,7 @@ def read_scan(folder: Path, url: str, stat: ShardStat, checks: Checks) -> ShardS
     if not path.is_file():
         return None
     try:
-        table = pq.read_table(path)
+        table = read_table(path)
         facts = json.loads(table.schema.metadata[_FACTS])
         found = facts["defect"]
         defect = None if found is None else ShardError(Reason(found[0]), found[1], shard=url)
@@ -107,9 +116,48 @@ def read_scan(folder: Path, url: str, stat: ShardStat, checks: Checks) -> ShardS
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """Write a Parquet file atomically; `path.parent` exists."""
+    """Write a Parquet file with a digest of its values, atomically; `path.parent` exists."""
+    metadata = {**(table.schema.metadata or {}), _DIGEST: _values_digest(table)}
     with replacing(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+        pq.write_table(table.replace_schema_metadata(metadata), temporary, compression="zstd")
+
+
+def read_table(path: Path, schema: pa.Schema | None = None) -> pa.Table:
+    """Read what `write_table` wrote; the schema's metadata are those that were given to it.
+
+    Raises:
+        ValueError: it is damaged.
+        OSError: it cannot be read.
+    """
+    try:
+        table = pq.read_table(path)
+        metadata = dict(table.schema.metadata or {})
+        found = metadata.pop(_DIGEST, b"")
+        table = table.replace_schema_metadata(metadata or None)
+        if schema is not None:
+            table = table.cast(schema)
+    except (pa.ArrowException, MemoryError) as error:  # damaged lengths ask for any amount
+        raise ValueError(f"{path} is damaged ({type(error).__name__})") from error
+    if found != _values_digest(table):
+        raise ValueError(f"{path} is damaged: its values are not those that were written")
+    return table
+
+
+def _values_digest(table: pa.Table) -> bytes:
+    """Return a digest of a table's columns and the facts in its metadata, whatever its chunks."""
+    digest = hashlib.sha256((table.schema.metadata or {}).get(_FACTS, b""))
+    for batch in table.replace_schema_metadata(None).combine_chunks().to_batches():
+        digest.update(memoryview(batch.serialize()))
+    return digest.hexdigest().encode()
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _manifest_digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _scan_path(folder: Path, url: str, stat: ShardStat, checks: Checks) -> Path:

@@ -18,10 +18,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.errors import DataError
-from pipeline.index.files import write_table
+from pipeline.index.files import read_table, write_table
 from pipeline.index.index import ShardIndex
 from pipeline.index.read import read_annotations
 from pipeline.parallel.run_map import Progress, RunMap, run_serially
@@ -108,8 +107,8 @@ def _digest(*facts: object) -> str:
 def _read_cached(path: Path, num_rows: int) -> pa.Table | None:
     """Return a stored table, or None; a damaged one counts as none."""
     try:
-        table = pq.read_table(path, schema=TOKEN_SCHEMA)
-    except (OSError, pa.ArrowException):
+        table = read_table(path, TOKEN_SCHEMA)
+    except (OSError, ValueError):
         return None
     return table if table.num_rows == num_rows else None
 
