@@ -194,7 +194,7 @@ def _read_config(source: Path) -> "LoraConfig":
     """
     lora, file = _peft().LoraConfig, source / _CONFIG
     try:
-        config = lora.from_pretrained(str(source))
+        config: LoraConfig = lora.from_pretrained(str(source))
         if config.bias not in ("none", "all", "lora_only"):
             raise ValueError(f"bias is {config.bias!r}")
     except Exception as error:  # peft raises many types over a file that is not what it wrote
@@ -205,7 +205,6 @@ def _read_config(source: Path) -> "LoraConfig":
             f"{file} is not the one that was written with {_WEIGHTS}: it says {found}, those were trained with "
             f"{written}; copy it again"
         )
-    assert isinstance(config, lora)
     return config
 
 

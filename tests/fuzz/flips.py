@@ -11,7 +11,7 @@ import random
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -164,7 +164,8 @@ def _read_adapter(world: World) -> str:
     model = build_skeleton(bare).to_empty(device="cpu")
     load_lora(model, world.folder / "finetune" / "model")
     own = {name: tensor for name, tensor in model.state_dict().items() if ".lora_" in name or "mm_projector" in name}
-    scales = [module.scaling["default"] for module in model.modules() if hasattr(module, "lora_A")]
+    layers: list[Any] = [module for module in model.modules() if hasattr(module, "lora_A")]
+    scales = [layer.scaling["default"] for layer in layers]
     return _digest({**own, "scales": torch.tensor(scales)})
 
 
