@@ -29,12 +29,13 @@ from model.fusion.embedding import (
 )
 from model.fusion.feature_layout import gather_features, join_layouts, sources_of
 from model.fusion.fusion import PaddingSide
-from model.fusion.image_slots import ImageSizes, slot_layouts, to_image_slots
+from model.fusion.image_slots import ImageSizes, slot_grids, slot_layouts, to_image_slots
 from model.fusion.packed import PackedBatch
 from model.llava.experts import enable_grouped_experts
 from model.llava.llava_body import LlavaMetaModel
 from model.llava.packed_decoder import decode_packed, logit_cap_of, sum_loss
 from model.llava.vision_tokens import VisionTokenArgs, add_vision_tokens
+from model.vision.native_encoders import Grids
 from model.vision.pixels import pixel_stats_of
 from model.vision.tile_encoding import encode_tiles
 from model.vision.tower_builder import AnyTower
@@ -68,17 +69,23 @@ class LlavaMetaForCausalLM(_LanguageModel, metaclass=ABCMeta):
         """Return the tower, or None when the model has none."""
         return cast(LlavaMetaModel, self.get_model()).get_vision_tower()
 
-    def encode_images(self, images: Tensor) -> Tensor:
-        """Encode normalised images or tiles [U, 3, H, W] to language-model features [U, P, D]."""
-        return self._project(self.get_model().get_vision_tower()(images))
+    def encode_images(self, images: Tensor, grids: Grids | None = None) -> Tensor:
+        """Encode normalised images or tiles [U, 3, H, W] to language-model features [U, P, D].
 
-    def encode_vision(self, pixels: Tensor, micro_batch_size: int | None = None) -> Tensor:
+        `grids` are those of images of native resolution, see `encode_vision`.
+        """
+        tower = self.get_model().get_vision_tower()
+        return self._project(tower(images) if grids is None else tower(images, grids))
+
+    def encode_vision(self, pixels: Tensor, micro_batch_size: int | None = None, grids: Grids | None = None) -> Tensor:
         """Compute tower features, before the projector; without a graph while the tower is frozen.
 
         Args:
             pixels: uint8 [U, H, W, 3] as decoded (normalised here, on the tower's device, in float32), or already
                 normalised floats [U, 3, H, W].
             micro_batch_size: tiles per tower call; None for all at once.
+            grids: rows and columns of the tiles of each image; only for a tower of native resolution, where
+                `micro_batch_size` counts images.
 
         Returns:
             [U, P, V] in the tower's type for uint8 pixels, else in the pixels' type.
@@ -90,7 +97,7 @@ class LlavaMetaForCausalLM(_LanguageModel, metaclass=ABCMeta):
         if tower is None:
             raise ValueError("the model has no vision tower; call initialize_vision_modules first")
         stats = pixel_stats_of(self.config) if pixels.dtype == torch.uint8 else None
-        return encode_tiles(tower, pixels, stats, micro_batch_size)
+        return encode_tiles(tower, pixels, stats, micro_batch_size, grids)
 
     def packed_loss(
         self, batch: PackedBatch, image_features: Tensor | None, target_losses: Tensor | None = None
@@ -287,8 +294,13 @@ class LlavaMetaForCausalLM(_LanguageModel, metaclass=ABCMeta):
         self, pixels: Tensor, images_per_slot: Sequence[int], image_sizes: ImageSizes | None
     ) -> tuple[Tensor, list[int]]:
         """Return the features of all slots in reading order [M, D], and how many each has."""
-        features = self.encode_images(pixels)
-        resolution = self.get_model().resolution_at(pixels.shape[-1], features.shape[1])
+        tower = self.get_model().get_vision_tower()
+        if tower.sizing is None:
+            features = self.encode_images(pixels)
+            resolution = self.get_model().resolution_at(pixels.shape[-1], features.shape[1])
+        else:
+            resolution = self.get_model().resolution_at(pixels.shape[-1], tower.num_features)
+            features = self.encode_images(pixels, slot_grids(image_sizes, resolution))
         layouts = slot_layouts(images_per_slot, image_sizes, resolution)
         first_tiles = [sum(images_per_slot[:slot]) for slot in range(len(images_per_slot))]
         rows = features.flatten(0, 1)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from model.fusion.feature_layout import FeatureLayout, join_layouts, layout_of
-from model.fusion.resolution import ImageView, Resolution
+from model.fusion.resolution import ImageView, Resolution, grids_of
 
 ImageSizes = Tensor | Sequence[tuple[int, int] | ImageView]
 """Per slot, the size (height, width) that an image had before it was cut into tiles, pixels."""
@@ -92,6 +92,21 @@ def slot_layouts(
                 f"width) has {layout.num_tiles}; cut it with this model's image_aspect_ratio and image_grid_pinpoints"
             )
     return layouts
+
+
+def slot_grids(image_sizes: ImageSizes | None, resolution: Resolution) -> list[tuple[int, int]]:
+    """Return the rows and columns of the tiles of each slot's image, for a tower of native resolution.
+
+    Raises:
+        ValueError: sizes are missing.
+    """
+    if image_sizes is None:
+        raise ValueError(
+            "images of native resolution are placed by their sizes; pass image_sizes, one (height, width) in pixels "
+            "for each"
+        )
+    sizes = image_sizes.tolist() if isinstance(image_sizes, Tensor) else list(image_sizes)
+    return grids_of([size if isinstance(size, ImageView) else ImageView(*size) for size in sizes], resolution)
 
 
 def _view(size: tuple[int, int] | ImageView, num_tiles: int, resolution: Resolution) -> ImageView:

@@ -13,13 +13,18 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final, Literal, NamedTuple, cast, get_args
 
+from model.fusion.native_size import Sizing, native_grid
+
+ADDED_LATER: Final = {"added_later": True}
+"""Marks a field that fingerprints leave out at its default, so that those of older runs stay as they were."""
+
 Fit = Literal["pad", "crop", "stretch"]
 """How one tile shows a whole image: on a square of the mean colour, cut at the long side, or distorted."""
-Kind = Literal["pad", "crop", "anyres", "dynamic"]
+Kind = Literal["pad", "crop", "anyres", "dynamic", "native"]
 """The part of an aspect ratio before its numbers."""
 PatchMerge = Literal["flat", "spatial", "spatial_unpad"]
 """Features tile by tile; row by row over all tiles; the same without padding and with a newline after each row."""
@@ -29,7 +34,7 @@ Pinpoints = str | Sequence[Sequence[int]] | None
 """As a config has them; see `read_resolution`."""
 ROLES: Final[tuple[Role, ...]] = get_args(Role)
 
-ASPECT_RATIO_PATTERN: Final = r"pad|crop|anyres|anyres_max_[1-9]\d*|dynamic_[1-9]\d*_[1-9]\d*"
+ASPECT_RATIO_PATTERN: Final = r"pad|crop|anyres|anyres_max_[1-9]\d*|dynamic_[1-9]\d*_[1-9]\d*|native_[1-9]\d*_[1-9]\d*"
 _NEXT_GRIDS: Final = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
 """LLaVA-NeXT's pin points as (columns, rows)."""
 _ONEVISION_SIDE: Final = 6
@@ -77,11 +82,15 @@ class Resolution:
     min_tiles: int = 1
     max_tiles: int | None = None
     """`anyres`: features beyond 1.1^2 times this many tiles are shrunk; `dynamic`: most tiles. None: no limit."""
+    pixels: tuple[int, int] | None = field(default=None, metadata=ADDED_LATER)
+    """`native`: fewest and most pixels of an image."""
+    sizing: Sizing | None = field(default=None, metadata=ADDED_LATER)
+    """`native`: how images are sized; tiles are the tower's cells."""
 
     @property
     def tiles_images(self) -> bool:
         """Whether an image may have more than one tile."""
-        return self.kind in ("anyres", "dynamic")
+        return self.kind in ("anyres", "dynamic", "native")
 
     @property
     def has_newline(self) -> bool:
@@ -93,7 +102,7 @@ class Resolution:
 
         `anyres_max_N` shows several images in a tile each, as LLaVA-OneVision does, so that many fit in a sample.
         """
-        if is_video:
+        if is_video and self.kind != "native":
             frame: Role = "frame"
             last: Role = "last_frame"
             return (frame,) * (num_images - 1) + (last,) * (num_images > 0)
@@ -109,11 +118,19 @@ class Resolution:
         """
         if self.kind == "pad" or self.kind == "crop":
             return Tiling(self.kind)
+        if self.kind == "native":
+            return _native_tiling(self, view)
         if view.role == "single":
             return Tiling("pad")
         if view.role != "image":
             return Tiling("stretch")
         return _anyres_tiling(self, view) if self.kind == "anyres" else _dynamic_tiling(self, view)
+
+
+def grids_of(views: Sequence[ImageView], resolution: Resolution) -> list[tuple[int, int]]:
+    """Return the rows and columns of each image's tiles; for images of native resolution these are all their tiles."""
+    tilings = [resolution.tiling(view) for view in views]
+    return [(tiling.rows, tiling.columns) for tiling in tilings]
 
 
 def read_resolution(
@@ -124,6 +141,7 @@ def read_resolution(
     tile_size: int,
     tile_features: int,
     tile_grid: int | None,
+    sizing: Sizing | None = None,
 ) -> Resolution:
     """Read the three fields of a config.
 
@@ -135,6 +153,7 @@ def read_resolution(
         tile_size: side of the vision tower's input, pixels.
         tile_features: features that the tower gives per tile.
         tile_grid: features per side of a tile, None without a grid.
+        sizing: of a tower of native resolution, whose cells are the tiles; None for a tower of squares.
 
     Raises:
         ValueError: a field is illegal, or they do not fit together.
@@ -144,12 +163,19 @@ def read_resolution(
     if not re.fullmatch(ASPECT_RATIO_PATTERN, aspect_ratio):
         raise ValueError(
             f"image_aspect_ratio is {aspect_ratio!r}; known: pad, crop, anyres, anyres_max_N (e.g. anyres_max_9), "
-            "dynamic_MIN_MAX (e.g. dynamic_1_12)"
+            "dynamic_MIN_MAX (e.g. dynamic_1_12), native_MIN_MAX (pixels, e.g. native_3136_1003520)"
         )
     name, *numbers = aspect_ratio.replace("_max_", "_").split("_")
     limits = [int(number) for number in numbers]
-    if name == "dynamic" and limits[0] > limits[1]:
-        raise ValueError(f"image_aspect_ratio is {aspect_ratio!r}; expected dynamic_MIN_MAX with MIN <= MAX")
+    if name in ("dynamic", "native") and limits[0] > limits[1]:
+        raise ValueError(f"image_aspect_ratio is {aspect_ratio!r}; expected {name}_MIN_MAX with MIN <= MAX")
+    if (name == "native") != (sizing is not None):
+        raise ValueError(
+            f"image_aspect_ratio is {aspect_ratio!r}, but the vision tower takes "
+            + ("squares: choose another" if sizing is None else "images of native resolution: use native_MIN_MAX")
+        )
+    if name == "native" and limits[1] < tile_size**2:
+        raise ValueError(f"{aspect_ratio}: an image has at least the {tile_size**2} pixels of one cell of the tower")
     if pinpoints is not None and name != "anyres":
         raise ValueError(f"image_grid_pinpoints belong to anyres, but image_aspect_ratio is {aspect_ratio!r}")
     if name == "anyres" and limits and merge == "flat":
@@ -170,7 +196,9 @@ def read_resolution(
         merge=cast(PatchMerge, merge),  # checked above
         pinpoints=_read_pinpoints(pinpoints, tile_size, bool(limits)) if name == "anyres" else (),
         min_tiles=limits[0] if name == "dynamic" else 1,
-        max_tiles=limits[-1] if limits else None,
+        max_tiles=limits[-1] if limits and name != "native" else None,
+        pixels=(limits[0], limits[1]) if name == "native" else None,
+        sizing=sizing,
     )
 
 
@@ -220,6 +248,14 @@ def _parse_grids(text: str) -> tuple[tuple[int, int], ...]:
 def _grids_between(first: tuple[int, int], last: tuple[int, int]) -> tuple[tuple[int, int], ...]:
     columns, rows = range(first[0], last[0] + 1), range(first[1], last[1] + 1)
     return tuple((column, row) for column in columns for row in rows)
+
+
+def _native_tiling(resolution: Resolution, view: ImageView) -> Tiling:
+    assert resolution.pixels is not None
+    assert resolution.sizing is not None
+    side = resolution.tile_size
+    rows, columns = native_grid(view.height, view.width, side, *resolution.pixels, resolution.sizing)
+    return Tiling(None, False, rows, columns, (rows * side, columns * side))
 
 
 def _anyres_tiling(resolution: Resolution, view: ImageView) -> Tiling:

@@ -76,6 +76,7 @@ class LlavaMetaModel:
             tile_size=tile_size,
             tile_features=tile_features,
             tile_grid=grid if keeps_grid(config.mm_projector_type) else None,
+            sizing=None if tower is None else tower.sizing,
         )
 
     def get_vision_tower(self) -> AnyTower | None:

@@ -37,6 +37,8 @@ class _Defaults(NamedTuple):
     std: _Triple
     default_to_square: bool
     """Whether a size that is one number means both sides."""
+    cell: int | None = None
+    """Side of a patch, pixels, of processors that keep the shape of an image; None for those that make squares."""
 
 
 _SHORT_EDGE: Final = {"shortest_edge": 224}
@@ -53,6 +55,8 @@ _DEFAULTS: Final[dict[str, _Defaults]] = {
     "DeiTImageProcessor": _Defaults({"height": 256, "width": 256}, 224, 3, _HALF, _HALF, True),
     "BlipImageProcessor": _Defaults({"height": 384, "width": 384}, None, 3, _CLIP_MEAN, _CLIP_STD, True),
     "DINOv3ViTImageProcessor": _Defaults(_SQUARE, None, 2, _IMAGENET_MEAN, _IMAGENET_STD, True),
+    "Siglip2ImageProcessor": _Defaults(_SQUARE, None, 2, _HALF, _HALF, True, 16),
+    "Qwen2VLImageProcessor": _Defaults(_SQUARE, None, 3, _CLIP_MEAN, _CLIP_STD, True, 14),
     "GotOcr2ImageProcessor": _Defaults({"height": 384, "width": 384}, None, 3, _CLIP_MEAN, _CLIP_STD, True),
 }
 """Class, without the ending of its backend -> defaults, as transformers 5 and 4.57 have them."""
@@ -133,6 +137,8 @@ class ImageSpec:
         given, where = _load_config(source)
         config = {name: value for name, value in given.items() if value is not None}
         defaults = _defaults_of(config, where)
+        if defaults.cell is not None:  # sizes follow from the image and the tower
+            config["size"] = config["crop_size"] = int(config.get("patch_size", defaults.cell))
         if config.get("do_resize", True) is False:
             raise ValueError(f"{where}: do_resize false leaves every image its own size, but a tower takes one size")
         if config.get("do_flip_channel_order", False):

@@ -30,6 +30,11 @@ class JoinedTowers(nn.Module):
             ValueError: they give different numbers of features at every size they accept.
         """
         super().__init__()
+        if any(tower.kind.native is not None for tower in towers):
+            raise ValueError(
+                "towers of native resolution cannot be joined with others: their features stand for other parts of an "
+                "image; name one tower"
+            )
         self.towers = nn.ModuleList(towers)
         self.stats = tuple(stats)
         self.num_features_at(self.input_size)
@@ -43,6 +48,11 @@ class JoinedTowers(nn.Module):
     def first(self) -> VisionTower:
         """The tower that images are sized and normalised for."""
         return self.members[0]
+
+    @property
+    def sizing(self) -> None:
+        """None: images are squares."""
+        return
 
     @property
     def names(self) -> list[str]:

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 from model.files.checkpoint_files import read_checkpoint_config
 from model.vision.feature_merge import FeatureMerge, split_projector_type
 from model.vision.joined_towers import JoinedTowers
+from model.vision.native_tower import NativeTower
 from model.vision.pixels import PixelStats, read_pixel_stats
-from model.vision.tower_kinds import read_tower_config
+from model.vision.tower_kinds import TOWER_KINDS, read_tower_config
 from model.vision.vision_tower import TowerSpec, VisionTower
 
 AnyTower = VisionTower | JoinedTowers
@@ -65,7 +66,9 @@ def _build_one(config: Any, name: str, saved: dict[str, Any] | None) -> VisionTo
     scales = tuple(config.mm_vision_scales) if hasattr(config, "mm_vision_scales") else (1,)
     spec = TowerSpec(name, layers, config.mm_vision_select_feature, merge, scales)
     values = dict(saved) if saved is not None else read_checkpoint_config(name, "vision tower")
-    return VisionTower(spec, read_tower_config(values, name))
+    tower_config = read_tower_config(values, name)
+    is_native = TOWER_KINDS[tower_config.model_type].native is not None
+    return NativeTower(spec, tower_config) if is_native else VisionTower(spec, tower_config)
 
 
 def _stats_of(config: Any, names: list[str]) -> list[PixelStats | None]:

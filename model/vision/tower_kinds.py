@@ -22,11 +22,18 @@ from transformers import (
     InternVLVisionModel,
     PretrainedConfig,
     PreTrainedModel,
+    Qwen3VLVisionConfig,
+    Qwen3VLVisionModel,
+    Siglip2VisionConfig,
+    Siglip2VisionModel,
     SiglipVisionConfig,
     SiglipVisionModel,
 )
+from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
 from model.files.tower_layouts import ORIGINAL_INTERNVIT, internvit_fields
+from model.vision.native_encoders import QWEN, SIGLIP2, NativeEncoder
 
 
 class TowerKind(NamedTuple):
@@ -46,6 +53,8 @@ class TowerKind(NamedTuple):
     """Whether position embeddings are resized (bicubically) to images of another size than the config's."""
     layer_arguments: Callable[[Any, Tensor], tuple[Any, ...]] = lambda _model, _pixels: ()
     """Model and pixels -> further arguments of every layer: an attention mask of None, rotary positions."""
+    native: NativeEncoder | None = None
+    """How images of any shape go through it; None for an encoder of squares. See `native_tower`."""
 
 
 def _embed(model: Any, pixels: Tensor) -> Tensor:
@@ -84,6 +93,14 @@ def _clip_start(model: Any) -> list[nn.Module]:
     return [model.embeddings, model.pre_layrnorm]
 
 
+def _qwen_start(model: Any) -> list[nn.Module]:
+    return [model.patch_embed, *([model.pos_embed] if hasattr(model, "pos_embed") else [])]
+
+
+def _blocks(model: Any) -> nn.ModuleList:
+    return cast(nn.ModuleList, model.blocks)
+
+
 def _layers(model: Any) -> nn.ModuleList:
     return cast(nn.ModuleList, model.encoder.layers)
 
@@ -111,13 +128,31 @@ TOWER_KINDS: Final[dict[str, TowerKind]] = {
         DINOv3ViTConfig, DINOv3ViTModel, _embed, _layer_of_dinov3, _start, _one_and_registers, True, _rotary_positions
     ),
     "internvl_vision": TowerKind(InternVLVisionConfig, InternVLVisionModel, _embed, _layer, _start, _one, True),
+    "siglip2_vision_model": TowerKind(
+        Siglip2VisionConfig, Siglip2VisionModel, _embed, _layers, _start, _none, True, native=SIGLIP2
+    ),
+    "qwen2_5_vl_vision": TowerKind(
+        Qwen2_5_VLVisionConfig,
+        Qwen2_5_VisionTransformerPretrainedModel,
+        _embed,
+        _blocks,
+        _qwen_start,
+        _none,
+        True,
+        native=QWEN,
+    ),
+    "qwen3_vl_vision": TowerKind(
+        Qwen3VLVisionConfig, Qwen3VLVisionModel, _embed, _blocks, _qwen_start, _none, True, native=QWEN
+    ),
 }
-"""`model_type` -> kind. SigLIP 2 checkpoints of fixed resolution are of type `siglip`."""
+"""`model_type` -> kind. SigLIP 2 checkpoints of fixed resolution are of type `siglip`, NaFlex ones `siglip2`."""
 
-IMAGE_HALVES: Final = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
+IMAGE_HALVES: Final = {
+    "clip": "clip_vision_model",
+    "siglip": "siglip_vision_model",
+    "siglip2": "siglip2_vision_model",
+}
 """`model_type` of a checkpoint with an image and a text encoder -> the kind of its image half."""
-
-_VARIABLE_SIZE: Final = ("siglip2", "siglip2_vision_model")
 
 
 def read_tower_config(values: dict[str, Any], name: str) -> PretrainedConfig:
@@ -128,14 +163,9 @@ def read_tower_config(values: dict[str, Any], name: str) -> PretrainedConfig:
         name: folder or hub id, for the message.
 
     Raises:
-        ValueError: the `model_type` is unknown, or of encoders whose input has no fixed shape.
+        ValueError: the `model_type` is unknown.
     """
     kind = values.get("model_type")
-    if kind in _VARIABLE_SIZE:
-        raise ValueError(
-            f"vision tower {name} has model_type {kind!r}, which takes patches of images of any shape (NaFlex); choose "
-            "its checkpoint of fixed resolution, such as siglip2-so400m-patch14-384"
-        )
     if kind == ORIGINAL_INTERNVIT:
         kind, values = "internvl_vision", internvit_fields(values)
     elif "auto_map" in values:

@@ -21,6 +21,7 @@ from model.files.tower_layouts import current_names, is_in_encoder
 from model.files.weight_files import Shapes
 from model.vision.feature_merge import FeatureMerge
 from model.vision.multi_scale import encode_scales
+from model.vision.native_encoders import Sizing
 from model.vision.tower_kinds import TOWER_KINDS
 
 logger = logging.getLogger(__name__)
@@ -63,11 +64,7 @@ class VisionTower(nn.Module):
         if spec.scales != (1,):
             _check_scales(spec)
         num_layers: int = config.num_hidden_layers
-        if not spec.layers or not all(-num_layers - 1 <= layer <= num_layers for layer in spec.layers):
-            raise ValueError(
-                f"mm_vision_select_layer is {spec.select_layer}, but {spec.name} has {num_layers} layers: "
-                f"legal are {-num_layers - 1} to {num_layers}"
-            )
+        self._check_layers(spec, num_layers)
         self.spec = spec
         self.config = config
         if not self.kind.any_size:
@@ -77,11 +74,24 @@ class VisionTower(nn.Module):
         self.frozen = True
         self.is_loaded = False
 
+    @staticmethod
+    def _check_layers(spec: TowerSpec, num_layers: int) -> None:
+        if not spec.layers or not all(-num_layers - 1 <= layer <= num_layers for layer in spec.layers):
+            raise ValueError(
+                f"mm_vision_select_layer is {spec.select_layer}, but {spec.name} has {num_layers} layers: "
+                f"legal are {-num_layers - 1} to {num_layers}"
+            )
+
     @property
     def hidden_size(self) -> int:
         """Width V of the features."""
         width: int = self.config.hidden_size
         return width * len(self._states) * len(self.spec.scales) * self.spec.merge.width_factor
+
+    @property
+    def sizing(self) -> Sizing | None:
+        """How images of any shape are sized; None for squares."""
+        return None if self.kind.native is None else self.kind.native.sizing
 
     @property
     def image_size(self) -> int:

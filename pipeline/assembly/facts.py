@@ -5,6 +5,7 @@ Read from configs and tokenizer files only, without weights.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from transformers import BaseImageProcessor, PreTrainedTokenizerFast
 from model.backbones.registry import refuse_transformers_folder
 from model.files.checkpoint_files import check_json_files, read_checkpoint_config, refuse_other_folders
 from model.files.weight_files import check_not_pointer
+from model.fusion.native_size import Sizing
 from model.fusion.resolution import Pinpoints, Resolution, read_resolution
 from model.hub.tokenizer_files import read_tokenizer
 from model.hub.weights import read_llava_config
@@ -44,6 +46,8 @@ class TowerFacts(NamedTuple):
     """Features per side of a tile; None where class tokens are among them, or a resampler leaves queries."""
     patch_merge: str
     """`mm_patch_merge_type` of the model that the tower belongs to, or is to belong to."""
+    sizing: Sizing | None = None
+    """How images of any shape are sized; None for a tower of squares."""
 
     def resolution(self, aspect_ratio: str, pinpoints: Pinpoints) -> Resolution:
         """Return how images become tiles and features.
@@ -58,6 +62,7 @@ class TowerFacts(NamedTuple):
             tile_size=self.image_spec.size,
             tile_features=self.num_features,
             tile_grid=self.feature_grid,
+            sizing=self.sizing,
         )
 
 
@@ -179,10 +184,16 @@ def folder_wraps_images(folder: str) -> bool:
 
 def facts_of_tower(tower: AnyTower, spec: ImageSpec, projector_type: str, patch_merge: str) -> TowerFacts:
     """Return what the data side must know of a tower that is built."""
+    if tower.sizing is not None:  # tiles are the tower's cells; the processor decides the filter and normalisation
+        spec = replace(spec, size=tower.input_size, resize_edge=None)
     from_tower = tower.num_features_at(spec.size)
     count = num_projected_features(projector_type, from_tower)
     return TowerFacts(
-        spec, count, tower.feature_grid_at(spec.size) if keeps_grid(projector_type) else None, patch_merge
+        spec,
+        count,
+        tower.feature_grid_at(spec.size) if keeps_grid(projector_type) else None,
+        patch_merge,
+        tower.sizing,
     )
 
 

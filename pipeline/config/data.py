@@ -34,7 +34,8 @@ class DataConfig(Section):
     template: Annotated[TemplateName, Fixed] = "v1"
     """`plain` for projector pretraining on captions; for instructions the language model's, or `tokenizer`: its own."""
     image_aspect_ratio: Annotated[str, Fixed, Field(pattern=rf"^({ASPECT_RATIO_PATTERN})$")] = "pad"
-    """One square, `pad` (all of the image) or `crop`; or tiles: `anyres`, `anyres_max_N`, `dynamic_MIN_MAX`."""
+    """One square, `pad` (all of the image) or `crop`; or tiles: `anyres`, `anyres_max_N`, `dynamic_MIN_MAX`;
+    or `native_MIN_MAX`, limits in pixels, for a tower that takes any shape."""
     image_grid_pinpoints: Annotated[str | tuple[tuple[int, int], ...] | None, Fixed] = None
     """Sizes for `anyres`: [[width, height], ...] in pixels, or tiles `(1x1),...,(6x6)`; null takes the published."""
     max_length: Annotated[int, Fixed, Field(gt=1)] = 2048

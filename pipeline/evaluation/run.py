@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from model.fusion.feature_layout import layout_of
 from model.fusion.packed import pack_images
+from model.fusion.resolution import grids_of
 from pipeline.assembly.folder import OpenedModel
 from pipeline.errors import DataError, Reason
 from pipeline.evaluation.questions import EvaluationSample, questions_and_answers
@@ -105,7 +106,9 @@ def sample_losses(opened: OpenedModel, encoded: Sequence[EncodedSample], batch_s
         first_tiles = np.cumsum([0, *(layout.num_tiles for layout in layouts)])[:-1].tolist()
         samples_of_batch = [(sample.input_ids, sample.labels) for sample in batch]
         packed = pack_images(samples_of_batch, layouts, first_tiles, resolution.tile_features)
-        features = model.encode_vision(torch.cat(_tiles(images))) if images else None
+        views = [image.view for image in images]
+        grids = grids_of(views, resolution) if resolution.sizing is not None else None
+        features = model.encode_vision(torch.cat(_tiles(images)), grids=grids) if images else None
         losses = torch.zeros(len(packed.targets), dtype=torch.float32, device=model.device)
         model.packed_loss(packed.to(model.device), features, losses)
         owners = torch.searchsorted(packed.cu_seqlens.long(), packed.target_positions, right=True) - 1

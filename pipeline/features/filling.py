@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.fusion.resolution import grids_of
 from model.hub.lone_tower import LoneTower
+from model.vision.native_encoders import Grids
 from model.vision.tile_encoding import encode_tiles
 from pipeline.assembly.precision import autocast
 from pipeline.config import Recipe, TrainingConfig
@@ -30,6 +32,9 @@ from pipeline.samples.encode import EncodedImage, SampleEncoder
 from pipeline.samples.image import Pixels
 from pipeline.stream.cached_features import FeatureCache
 from pipeline.stream.feature_files import ShardWriter, image_key
+
+TowerCall = Callable[[Pixels, Grids | None], Tensor]
+"""uint8 tiles `[U, P, P, 3]`, and the grids of images of native resolution, to features `[U, P, V]` on the CPU."""
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +97,7 @@ def _fill_shard(
     index: ShardIndex,
     number: int,
     encoder: SampleEncoder,
-    encode: Callable[[Pixels], Tensor],
+    encode: TowerCall,
     batch_size: int,
 ) -> tuple[int, int, int]:
     """Write a shard's features; returns its images, tiles and bytes."""
@@ -102,7 +107,10 @@ def _fill_shard(
 
     def compute() -> None:
         nonlocal tiles, num_bytes
-        features = encode(np.concatenate([image.pixels for _, image in waiting]))
+        grids = None
+        if encoder.resolution.sizing is not None:
+            grids = grids_of([image.view for _, image in waiting], encoder.resolution)
+        features = encode(np.concatenate([image.pixels for _, image in waiting]), grids)
         counts = [len(image.pixels) for _, image in waiting]
         for (key, image), own in zip(waiting, features.split(counts), strict=True):
             writer.add(key, image.view, own)
@@ -138,13 +146,13 @@ def _distinct_images(index: ShardIndex, number: int, encoder: SampleEncoder) -> 
             log.warning("left out: %s", error)
 
 
-def _tower_call(lone: LoneTower, device: torch.device, training: TrainingConfig) -> Callable[[Pixels], Tensor]:
+def _tower_call(lone: LoneTower, device: torch.device, training: TrainingConfig) -> TowerCall:
     """Return what turns uint8 tiles `[U, H, W, 3]` into features `[U, P, V]` on the CPU, as training computes them."""
     lone.tower.to(device)
 
-    def encode(pixels: Pixels) -> Tensor:
+    def encode(pixels: Pixels, grids: Grids | None) -> Tensor:
         with torch.no_grad(), autocast(training.precision, device):
             tiles = torch.from_numpy(pixels)
-            return encode_tiles(lone.tower, tiles, lone.stats, training.vision_batch_size).cpu()
+            return encode_tiles(lone.tower, tiles, lone.stats, training.vision_batch_size, grids).cpu()
 
     return encode

@@ -15,6 +15,7 @@ import torch
 
 from model.fusion.resolution import Resolution
 from model.hub.lone_tower import LoneTower
+from model.vision.image_spec import fingerprint_facts
 from model.vision.tower_builder import AnyTower
 from model.vision.vision_tower import VisionTower
 from pipeline.index.scan import Checks
@@ -68,7 +69,7 @@ def _tiling_of(resolution: Resolution) -> dict[str, Any]:
 
     `max_tiles` decides it for several images too: with `anyres_max_N` each of them becomes one tile.
     """
-    facts = dataclasses.asdict(resolution)
+    facts = fingerprint_facts(resolution)
     return {name: value for name, value in facts.items() if name not in ("merge", "tile_features", "tile_grid")}
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from model.fusion.feature_layout import FeatureLayout, layout_of
 from model.fusion.packed import PackedBatch, pack_images
-from model.fusion.resolution import ROLES, ImageView, Resolution
+from model.fusion.resolution import ROLES, ImageView, Resolution, grids_of
 from pipeline.plan.sources import NO_MIX, Sources
 from pipeline.stream.rank_step import RankStep, Rejected
 from pipeline.training.measures.metrics import StepCounts
@@ -32,6 +32,8 @@ class MicroBatch(NamedTuple):
     packed: PackedBatch
     tiles: Tensor
     """int64, on the device; the tile features that `packed` is made for, each once."""
+    grids: tuple[tuple[int, int], ...] | None
+    """Rows and columns of the images that those tiles show; None unless images have their native resolution."""
     target_sources: Tensor
     """int64 `[K]`, on the device; source of the mix that each target comes from, 0 without a mix."""
 
@@ -50,6 +52,8 @@ class PreparedStep(NamedTuple):
     rejected: tuple[Rejected, ...]
     features: Tensor | None
     """Tower features of the tiles `[U, P, V]` on the device, read from a cache; None leaves them to be computed."""
+    grids: tuple[tuple[int, int], ...] | None = None
+    """Of all images, as in `MicroBatch`."""
 
     @property
     def reasons(self) -> dict[str, int]:
@@ -67,7 +71,8 @@ def prepare(
     ids, labels = (part.long().split(texts) for part in (rank_step.input_ids, rank_step.labels))
     images = [part.tolist() for part in rank_step.image_ids.split(num_images)]
     tally = tally_sources(rank_step, labels, sources)
-    pack = partial(_pack, _tiles_of(rank_step, resolution), resolution)
+    found = _tiles_of(rank_step, resolution)
+    pack = partial(_pack, found, resolution)
     micro_batches = []
     counts = StepCounts(
         images=float(sum(num_images)), tiles=float(rank_step.num_tiles), rejected=float(len(rank_step.rejected))
@@ -76,7 +81,7 @@ def prepare(
     sample_idx = 0
     for batch_size in rank_step.batch_sizes.tolist():
         members = [idx for idx in range(sample_idx, sample_idx + batch_size) if texts[idx]]
-        packed, tiles = pack(
+        packed, tiles, grids = pack(
             [(ids[idx], labels[idx]) for idx in members], [image for idx in members for image in images[idx]]
         )
         if members:
@@ -88,6 +93,7 @@ def prepare(
             MicroBatch(
                 packed=packed.to(device, non_blocking=True),
                 tiles=tiles.to(device, non_blocking=True),
+                grids=grids,
                 target_sources=tally.of_targets(members).to(device, non_blocking=True),
             )
         )
@@ -95,7 +101,9 @@ def prepare(
     # 3. Send the pixels, or the features in their place.
     pixels = _copy_to(device, rank_step.pixels)
     features = None if rank_step.features is None else _copy_to(device, rank_step.features)
-    return PreparedStep(rank_step.step, tuple(micro_batches), pixels, counts, tally, rank_step.rejected, features)
+    return PreparedStep(
+        rank_step.step, tuple(micro_batches), pixels, counts, tally, rank_step.rejected, features, _grids(found)
+    )
 
 
 def _copy_to(device: torch.device, large: Tensor) -> Tensor:
@@ -110,14 +118,24 @@ class _Tiles(NamedTuple):
 
     first: int
     layout: FeatureLayout
+    grid: tuple[int, int] | None
+    """Rows and columns of the tiles of an image of native resolution."""
+
+
+def _grids(images: list[_Tiles]) -> tuple[tuple[int, int], ...] | None:
+    """Return the grids of images, None when they are squares or there are none."""
+    grids = tuple(image.grid for image in images if image.grid is not None)
+    return grids or None
 
 
 def _tiles_of(rank_step: RankStep, resolution: Resolution) -> list[_Tiles]:
     found: list[_Tiles] = []
     first = 0
     for height, width, role in rank_step.views.tolist():
-        layout = layout_of(resolution, ImageView(height, width, ROLES[role]))
-        found.append(_Tiles(first, layout))
+        view = ImageView(height, width, ROLES[role])
+        layout = layout_of(resolution, view)
+        (grid,) = grids_of([view], resolution) if resolution.sizing is not None else (None,)
+        found.append(_Tiles(first, layout, grid))
         first += layout.num_tiles
     if first != rank_step.num_tiles:
         raise ValueError(f"step {rank_step.step}: {rank_step.num_tiles} tiles, but its images have {first}")
@@ -126,8 +144,8 @@ def _tiles_of(rank_step: RankStep, resolution: Resolution) -> list[_Tiles]:
 
 def _pack(
     tiles: list[_Tiles], resolution: Resolution, samples: list[tuple[Tensor, Tensor]], images: list[int]
-) -> tuple[PackedBatch, Tensor]:
-    """Pack samples that show `images`; also return the tiles of these images, each once."""
+) -> tuple[PackedBatch, Tensor, tuple[tuple[int, int], ...] | None]:
+    """Pack samples that show `images`; also return the tiles of these images, each once, and the images' grids."""
     used: list[int] = []
     first_tiles: dict[int, int] = {}
     for image in images:
@@ -136,7 +154,7 @@ def _pack(
             used += range(tiles[image].first, tiles[image].first + tiles[image].layout.num_tiles)
     layouts = [tiles[image].layout for image in images]
     packed = pack_images(samples, layouts, [first_tiles[image] for image in images], resolution.tile_features)
-    return packed, torch.tensor(used, dtype=torch.int64)
+    return packed, torch.tensor(used, dtype=torch.int64), _grids([tiles[image] for image in first_tiles])
 
 
 def prepare_ahead(

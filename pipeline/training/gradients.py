@@ -62,7 +62,7 @@ def frozen_features(session: TrainingSession, prepared: PreparedStep) -> TileFea
         features = prepared.features
     else:
         with autocast(session.training.precision, session.workers.device):
-            features = session.model.encode_vision(prepared.pixels, session.training.vision_batch_size)
+            features = session.model.encode_vision(prepared.pixels, session.training.vision_batch_size, prepared.grids)
     return lambda micro_batch: features.index_select(0, micro_batch.tiles)
 
 
@@ -73,4 +73,6 @@ def trained_features(session: TrainingSession, prepared: PreparedStep) -> TileFe
     part in the same collectives.
     """
     chunk = session.training.vision_batch_size
-    return lambda micro_batch: session.model.encode_vision(prepared.pixels.index_select(0, micro_batch.tiles), chunk)
+    return lambda micro_batch: session.model.encode_vision(
+        prepared.pixels.index_select(0, micro_batch.tiles), chunk, micro_batch.grids
+    )

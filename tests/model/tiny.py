@@ -16,9 +16,12 @@ from transformers import (
     DINOv3ViTConfig,
     InternVLVisionConfig,
     PretrainedConfig,
+    Siglip2VisionConfig,
     SiglipVisionConfig,
 )
 from transformers.models.clip import CLIPImageProcessor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 
 from model.backbones.registry import BACKBONES
 from model.vision.tower_kinds import TOWER_KINDS
@@ -26,6 +29,7 @@ from tests.model.tiny_backbones import VOCAB, WIDTH, tiny_backbone_config
 
 __all__ = [
     "KINDS",
+    "NATIVE_TOWERS",
     "PAIRS",
     "TOWERS",
     "VOCAB",
@@ -46,7 +50,8 @@ def save_tiny_backbone(kind: str, folder: Path, *, tied: bool = False) -> str:
 
 
 KINDS = sorted(BACKBONES)
-TOWERS = sorted(TOWER_KINDS)
+TOWERS = sorted(kind for kind, tower in TOWER_KINDS.items() if tower.native is None)
+NATIVE_TOWERS = sorted(kind for kind, tower in TOWER_KINDS.items() if tower.native is not None)
 
 
 def chosen_pairs(kinds: Sequence[str], towers: Sequence[str]) -> list[tuple[str, str]]:
@@ -69,6 +74,21 @@ def tiny_tower_config(kind: str) -> PretrainedConfig:
         return CLIPVisionConfig(**shape, intermediate_size=26)
     if kind == "siglip_vision_model":
         return SiglipVisionConfig(**shape, intermediate_size=26)
+    if kind == "siglip2_vision_model":
+        return Siglip2VisionConfig(
+            hidden_size=22, intermediate_size=26, num_hidden_layers=3, num_attention_heads=2, patch_size=7,
+            num_patches=16, vision_use_head=True,
+        )  # fmt: skip
+    if kind in ("qwen2_5_vl_vision", "qwen3_vl_vision"):
+        own: dict[str, Any] = {"window_size": 28, "fullatt_block_indexes": [1]}
+        if kind == "qwen3_vl_vision":
+            own = {"num_position_embeddings": 16, "deepstack_visual_indexes": [1]}
+        config_class: Any = TOWER_KINDS[kind].config_class
+        config: PretrainedConfig = config_class(
+            depth=3, hidden_size=24, intermediate_size=26, num_heads=2, patch_size=7, spatial_merge_size=2,
+            temporal_patch_size=2, out_hidden_size=30, **own,
+        )  # fmt: skip
+        return config
     if kind == "dinov2":
         return Dinov2Config(**shape, mlp_ratio=2, layerscale_value=0.7)
     if kind == "dinov2_with_registers":
@@ -86,5 +106,10 @@ def save_tiny_tower(kind: str, folder: Path) -> str:
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, mean=float(parameter.ndim == 1), std=0.2)
     model.save_pretrained(folder)
-    CLIPImageProcessor(size={"shortest_edge": 21}, crop_size=21).save_pretrained(folder)
+    processor: Any = CLIPImageProcessor(size={"shortest_edge": 21}, crop_size=21)
+    if kind == "siglip2_vision_model":
+        processor = Siglip2ImageProcessorPil(patch_size=7, max_num_patches=16)
+    elif kind in NATIVE_TOWERS:
+        processor = Qwen2VLImageProcessorPil(patch_size=7, merge_size=2)
+    processor.save_pretrained(folder)
     return str(folder)

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from model.hub.weights import LlavaModel
 from model.llava.fp8_linear import Fp8Linear, learns, linear_layers
 from model.vision.joined_towers import JoinedTowers
+from model.vision.native_tower import NativeTower
 from model.vision.tower_builder import AnyTower
 from model.vision.vision_tower import VisionTower
 from pipeline.training.measures.metrics import StepCounts
@@ -119,7 +120,15 @@ def _passes(layer: nn.Linear | Fp8Linear) -> int:
 
 
 def _tower_forward(tower: AnyTower) -> int:
-    """Count the operations of one image, on a twin without weights: a sharded tower may not run before its root."""
+    """Count the operations of one image, on a twin without weights: a sharded tower may not run before its root.
+
+    Of a tower of native resolution, those of one cell; attention is left out, for it depends on the image.
+    """
+    if isinstance(tower, NativeTower):
+        twin = _twin_of(tower)
+        assert isinstance(twin, NativeTower)
+        matrices = [weight for layer in twin.layers for weight in layer.parameters() if weight.ndim > 1]
+        return 2 * twin.side**2 * sum(weight.numel() for weight in matrices)
     with (
         torch.no_grad(),
         torch.compiler.set_stance("force_eager"),
@@ -135,6 +144,7 @@ def _twin_of(tower: AnyTower) -> AnyTower:
     if isinstance(tower, JoinedTowers):
         twin: AnyTower = JoinedTowers([VisionTower(one.spec, one.config) for one in tower.members], tower.stats)
     else:
-        twin = VisionTower(tower.spec, tower.config)
-    twin.build()
+        twin = type(tower)(tower.spec, tower.config)
+    with torch.device("meta"):
+        twin.build()
     return twin

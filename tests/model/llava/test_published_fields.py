@@ -73,7 +73,7 @@ def test_all_refused_fields_are_named_at_once() -> None:
 
 @pytest.mark.parametrize("text", ["[(336, 672), (672, 336)]", "[[336, 672], [672, 336]]", " [(336,672),(672,336)] "])
 def test_pin_points_as_the_text_of_a_list_are_read(text: str) -> None:
-    given: dict[str, int] = {"tile_size": 336, "tile_features": 576, "tile_grid": 24}
+    given: dict[str, Any] = {"tile_size": 336, "tile_features": 576, "tile_grid": 24}
     as_list = read_resolution("anyres", [[336, 672], [672, 336]], "spatial_unpad", **given)
     assert read_resolution("anyres", text, "spatial_unpad", **given) == as_list
 

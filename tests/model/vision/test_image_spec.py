@@ -322,7 +322,7 @@ def test_stats_leave_out_a_normalisation_that_is_switched_off(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_processor_type": "Siglip2ImageProcessorFast"}, "'Siglip2ImageProcessorFast' is not known here"),
+        ({"image_processor_type": "PixtralImageProcessorFast"}, "'PixtralImageProcessorFast' is not known here"),
         ({"size": {"height": 30, "width": 40}}, "equal height and width"),
         ({"size": {"longest_edge": 40}}, "a shortest_edge"),
         ({"crop_size": "big"}, "crop_size: expected one number"),
