@@ -82,7 +82,7 @@ class NativeTower(VisionTower):
         return 1
 
     def feature_grid_at(self, image_size: int) -> int | None:
-        """Return 1: cells lie on a grid, a feature each."""
+        """Return 1: a cell is a grid of one feature."""
         return self.num_features_at(image_size)
 
     def forward(self, images: Tensor | Sequence[Tensor], grids: Grids | None = None) -> Tensor | list[Tensor]:
