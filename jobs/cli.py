@@ -16,6 +16,7 @@ from rich.markup import escape
 
 from jobs import (
     cache_features,
+    chat,
     convert,
     demo,
     doctor,
@@ -58,6 +59,7 @@ app.command("inspect")(inspect.run)
 app.command("plan")(plan.run)
 app.command("cache-features")(cache_features.run)
 app.command("generate")(generate.run)
+app.command("chat")(chat.run)
 app.command("serve")(serve.run)
 app.command("export")(export.run)
 app.command("verify")(verify.run)

@@ -88,4 +88,7 @@ def _print_where_to_look(console: Console, result: "DemoResult", seconds: float)
         console.print(f"Curves, data, lineage and models in MLflow: [bold]{command}[/]")
     words = ("ray-llava", "generate", str(result.run_dir), result.example.question, "-i", str(result.example_picture))
     console.print(f"Ask it yourself: [bold]{shlex.join(words)}[/]")
+    held_out = result.run_dir.parent / "shards" / "held_out-*.tar"
+    chat = shlex.join(("ray-llava", "chat", str(result.run_dir), "--examples", str(held_out)))
+    console.print(f"Talk to it in a browser: [bold]{chat}[/]", soft_wrap=True)
     console.print(f"Took {seconds / 60:.1f} minutes")

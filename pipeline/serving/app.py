@@ -21,18 +21,19 @@ from starlette.types import Receive, Scope, Send
 
 from pipeline.generation.requests import Reply, Sampling
 from pipeline.serving.access import AccessCheck, refusal_response
-from pipeline.serving.answers import DONE, AnswerShape, event
+from pipeline.serving.answering.engine import Piece, Question
 from pipeline.serving.backend import Backend
-from pipeline.serving.body import read_body, until_gone
-from pipeline.serving.conversation import ImagePlace, read_messages
-from pipeline.serving.engine import Piece, Question
-from pipeline.serving.fetching import fetch_image
-from pipeline.serving.images import check_image, read_data_url
 from pipeline.serving.limits import Admission, Hold
 from pipeline.serving.measures import Measures
 from pipeline.serving.options import ServeOptions
+from pipeline.serving.page.routes import PAGE_PATHS, ChatPage
 from pipeline.serving.refusals import RefusedError, unavailable
-from pipeline.serving.wire import ChatRequest, parse_request, stop_texts
+from pipeline.serving.wire.answers import DONE, AnswerShape, event
+from pipeline.serving.wire.body import read_body, until_gone
+from pipeline.serving.wire.conversation import ImagePlace, read_messages
+from pipeline.serving.wire.fetching import fetch_image
+from pipeline.serving.wire.images import check_image, read_data_url
+from pipeline.serving.wire.request import ChatRequest, parse_request, stop_texts
 
 logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -47,12 +48,13 @@ class ChatServer:
         ending: set when answers under way must end.
     """
 
-    def __init__(self, options: ServeOptions, backend: Backend) -> None:
+    def __init__(self, options: ServeOptions, backend: Backend, page: ChatPage | None = None) -> None:
         """Build the application.
 
         Args:
             options: names, bounds and the key.
             backend: holds the models.
+            page: the chat page; None for none.
         """
         self._options, self._backend = options, backend
         self._started = int(time.time())
@@ -66,9 +68,13 @@ class ChatServer:
             Route("/health", self._health, methods=["GET"]),
             Route("/metrics", self._metrics, methods=["GET"]),
         ]
+        open_paths = ["/health"]
+        if page is not None:
+            routes += page.routes(self._read_for_page)
+            open_paths += PAGE_PATHS
         handlers = {RefusedError: _on_refused, HTTPException: _on_http, Exception: _on_defect}
         inner = Starlette(routes=routes, exception_handlers=handlers)
-        self.app = AccessCheck(inner, options.host, options.api_key, open_paths=("/health",))
+        self.app = AccessCheck(inner, options.host, options.api_key, open_paths)
 
     async def _models(self, _: Request) -> Response:
         return JSONResponse({"object": "list", "data": [self._describe(one.name) for one in self._options.models]})
@@ -123,6 +129,11 @@ class ChatServer:
                 task.cancel()
         self._count(reply, began)
         return JSONResponse(AnswerShape(model).whole(reply))
+
+    async def _read_for_page(self, request: Request) -> tuple[str, Question]:
+        with self.admission.admit() as hold:
+            chat = parse_request(await read_body(request, self._options.limits, hold))
+            return self._known(chat.model), await self._read_question(chat, hold)
 
     async def _stream(
         self, chat: ChatRequest, model: str, question: Question, began: float, holds: ExitStack

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from typing import Protocol
 
 from pipeline.generation.requests import Reply
-from pipeline.serving.engine import Piece, Question
+from pipeline.serving.answering.engine import Piece, Question
 
 
 class Backend(Protocol):

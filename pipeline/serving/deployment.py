@@ -17,10 +17,10 @@ from pipeline.config import ClusterConfig, ConfigError
 from pipeline.generation.requests import Reply
 from pipeline.launch.on_ray.cluster import join_cluster, start_local_cluster
 from pipeline.parallel.cpus import usable_cpus
-from pipeline.serving.engine import Piece, Question
+from pipeline.serving.answering.engine import Piece, Question
+from pipeline.serving.answering.replica import Replica
 from pipeline.serving.options import Replicas, ServeOptions
 from pipeline.serving.refusals import RefusedError, unavailable
-from pipeline.serving.replica import Replica
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ import uvicorn
 from pipeline.config import ConfigError
 from pipeline.serving.app import ChatServer
 from pipeline.serving.backend import Backend
-from pipeline.serving.deployment import deployed
 from pipeline.serving.http_server import build_http_server
 from pipeline.serving.options import ServeOptions
+from pipeline.serving.page.routes import ChatPage
 
 
 def serve_models(options: ServeOptions, on_ready: Callable[[str], None]) -> None:
@@ -28,17 +28,41 @@ def serve_models(options: ServeOptions, on_ready: Callable[[str], None]) -> None
     Raises:
         ConfigError: the address is taken, or a model cannot be opened.
     """
-    with _bound(options.host, options.port) as listener:
-        port = listener.getsockname()[1]
-        host = f"[{options.host}]" if ":" in options.host else options.host
-        with deployed(options) as backend:
-            asyncio.run(_listen(options, backend, listener, lambda: on_ready(f"http://{host}:{port}")))
+    from pipeline.serving.deployment import deployed  # only here: the chat page needs no Ray
+
+    with bound(options.host, options.port) as listener, deployed(options) as backend:
+        listen(options, backend, listener, on_ready)
+
+
+def listen(
+    options: ServeOptions,
+    backend: Backend,
+    listener: socket.socket,
+    on_ready: Callable[[str], None],
+    page: ChatPage | None = None,
+) -> None:
+    """Answer requests until a signal comes.
+
+    Args:
+        options: names, bounds and the key.
+        backend: holds the models.
+        listener: of `bound`.
+        on_ready: gets the address as soon as requests are answered.
+        page: the chat page, if there is to be one.
+    """
+    port = listener.getsockname()[1]
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    asyncio.run(_listen(options, backend, listener, page, lambda: on_ready(f"http://{host}:{port}")))
 
 
 async def _listen(
-    options: ServeOptions, backend: Backend, listener: socket.socket, on_ready: Callable[[], None]
+    options: ServeOptions,
+    backend: Backend,
+    listener: socket.socket,
+    page: ChatPage | None,
+    on_ready: Callable[[], None],
 ) -> None:
-    chat = ChatServer(options, backend)
+    chat = ChatServer(options, backend, page)
     server = build_http_server(chat.app)
     loop = asyncio.get_running_loop()
     closing: list[asyncio.Task[None]] = []
@@ -74,7 +98,7 @@ async def _announce(server: uvicorn.Server, on_ready: Callable[[], None]) -> Non
 
 
 @contextmanager
-def _bound(host: str, port: int) -> Iterator[socket.socket]:
+def bound(host: str, port: int) -> Iterator[socket.socket]:
     """Reserve the address before the models are opened; nothing is answered there yet.
 
     Raises:

@@ -26,8 +26,8 @@ from pipeline.config import DataConfig, ModelConfig
 from pipeline.generation.generator import Generator
 from pipeline.generation.requests import Sampling
 from pipeline.samples.prompt.conversation import Conversation, Image, Turn
-from pipeline.serving.opening import open_any
-from pipeline.serving.sharing import share_base
+from pipeline.serving.answering.opening import open_any
+from pipeline.serving.answering.sharing import share_base
 from tests.jobs.conftest import RunCommand, png
 from tests.pipeline.serving.conftest import data_url, image_part, model_folder
 
@@ -175,3 +175,9 @@ def test_port_that_is_taken_is_refused_before_the_model_is_opened(run_command: R
         ended = run_command("serve", ".", "--port", str(taken.getsockname()[1]))
     assert ended.exit_code == 2
     assert "choose another --port" in ended.messages
+
+
+def test_chat_refuses_what_is_not_a_folder(run_command: RunCommand) -> None:
+    ended = run_command("chat", "nowhere", "--terminal")
+    assert ended.exit_code == 2
+    assert "nowhere: no such folder" in ended.messages

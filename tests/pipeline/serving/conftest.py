@@ -7,7 +7,7 @@ import base64
 import dataclasses
 import socket
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -18,41 +18,17 @@ import torch
 from model.hub.weights import build_llava
 from pipeline.assembly.folder import save_model_folder
 from pipeline.config import DataConfig, ModelConfig
-from pipeline.generation.requests import Reply
+from pipeline.serving.answering.local import LocalBackend
+from pipeline.serving.answering.replica import Replica
 from pipeline.serving.app import ChatServer
-from pipeline.serving.engine import Piece, Question
 from pipeline.serving.http_server import build_http_server
 from pipeline.serving.limits import Limits
 from pipeline.serving.options import ServedModel, ServeOptions
-from pipeline.serving.refusals import RefusedError
-from pipeline.serving.replica import Replica
 from pipeline.tools.demo.backbone_folders import LANGUAGE_MODEL, TOWER
 from tests.jobs.conftest import png
 
 DEFAULT_LIMITS = Limits()
 Serve = Callable[..., "Running"]
-
-
-class Local:
-    """Asks a replica in this process."""
-
-    def __init__(self, replica: Replica) -> None:
-        self.replica = replica
-
-    async def is_ready(self) -> bool:
-        return True
-
-    async def complete(self, model: str, question: Question) -> Reply:
-        found = await self.replica.complete(model, question)
-        if isinstance(found, RefusedError):
-            raise found
-        return found
-
-    async def stream(self, model: str, question: Question) -> AsyncGenerator[Piece, None]:
-        async for piece in self.replica.stream(model, question):
-            if isinstance(piece, RefusedError):
-                raise piece
-            yield piece
 
 
 @dataclasses.dataclass
@@ -106,7 +82,7 @@ def listening(chat: ChatServer) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def server(replica: Replica) -> Iterator[Running]:
     """One server for all tests that need no options of their own."""
-    chat = ChatServer(ServeOptions((ServedModel("tiny", "unused"),), limits=Limits(images=7)), Local(replica))
+    chat = ChatServer(ServeOptions((ServedModel("tiny", "unused"),), limits=Limits(images=7)), LocalBackend(replica))
     with listening(chat) as address:
         yield Running(address, chat, replica)
 
@@ -118,7 +94,7 @@ def serve(replica: Replica) -> Iterator[Serve]:
 
         def start(limits: Limits = DEFAULT_LIMITS, api_key: str | None = None, **more: object) -> Running:
             options = ServeOptions((ServedModel("tiny", "unused"),), limits=limits, api_key=api_key)
-            chat = ChatServer(dataclasses.replace(options, **more), Local(replica))  # type: ignore[arg-type]
+            chat = ChatServer(dataclasses.replace(options, **more), LocalBackend(replica))  # type: ignore[arg-type]
             return Running(stack.enter_context(listening(chat)), chat, replica)
 
         yield start

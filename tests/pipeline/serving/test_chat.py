@@ -14,8 +14,8 @@ import pytest
 from pipeline.generation.generator import Generator
 from pipeline.generation.requests import Sampling
 from pipeline.samples.prompt.conversation import Conversation, Image, Turn
+from pipeline.serving.answering.opening import open_any
 from pipeline.serving.limits import Limits
-from pipeline.serving.opening import open_any
 from tests.jobs.conftest import png
 from tests.pipeline.serving.conftest import Running, Serve, image_part
 

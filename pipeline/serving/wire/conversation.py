@@ -8,7 +8,7 @@ from typing import NamedTuple
 from pipeline.samples.prompt.conversation import Conversation, Image, Part, Role, Turn
 from pipeline.serving.limits import Limits
 from pipeline.serving.refusals import invalid
-from pipeline.serving.wire import ImagePart, Message
+from pipeline.serving.wire.request import ImagePart, Message
 
 
 class ImagePlace(NamedTuple):

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from pipeline.errors import DataError
 from pipeline.generation.requests import Reply, Sampling
 from pipeline.samples.prompt.conversation import Conversation
-from pipeline.serving.images import image_refusal
 from pipeline.serving.refusals import RefusedError, invalid
+from pipeline.serving.wire.images import image_refusal
 
 if TYPE_CHECKING:
     from pipeline.generation.decoding import Decoder
@@ -123,12 +123,12 @@ class Engine:
             except Exception as error:  # out of memory, say: the batch is lost, the next one may work
                 logger.exception("a decoding step failed; %d answers are lost", len(running))
                 for ticket in running.values():
-                    ticket.deliver(_internal(error))
+                    _deliver(ticket, _internal(error))
                 decoder, running = self._generator.decoder(), {}
                 continue
             for row, text, reply in progress:
                 if text or reply is not None:
-                    running[row].deliver(Piece(text, reply))
+                    _deliver(running[row], Piece(text, reply))
                 if reply is not None:
                     del running[row]
 
@@ -150,14 +150,22 @@ class Engine:
             sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
             running[decoder.add(prompt, sampling)] = ticket
         except DataError as error:
-            ticket.deliver(image_refusal(error, "messages"))
+            _deliver(ticket, image_refusal(error, "messages"))
         except RefusedError as error:
-            ticket.deliver(error)
+            _deliver(ticket, error)
         except Exception as error:
             logger.exception("a prompt could not be encoded")
-            ticket.deliver(_internal(error))
+            _deliver(ticket, _internal(error))
 
 
 def _internal(error: Exception) -> RefusedError:
     """Return what a client may know of a defect: nothing of the message, which may name files."""
     return RefusedError(500, f"the model failed on this request ({type(error).__name__})", code="internal_error")
+
+
+def _deliver(ticket: Ticket, piece: Piece | RefusedError) -> None:
+    """Hand a piece over; a receiver that is gone, its event loop closed, counts as one that went away."""
+    try:
+        ticket.deliver(piece)
+    except RuntimeError:
+        ticket.is_cancelled = True

@@ -13,8 +13,8 @@ from pipeline.generation.decoding import Decoder
 from pipeline.generation.generator import Generator
 from pipeline.generation.requests import Reply, Sampling
 from pipeline.samples.prompt.conversation import Conversation, Image, Turn
-from pipeline.serving.engine import Engine, Piece, Question
-from pipeline.serving.opening import open_any
+from pipeline.serving.answering.engine import Engine, Piece, Question
+from pipeline.serving.answering.opening import open_any
 from pipeline.serving.refusals import RefusedError
 from tests.jobs.conftest import png
 

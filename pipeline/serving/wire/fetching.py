@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import aiohttp
 
-from pipeline.serving.conversation import ImagePlace
-from pipeline.serving.images import allowed_host
 from pipeline.serving.limits import Hold, Limits
 from pipeline.serving.refusals import RefusedError, invalid
+from pipeline.serving.wire.conversation import ImagePlace
+from pipeline.serving.wire.images import allowed_host
 
 _TIMEOUT_S = 20.0
 _CHUNK_BYTES = 64 << 10

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import TYPE_CHECKING
 
 from pipeline.generation.requests import Reply
@@ -12,7 +12,8 @@ from pipeline.serving.options import ServedModel
 from pipeline.serving.refusals import RefusedError
 
 if TYPE_CHECKING:  # the process that listens needs no torch
-    from pipeline.serving.engine import Engine, Piece, Question
+    from pipeline.serving.answering.engine import Piece, Question
+    from pipeline.serving.answering.prompt_view import PromptView
 
 logger = logging.getLogger(__name__)
 
@@ -36,9 +37,9 @@ class Replica:
         import torch
 
         from pipeline.generation.generator import Generator
-        from pipeline.serving.engine import Engine
-        from pipeline.serving.opening import open_any
-        from pipeline.serving.sharing import share_base
+        from pipeline.serving.answering.engine import Engine
+        from pipeline.serving.answering.opening import open_any
+        from pipeline.serving.answering.sharing import share_base
 
         torch.set_num_threads(threads)
         opened = {one.name: open_any(one.path, device) for one in models}
@@ -46,9 +47,13 @@ class Replica:
         for name, other in opened.items():
             if name != first:
                 share_base(opened[first].opened.model, other.opened.model, first, name)
-        self._engines: dict[str, Engine] = {
-            name: Engine(Generator(one.opened, one.tokenizer), batch_rows) for name, one in opened.items()
-        }
+        self._generators = {name: Generator(one.opened, one.tokenizer) for name, one in opened.items()}
+        self._engines = {name: Engine(generator, batch_rows) for name, generator in self._generators.items()}
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether all engines work."""
+        return all(engine.is_alive for engine in self._engines.values())
 
     async def check_health(self) -> None:
         """Tell Ray Serve that this copy works.
@@ -56,8 +61,24 @@ class Replica:
         Raises:
             RuntimeError: an engine has ended; Ray Serve then starts another copy.
         """
-        if not all(engine.is_alive for engine in self._engines.values()):
+        if not self.is_alive:
             raise RuntimeError("an engine has ended")
+
+    def close(self) -> None:
+        """End the engines; answers under way get no more text."""
+        for engine in self._engines.values():
+            engine.stop()
+
+    async def describe(self, model: str, question: Question) -> PromptView | RefusedError:
+        """Return the prompt of a question as the model gets it, or why there is none."""
+        from pipeline.errors import DataError
+        from pipeline.serving.answering.prompt_view import view_prompt
+        from pipeline.serving.wire.images import image_refusal
+
+        try:
+            return await asyncio.to_thread(view_prompt, self._generators[model], question.conversation, question.images)
+        except DataError as error:
+            return image_refusal(error, "messages")
 
     async def complete(self, model: str, question: Question) -> Reply | RefusedError:
         """Return a whole answer, or why there is none."""
@@ -68,12 +89,12 @@ class Replica:
                 return piece.reply
         raise AssertionError("an answer ends with its reply")
 
-    async def stream(self, model: str, question: Question) -> AsyncIterator[Piece | RefusedError]:
+    async def stream(self, model: str, question: Question) -> AsyncGenerator[Piece | RefusedError, None]:
         """Yield an answer in pieces, the last with the whole reply, or why there is none.
 
         Text that came while the receiver was busy is sent as one piece.
         """
-        from pipeline.serving.engine import Piece
+        from pipeline.serving.answering.engine import Piece
 
         loop, arrived = asyncio.get_running_loop(), asyncio.Queue[Piece | RefusedError]()
         engine = self._engines[model]

@@ -1,0 +1,1 @@
+"""What answers: opened models, and the engine that writes their answers in one batch."""

@@ -1,0 +1,1 @@
+"""The chat page: three static files of our own, and what they ask for besides answers."""
