@@ -10,9 +10,9 @@ from pathlib import Path
 import yaml
 
 from pipeline.checkpoint.manifest import MANIFEST_NAME
+from pipeline.evaluation.questions import EvaluationSample, read_evaluation_samples
 from pipeline.index.build import build_index
 from pipeline.shards.listing import expand_shards
-from pipeline.tools.evaluation.questions import EvaluationSample, read_evaluation_samples
 
 _MAX_SAMPLES = 200
 

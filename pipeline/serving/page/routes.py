@@ -21,8 +21,8 @@ from pipeline.serving.answering.engine import Question
 from pipeline.serving.refusals import RefusedError
 
 if TYPE_CHECKING:  # not needed by a server without the page
+    from pipeline.evaluation.questions import EvaluationSample
     from pipeline.serving.answering.prompt_view import PromptView
-    from pipeline.tools.evaluation.questions import EvaluationSample
 
 Describe = Callable[[str, Question], Awaitable["PromptView | RefusedError"]]
 ReadQuestion = Callable[[Request], Awaitable[tuple[str, Question]]]
