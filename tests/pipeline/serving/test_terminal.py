@@ -76,7 +76,12 @@ def test_prompt_is_shown_and_mistakes_are_explained(replica: Replica, tmp_path: 
 def test_interrupt_keeps_what_was_written(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
     cancelled: list[Ticket] = []
     keep = Engine.cancel
-    monkeypatch.setattr(Engine, "cancel", lambda self, ticket: (cancelled.append(ticket), keep(self, ticket)))
+
+    def cancel(engine: Engine, ticket: Ticket) -> None:
+        cancelled.append(ticket)
+        keep(engine, ticket)
+
+    monkeypatch.setattr(Engine, "cancel", cancel)
     said: list[str] = []
 
     def write(text: str) -> None:
