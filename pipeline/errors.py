@@ -41,6 +41,10 @@ class Reason(StrEnum):
     IMAGE_CORRUPT = "image_corrupt"
     IMAGE_TOO_LARGE = "image_too_large"
     IMAGE_DEGENERATE = "image_degenerate"
+    VIDEO_UNSUPPORTED_FORMAT = "video_unsupported_format"
+    VIDEO_TRUNCATED = "video_truncated"
+    VIDEO_CORRUPT = "video_corrupt"
+    VIDEO_TOO_LONG = "video_too_long"
     JSON_INVALID = "json_invalid"
     JSON_TOO_LARGE = "json_too_large"
     JSON_TOO_DEEP = "json_too_deep"
@@ -90,6 +94,10 @@ ADVICE: dict[Reason, str] = {
     Reason.IMAGE_CORRUPT: "fetch the image again or convert it",
     Reason.IMAGE_TOO_LARGE: "shrink the image or raise data.max_image_pixels",
     Reason.IMAGE_DEGENERATE: "remove the image; it is too thin to show anything",
+    Reason.VIDEO_UNSUPPORTED_FORMAT: "convert the video to MP4 (H.264) or WebM (VP9)",
+    Reason.VIDEO_TRUNCATED: "fetch the video again",
+    Reason.VIDEO_CORRUPT: "fetch the video again or convert it",
+    Reason.VIDEO_TOO_LONG: "cut the video into shorter ones",
     Reason.JSON_INVALID: "fix the JSON",
     Reason.JSON_TOO_LARGE: "split the conversation",
     Reason.JSON_TOO_DEEP: "flatten the JSON",

@@ -9,6 +9,7 @@ from pipeline.samples.encode import SampleEncoder
 from pipeline.samples.image import ImageLimits
 from pipeline.samples.prompt.rendering import choose_template
 from pipeline.samples.prompt.served_prompt import check_served
+from pipeline.samples.sampling import FrameSampling
 
 
 def build_encoder(parts: ModelConfig, data: DataConfig) -> SampleEncoder:
@@ -25,7 +26,8 @@ def build_encoder(parts: ModelConfig, data: DataConfig) -> SampleEncoder:
         template = choose_template(data.template, tokenizer, wraps_images=has_wrapped_images(parts))
         check_rows(tokenizer, template, parts.language_model)
         limits = ImageLimits(max_pixels=data.max_image_pixels)
-        encoder = SampleEncoder(tokenizer, template, facts.image_spec, resolution, data.max_length, limits)
+        sampling = FrameSampling(data.video_fps, data.video_max_frames, data.video_times)
+        encoder = SampleEncoder(tokenizer, template, facts.image_spec, resolution, data.max_length, limits, sampling)
         check_served(tokenizer, template, encoder.tokenizer)
         return encoder
     except ValueError as error:

@@ -46,6 +46,12 @@ class DataConfig(Section):
     """How the index verifies images: decode every pixel (finds all broken files), or parse headers only."""
     max_image_pixels: Annotated[int, Fixed, Field(gt=0, le=1_000_000_000)] = 50_000_000
     """Largest image, width times height; a larger one is refused from its header, before it is decoded."""
+    video_fps: Annotated[float, Fixed, Field(gt=0, le=60)] = 1.0
+    """Frames shown for each second of a video file; frames that are stored as images are all shown."""
+    video_max_frames: Annotated[int, Fixed, Field(ge=1, le=1024)] = 32
+    """Most frames of a video file; a longer one is sampled more thinly."""
+    video_times: Annotated[Literal["none", "frames", "sentence"], Fixed] = "none"
+    """Times in the prompt: `frames` writes `<1.5 seconds>` before each frame, `sentence` one before the question."""
     allow_duplicate_keys: Annotated[bool, Fixed] = False
     """Use samples that share a key with an earlier one; nothing but labels depends on keys."""
     sample_keys: Annotated[Literal["first_dot", "extension"], Fixed] = "first_dot"

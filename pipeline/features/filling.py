@@ -133,7 +133,7 @@ def _distinct_images(index: ShardIndex, number: int, encoder: SampleEncoder) -> 
     rows = np.flatnonzero(index.usable & (index.samples["shard"].to_numpy() == number))
     for row in rows.tolist():
         try:
-            sample = read_sample(index, row)
+            sample = encoder.with_frames(read_sample(index, row))
             for data, role in zip(
                 sample.images, encoder.resolution.roles(len(sample.images), sample.is_video), strict=True
             ):

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pipeline.errors import DataError, Reason, ShardError
+from pipeline.samples.film_bytes import FILM_EXTENSIONS
 from pipeline.samples.schema import MAX_IMAGES, MAX_SAMPLE_BYTES
 from pipeline.shards.tar import TarMember
 
@@ -23,7 +24,8 @@ KeyRule = Literal["first_dot", "extension"]
 """Where a key ends: at the first dot of the basename, or before the longest ending that is a known extension."""
 _IMAGE = r"(?:\d{1,18}\.)?(?:jpg|jpeg|jpe|jfif|png|webp|bmp|tif|tiff|avif|gif|heic)"
 """Endings of images; which format one has is told from its content."""
-_EXTENSION = re.compile(rf"{_IMAGE}|txt|json|jsonl")
+_FILM = rf"(?:\d{{1,18}}\.)?(?:{'|'.join(FILM_EXTENSIONS)})"
+_EXTENSION = re.compile(rf"{_IMAGE}|{_FILM}|txt|json|jsonl")
 _KEY_BEFORE_EXTENSION = re.compile(rf"(.*?[^/])\.({_EXTENSION.pattern})", re.IGNORECASE | re.DOTALL)
 _SAME_AS = {"jsonl": "json"}
 _APPLE_DOUBLE = b"\x00\x05\x16\x07"

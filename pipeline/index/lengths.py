@@ -25,6 +25,7 @@ from pipeline.index.index import ShardIndex
 from pipeline.index.read import read_annotations
 from pipeline.parallel.run_map import Progress, RunMap, run_serially
 from pipeline.samples.encode import SampleEncoder
+from pipeline.samples.film import Film
 from pipeline.samples.schema import SchemaPolicy, parse_layout
 
 TOKEN_SCHEMA = pa.schema(
@@ -40,7 +41,7 @@ TOKEN_SCHEMA = pa.schema(
 _FORMAT = 4
 """Raised whenever the meaning of a column changes; what another version counted is counted again."""
 _COUNTS = "token_counts"
-_COLUMNS = ["key", "kind", "members", "image_heights", "image_widths"]
+_COLUMNS = ["key", "kind", "members", "image_heights", "image_widths", "video_frames", "video_seconds"]
 
 
 class _ShardRows(NamedTuple):
@@ -48,7 +49,7 @@ class _ShardRows(NamedTuple):
 
     url: str
     rows: pa.Table
-    """Columns `key`, `kind`, `members`, `image_heights` and `image_widths`."""
+    """The columns `_COLUMNS`."""
 
 
 class _UsableRows(NamedTuple):
@@ -177,17 +178,23 @@ def _count_rows(
     shard: _ShardRows, encoder: SampleEncoder, policy: SchemaPolicy
 ) -> Iterator[tuple[int, int, int, str, str]]:
     """Yield the columns of `TOKEN_SCHEMA` per row; images are not read, only their sizes."""
-    keys, kinds, members, heights, widths = (shard.rows[name].to_pylist() for name in _COLUMNS)
+    keys, kinds, members, heights, widths, frames, seconds = (shard.rows[name].to_pylist() for name in _COLUMNS)
     texts_of_rows = read_annotations(shard.url, keys, members)
     sizes_of_rows = (list(zip(*sides, strict=True)) for sides in zip(heights, widths, strict=True))
-    rows = zip(keys, kinds, members, sizes_of_rows, texts_of_rows, strict=True)
-    for key, kind, row, sizes, texts in rows:
+    films = zip(frames, seconds, strict=True)
+    rows = zip(keys, kinds, members, sizes_of_rows, films, texts_of_rows, strict=True)
+    for key, kind, row, sizes, film, texts in rows:
         images = [member["ext"] for member in row if member["ext"] not in ("txt", "json")]
         try:
             if isinstance(texts, DataError):
                 raise texts
             layout = parse_layout(key, texts, images, policy)
-            text = encoder.encode_conversation(layout.conversation, encoder.views(sizes, kind == "video"), key=key)
+            conversation, views = layout.conversation, encoder.views(sizes, kind == "video")
+            if kind == "film":
+                (height, width), (number, length) = sizes[0], film
+                facts = Film(width, height, number, length)
+                conversation, views = encoder.film_layout(conversation, sizes[0], facts)
+            text = encoder.encode_conversation(conversation, views, key=key)
             yield text.num_tokens, text.num_supervised_tokens, text.truncated_tokens, "", ""
         except DataError as error:
             yield 0, 0, 0, error.reason.value, error.what[:200]

@@ -16,6 +16,8 @@ import pyarrow as pa
 
 from pipeline.errors import DataError, Reason, ShardError
 from pipeline.index.grouping import MAX_MEMBERS, KeyRule, MemberGroup, group_members
+from pipeline.samples.film import check_film, probe_film
+from pipeline.samples.film_bytes import is_film
 from pipeline.samples.image import ImageLimits, decode_image, probe_image
 from pipeline.samples.image_hash import NO_PRINT, PRINT_BYTES, ImagePrint, print_of
 from pipeline.samples.schema import Sample, SchemaPolicy, parse_sample
@@ -39,6 +41,8 @@ SCAN_SCHEMA = pa.schema(
         pa.field("num_images", pa.int16(), nullable=False),
         pa.field("image_widths", pa.list_(pa.int32()), nullable=False),
         pa.field("image_heights", pa.list_(pa.int32()), nullable=False),
+        pa.field("video_frames", pa.int32(), nullable=False),
+        pa.field("video_seconds", pa.float64(), nullable=False),
         pa.field("text_bytes", pa.int32(), nullable=False),
         pa.field("kind", pa.string(), nullable=False),
         pa.field("image_hashes", pa.list_(pa.uint64()), nullable=False),
@@ -92,6 +96,9 @@ class ImageFacts(NamedTuple):
     """Pixels, oriented."""
     height: int
     print: ImagePrint
+    num_frames: int = 0
+    """Of a film; its print is that of the frame in the middle."""
+    seconds: float = 0.0
 
 
 MeasureImages = Callable[[Sample, Checks], list[ImageFacts]]
@@ -191,6 +198,8 @@ def _describe(group: MemberGroup, ordinal: int, checks: Checks, measure: Measure
         "num_images": 0,
         "image_widths": [],
         "image_heights": [],
+        "video_frames": 0,
+        "video_seconds": 0.0,
         "text_bytes": 0,
         "kind": "",
         "image_hashes": [],
@@ -216,6 +225,8 @@ def _describe(group: MemberGroup, ordinal: int, checks: Checks, measure: Measure
             "num_images": len(images),
             "image_widths": [image.width for image in images],
             "image_heights": [image.height for image in images],
+            "video_frames": images[0].num_frames if sample.is_film else 0,
+            "video_seconds": images[0].seconds if sample.is_film else 0.0,
             "text_bytes": _text_bytes(sample),
             "image_hashes": [image.print.hash for image in images],
             "image_colours": [image.print.colours for image in images],
@@ -249,12 +260,23 @@ def check_images(sample: Sample, checks: Checks) -> list[ImageFacts]:
 
 
 def facts_of(data: bytes, checks: Checks, *, prints: bool = True) -> ImageFacts:
-    """Return the facts about one image; raises as `image_facts` does."""
+    """Return the facts about one image or film; raises as `image_facts` does."""
+    if is_film(data):
+        return _facts_of_film(data, checks, prints=prints)
     if checks.images == "decode":
         pixels = decode_image(data, checks.limits)
         return ImageFacts(pixels.shape[1], pixels.shape[0], print_of(pixels) if prints else NO_PRINT)
     header = probe_image(data, checks.limits)
     return ImageFacts(header.width, header.height, NO_PRINT)
+
+
+def _facts_of_film(data: bytes, checks: Checks, *, prints: bool) -> ImageFacts:
+    if checks.images == "header":
+        film = probe_film(data, checks.limits)
+        return ImageFacts(film.width, film.height, NO_PRINT, film.num_frames, film.seconds)
+    film, middle = check_film(data, checks.limits)
+    look = print_of(middle) if prints else NO_PRINT
+    return ImageFacts(film.width, film.height, look, film.num_frames, film.seconds)
 
 
 def _text_bytes(sample: Sample) -> int:

@@ -5,6 +5,7 @@ The only place that combines template, tokenizer and image policy; its fingerpri
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -15,6 +16,7 @@ from model.fusion.feature_layout import layout_of
 from model.fusion.resolution import ImageView, Resolution, Role
 from model.vision.image_spec import fingerprint_facts
 from pipeline.errors import DataError, Reason
+from pipeline.samples.film import Film, as_bmp, decode_film
 from pipeline.samples.fit import ImageSpec, fit_tiles
 from pipeline.samples.image import ImageLimits, Pixels, decode_image
 from pipeline.samples.prompt.conversation import Conversation
@@ -23,6 +25,7 @@ from pipeline.samples.prompt.rendering import choose_template, render_conversati
 from pipeline.samples.prompt.templates import Template
 from pipeline.samples.prompt.text_tokenizer import Ids, TextTokenizer
 from pipeline.samples.prompt.tokenization import EncodedText, encode_prompt, encode_text
+from pipeline.samples.sampling import FrameSampling, frame_numbers, show_film
 from pipeline.samples.schema import Sample
 
 if TYPE_CHECKING:
@@ -80,6 +83,7 @@ class SampleEncoder:
         resolution: Resolution,
         max_length: int | None,
         limits: ImageLimits = ImageLimits(),  # noqa: B008
+        sampling: FrameSampling = FrameSampling(),  # noqa: B008
     ) -> None:
         """Check that the parts fit together.
 
@@ -103,13 +107,15 @@ class SampleEncoder:
         self.max_length = max_length
         self.template = choose_template(template, tokenizer) if isinstance(template, str) else template
         self.tokenizer = TextTokenizer(tokenizer, adds_bos=not isinstance(self.template, JinjaTemplate))
-        self._limits = limits
+        self._limits, self._sampling = limits, sampling
         self.tokenizer.check_control_tokens(self.template.controls, self.template.name)
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 over everything that decides ids, labels and pixels."""
         policy = [fingerprint_facts(part) for part in (self.template, self.image_spec, self.resolution, self._limits)]
+        if self._sampling != FrameSampling():  # which earlier versions did not know
+            policy.append(dataclasses.asdict(self._sampling))
         facts = json.dumps([policy, self.max_length], sort_keys=True)
         return hashlib.sha256((facts + self.tokenizer.definition).encode()).hexdigest()
 
@@ -123,6 +129,7 @@ class SampleEncoder:
         Raises:
             DataError: the sample is unusable, with its key.
         """
+        sample = self.with_frames(sample)
         roles = self.resolution.roles(len(sample.images), sample.is_video)
         encode_image = functools.cache(encode_image or self.encode_image)  # one image may be shown many times
         try:
@@ -131,6 +138,31 @@ class SampleEncoder:
             raise error.at(key=sample.key) from None
         text = self.encode_conversation(sample.conversation, [image.view for image in images], key=sample.key)
         return EncodedSample(text, images)
+
+    def with_frames(self, sample: Sample) -> Sample:
+        """Return a sample in which the chosen frames of a film take its place; any other as it is.
+
+        Raises:
+            DataError: the film or one of these frames cannot be decoded.
+        """
+        if not sample.is_film:
+            return sample
+        try:
+            film, frames = decode_film(sample.images[0], self._numbers, self._limits)
+        except DataError as error:
+            raise error.at(key=sample.key) from None
+        shown = show_film(sample.conversation, film.num_frames, film.seconds, self._sampling)
+        return Sample(sample.key, "video", tuple(map(as_bmp, frames)), shown)
+
+    def film_layout(
+        self, conversation: Conversation, size: tuple[int, int], film: Film
+    ) -> tuple[Conversation, list[ImageView]]:
+        """Return what `with_frames` shows of a film of (height, width) pixels, without its file."""
+        shown = show_film(conversation, film.num_frames, film.seconds, self._sampling)
+        return shown, self.views([size] * shown.num_images, is_video=True)
+
+    def _numbers(self, film: Film) -> list[int]:
+        return frame_numbers(film.num_frames, film.seconds, self._sampling)
 
     def encode_image(self, data: bytes, role: Role = "image") -> EncodedImage:
         """Decode an image file and cut it into tiles.

@@ -129,7 +129,7 @@ def _open(data: bytes, limits: ImageLimits) -> PillowImage.Image:
         raise DataError(Reason.IMAGE_TOO_LARGE, "a WebP file with more pixels than Pillow opens") from None
     except Exception as error:
         raise _broken(error, data) from None
-    _check_size(*image.size, limits)
+    check_size(*image.size, limits)
     if image.format == "TIFF":
         _check_tiles(image, limits)
     return image
@@ -167,7 +167,12 @@ def _check_tiles(image: PillowImage.Image, limits: ImageLimits) -> None:
         raise DataError(Reason.IMAGE_TOO_LARGE, f"tiles of {width} x {length} pixels, at most {limits.max_pixels}")
 
 
-def _check_size(width: int, height: int, limits: ImageLimits) -> None:
+def check_size(width: int, height: int, limits: ImageLimits) -> None:
+    """Refuse a size outside the limits.
+
+    Raises:
+        DataError: too many pixels, or too thin.
+    """
     if width * height > limits.max_pixels:
         raise DataError(Reason.IMAGE_TOO_LARGE, f"{width} x {height} pixels, at most {limits.max_pixels} in all")
     short, long = sorted((width, height))

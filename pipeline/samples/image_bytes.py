@@ -65,13 +65,18 @@ def image_format(data: bytes) -> str | None:
 def describe_other(data: bytes) -> str:
     """Return what a file that is none of `EXTENSIONS` seems to be."""
     if data[4:8] == b"ftyp":
-        return "a HEIC file" if any(brand in _HEIF_BRANDS for brand in _brands(data)) else "an MP4 film"
+        return "a HEIC file" if is_heif(data) else "an MP4 film"
     for magic, what in _OTHERS:
         if data.startswith(magic):
             return what
     if markup := _MARKUP.match(data):
         return "an SVG file" if markup[1].lower() == b"svg" else "an HTML or XML page"
     return f"{len(data)} bytes of no known format"
+
+
+def is_heif(data: bytes) -> bool:
+    """Whether an ISO file holds pictures of HEIF, as phones take them, rather than a film."""
+    return any(brand in _HEIF_BRANDS for brand in _brands(data))
 
 
 def is_cut(data: bytes) -> bool:
@@ -87,7 +92,7 @@ def is_cut(data: bytes) -> bool:
     if found == "BMP":
         return int.from_bytes(data[2:6], "little") > len(data)
     if found == "AVIF":
-        return _is_cut_boxes(data)
+        return boxes_are_cut(data)
     return False
 
 
@@ -134,7 +139,8 @@ def _is_cut_jpeg(data: bytes) -> bool:
     return True
 
 
-def _is_cut_boxes(data: bytes) -> bool:
+def boxes_are_cut(data: bytes) -> bool:
+    """Whether the last of the boxes at the top of an ISO file is longer than the file."""
     at = 0
     while at + 8 <= len(data):
         size = int.from_bytes(data[at : at + 4], "big")

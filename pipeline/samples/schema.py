@@ -15,9 +15,9 @@ from pipeline.samples.annotation import IMAGE_PARTS, IMAGES, TURNS, either, eith
 from pipeline.samples.image_names import resolve_images, sort_images
 from pipeline.samples.prompt.conversation import Conversation, Image, Part, Role, Turn, split_placeholders
 from pipeline.samples.strict_json import JsonValue, decode_text
-from pipeline.samples.video import has_video, read_as_images, show_frames
+from pipeline.samples.video import has_video, is_film_name, read_as_film, read_as_images, show_frames
 
-Kind = Literal["caption", "instruction", "video"]
+Kind = Literal["caption", "instruction", "video", "film"]
 
 MAX_IMAGES = 1024
 """Most images a sample may show, each counted as often as it is shown."""
@@ -49,13 +49,18 @@ class Sample(NamedTuple):
     key: str
     kind: Kind
     images: tuple[bytes, ...]
-    """Encoded images; image k belongs to the k-th image place of the conversation."""
+    """Encoded images; image k belongs to the k-th image place of the conversation. Of a film, its file alone."""
     conversation: Conversation
 
     @property
     def is_video(self) -> bool:
         """Whether the images are frames of a video."""
         return self.kind == "video"
+
+    @property
+    def is_film(self) -> bool:
+        """Whether the only image is a film file, whose frames are yet to be chosen."""
+        return self.kind == "film"
 
 
 class Layout(NamedTuple):
@@ -96,6 +101,9 @@ def parse_layout(key: str, texts: Mapping[str, bytes], image_extensions: Sequenc
     """
     try:
         annotation = _annotation(texts)
+        if any(map(is_film_name, image_extensions)) and len(image_extensions) > 1:
+            what = f"{len(image_extensions)} videos and images in one sample, expected one video"
+            raise DataError(Reason.MEDIA_UNREAD, what)
         if annotation is not None:
             return _instruction(key, annotation, sort_images(image_extensions), len(texts["json"]), policy)
         return _caption(texts["txt"], sort_images(image_extensions))
@@ -163,14 +171,17 @@ def _caption(text: bytes, images: tuple[str, ...]) -> Layout:
     if not caption:
         raise DataError(Reason.TURN_EMPTY, "the caption is empty")
     turns = (Turn("user", tuple(Image() for _ in images)), Turn("assistant", (caption,)))
+    if any(map(is_film_name, images)):
+        return Layout("film", images, Conversation(turns), len(text))
     return Layout("caption", images, Conversation(turns), len(text))
 
 
 def _instruction(
     key: str, tree: dict[str, JsonValue], images: tuple[str, ...], text_bytes: int, policy: SchemaPolicy
 ) -> Layout:
-    is_video = has_video(tree)
-    tree = read_as_images(tree) if is_video else tree
+    is_film = any(map(is_film_name, images))
+    is_video = has_video(tree) and not is_film
+    tree = read_as_film(tree) if is_film else read_as_images(tree) if is_video else tree
     listed = either(tree, TURNS)
     if not isinstance(listed, list) or not listed:
         raise DataError(Reason.CONVERSATION_EMPTY, "`conversations` holds no turn")
@@ -191,7 +202,7 @@ def _instruction(
             Reason.IMAGE_TOKEN_MISMATCH,
             f"{_count(conversation.num_images, '<image> placeholder')} but {_count(len(extensions), 'image')}",
         )
-    return Layout("instruction", extensions, conversation, text_bytes)
+    return Layout("film" if is_film else "instruction", extensions, conversation, text_bytes)
 
 
 def _check_number(num_images: int) -> None:

@@ -1,6 +1,7 @@
-"""Videos in annotations: a list of frames and one place in the text, read as that many images side by side.
+"""Videos in annotations: one place in the text, and a list of frames or one film file.
 
-Frames are members of the sample like any image; which ones to take from a film is decided before packing.
+Frames are members of the sample like any image, read as that many images side by side. A film is one member; which of
+its frames are shown is decided by `sampling`, when the sample is encoded.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 from model.fusion.constants import DEFAULT_IMAGE_TOKEN
 from pipeline.errors import DataError, Reason
 from pipeline.samples.annotation import IMAGES, TURNS, VIDEO, either_field, part_kind
+from pipeline.samples.film_bytes import FILM_EXTENSIONS
 from pipeline.samples.prompt.conversation import Conversation, Image, Part, Turn
 from pipeline.samples.strict_json import JsonValue
 
@@ -36,6 +38,30 @@ def read_as_images(tree: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
     turns = tree.get(field)
     changed = [_as_image(turn) for turn in turns] if isinstance(turns, list) else turns
     return {**tree, "image": frames, field: changed}
+
+
+def is_film_name(extension: str) -> bool:
+    """Whether a member's extension is that of a film, such as `mp4` or `0.webm`."""
+    return extension.rpartition(".")[2].casefold() in FILM_EXTENSIONS
+
+
+def read_as_film(tree: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """Return an annotation whose sample holds a film, the film as its only image and its place as an image's.
+
+    Raises:
+        DataError: `video` names several files, or there are images too.
+    """
+    named = tree.get(VIDEO, tree.get("videos"))
+    names = [named] if isinstance(named, str) else named
+    if names is not None and not (isinstance(names, list) and len(names) == 1 and isinstance(names[0], str)):
+        raise DataError(Reason.JSON_INVALID, "`video` is not the name of one film")
+    if either_field(tree, IMAGES) is not None:
+        raise DataError(Reason.JSON_INVALID, "`video` and `image` in one sample")
+    field = either_field(tree, TURNS) or TURNS[0]
+    turns = tree.get(field)
+    changed = [_as_image(turn) for turn in turns] if isinstance(turns, list) else turns
+    listed: JsonValue = [*names] if names else None
+    return {**tree, **({"image": listed} if names else {}), field: changed}
 
 
 def show_frames(conversation: Conversation, num_frames: int) -> Conversation:

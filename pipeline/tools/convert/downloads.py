@@ -21,13 +21,15 @@ from pipeline.samples.annotation import IMAGE_PARTS, IMAGES, TURNS, VIDEO, eithe
 from pipeline.samples.image_names import resolve_images, sort_images
 from pipeline.samples.schema import has_turns
 from pipeline.samples.strict_json import JsonValue
+from pipeline.samples.video import is_film_name
 from pipeline.shards.storage import open_shard, stat_shard
 from pipeline.shards.tar import scan_tar
 from pipeline.tools.convert.frames import has_frames, read_frames, write_frames
 from pipeline.tools.convert.image_field import ORIGINAL_NAMES, listed_names
 from pipeline.tools.convert.readable import name_unreadable
 from pipeline.tools.convert.row import RowRules, Tally
-from pipeline.tools.convert.row_reader import check_caption, read_row
+from pipeline.tools.convert.row_checks import check_caption
+from pipeline.tools.convert.row_reader import read_row
 from pipeline.tools.convert.source import Entry, Members, Outcome, entry_table, refused, stored_bytes
 from pipeline.tools.convert.written import kept_fields, write_members
 
@@ -179,11 +181,14 @@ def _row_of(key: str, members: Members) -> tuple[dict[str, JsonValue], JsonValue
     if not isinstance(tree, dict):
         raise DataError(Reason.MISSING_ANNOTATION, "KEY.json is not an object")
     present = sort_images([extension for extension in members if extension != "json"])
-    names = listed_names(tree) if has_turns(tree) or has_frames(tree) else []
+    is_film = any(map(is_film_name, present))
+    names = listed_names(tree, is_film=is_film) if has_turns(tree) or has_frames(tree) else []
     declared = either_field(tree, IMAGES) is not None
     stored = resolve_images(key, names, present, declared=declared)
-    field = VIDEO if has_frames(tree) else IMAGES[0]
-    row = {name: value for name, value in tree.items() if name not in IMAGES}
+    field = VIDEO if has_frames(tree) or is_film else IMAGES[0]
+    row = {
+        name: value for name, value in tree.items() if name not in (*IMAGES, *((VIDEO, "videos") if is_film else ()))
+    }
     if names and (turns := either_field(tree, TURNS)) is not None:
         row[turns] = [_with_bare_parts(turn) for turn in listed] if isinstance(listed := tree[turns], list) else listed
     return {**row, **({field: list(stored)} if stored else {})}, tree.get(ORIGINAL_NAMES) or [*names]
@@ -194,7 +199,10 @@ def _with_bare_parts(turn: JsonValue) -> JsonValue:
     content = turn.get("content", turn.get("value")) if isinstance(turn, dict) else None
     if not isinstance(turn, dict) or not isinstance(content, list):
         return turn
-    parts: list[JsonValue] = [{"type": "image"} if part_kind(part) in IMAGE_PARTS else part for part in content]
+    parts: list[JsonValue] = [
+        {"type": "image"} if part_kind(part) in IMAGE_PARTS else {"type": VIDEO} if part_kind(part) == VIDEO else part
+        for part in content
+    ]
     return {**turn, "content" if "content" in turn else "value": parts}
 
 

@@ -21,7 +21,9 @@ from pipeline.tools.convert.written import encode
 def has_frames(row: Mapping[str, JsonValue]) -> bool:
     """Whether a row names the frames of a video."""
     frames = row.get("video")
-    return isinstance(frames, list) and bool(frames)
+    if not isinstance(frames, list) or not frames:
+        return False
+    return not all(isinstance(name, str) and is_film_name(name) for name in frames)
 
 
 def read_frames(row: Mapping[str, JsonValue], rules: RowRules) -> Reading:

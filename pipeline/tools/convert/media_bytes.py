@@ -7,6 +7,7 @@ import binascii
 import re
 
 from pipeline.errors import DataError, Reason
+from pipeline.samples.film_bytes import film_extension, is_film
 from pipeline.samples.image_bytes import EXTENSIONS, describe_other, image_format
 from pipeline.shards.tar import MAX_MEMBER_BYTES
 from pipeline.tools.convert.image_folder import image_size_bytes, read_image_file
@@ -17,12 +18,14 @@ _DATA_URI = re.compile(r"\s*data:[\w.+-]+/[\w.+-]+(?:;[\w=.+-]+)*;base64,", re.I
 
 
 def media_extension(data: bytes) -> str:
-    """Return the extension under which a picture is stored, by content, since names of crawled files are often wrong.
+    """Return the extension under which a picture or film is stored, by content: names of crawled files are often wrong.
 
     Raises:
         DataError: a format that is not read.
     """
     found = image_format(data)
+    if found is None and is_film(data):
+        return film_extension(data)
     if found is None:
         what = describe_other(data) if data else "an empty file"
         raise DataError(Reason.IMAGE_UNSUPPORTED_FORMAT, f"{what}, not {', '.join(EXTENSIONS)}")

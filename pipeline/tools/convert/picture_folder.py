@@ -14,10 +14,11 @@ from pipeline.index.grouping import MAX_MEMBERS, split_name
 from pipeline.shards.tar import MAX_MEMBER_BYTES
 from pipeline.tools.convert.downloads import members_outcome, not_stored
 from pipeline.tools.convert.row import RowRules, Tally
-from pipeline.tools.convert.sniff import IMAGE_ENDINGS
+from pipeline.tools.convert.sniff import FILM_ENDINGS, IMAGE_ENDINGS
 from pipeline.tools.convert.source import Entry, Members, Outcome, entry_table, refused, stored_bytes
 
-_ENDINGS = frozenset((*(ending.removeprefix(".") for ending in IMAGE_ENDINGS), "jpe", "jfif", "heic", "txt", "json"))
+_MEDIA = (*IMAGE_ENDINGS, *FILM_ENDINGS)
+_ENDINGS = frozenset((*(ending.removeprefix(".") for ending in _MEDIA), "jpe", "jfif", "heic", "txt", "json"))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pipeline.samples.schema import SchemaPolicy
 from pipeline.tools.convert.row_media import Found
 
 UNREAD = {
-    "film": "holds a film, which is not read: store its frames as images and list these in `video`",
+    "film": "holds a film, which is read as the only picture of a row: split the row, or leave one of them out",
     "sound": "holds a sound, which is not read",
     "data": "holds data that may be media and is not read",
 }
@@ -56,6 +56,8 @@ class Reading(NamedTuple):
     used: frozenset[str]
     """Fields at the top that hold media or texts which were read."""
     tally: Tally
+    is_film: bool = False
+    """Whether its only media are a film."""
 
 
 class RowError(DataError):

@@ -7,19 +7,22 @@ is left to `media_bytes`, the written form to `written`.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from model.fusion.constants import DEFAULT_IMAGE_TOKEN
 from pipeline.errors import DataError, Reason
 from pipeline.samples.annotation import part_kind
+from pipeline.samples.video import VIDEO_PLACE
 from pipeline.tools.convert.marks import Mark, foreign_marks, split_marks
 from pipeline.tools.convert.row import UNREAD, Part, Reading, RowError, RowRules, Slot, Tally
+from pipeline.tools.convert.row_checks import check_caption, mismatch, only_film, shown_name
 from pipeline.tools.convert.row_media import Found, family, find_media, is_file_name
 from pipeline.tools.convert.turns import Said, read_said
 
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _PICTURE_PARTS = ("image", "image_url", "input_image")
+_FILM_PARTS = ("video", "video_url", "input_video")
 _ASSISTANTS = ("gpt", "assistant")
 _USERS = ("human", "user", "Human", "User", "USER")
 
@@ -36,7 +39,8 @@ def read_row(row: Mapping[str, Any], rules: RowRules = RowRules()) -> Reading:  
     try:
         said = read_said(kept, rules.text_field)
         kept[said.field] = said.stored  # turns stored as text hold media too
-        return _Reader(kept, said, find_media(kept), rules, num_ignored).read()
+        found = find_media(kept)
+        return _Reader(kept, said, found, rules, num_ignored, film=only_film(found)).read()
     except DataError as error:
         refused = RowError(error.reason, error.what)
         found = find_media(kept)
@@ -48,8 +52,18 @@ class _Reader:
     """Reads one row; holds what was found and what of it has a place."""
 
     def __init__(
-        self, row: Mapping[str, Any], said: Said, found: Sequence[Found], rules: RowRules, num_ignored: int
+        self,
+        row: Mapping[str, Any],
+        said: Said,
+        found: Sequence[Found],
+        rules: RowRules,
+        num_ignored: int,
+        *,
+        film: bool,
     ) -> None:
+        self._is_film = film
+        if film:  # it has one place, as a picture would
+            found = [one._replace(kind="picture") if one.kind == "film" else one for one in found]
         self._row, self._said, self._rules, self._num_ignored = row, said, rules, num_ignored
         self._in_turns = [one for one in found if one.path[0] == said.field]
         self._at_top = [one for one in found if one.path[0] != said.field]
@@ -75,7 +89,7 @@ class _Reader:
         is_dropped = leads and self._rules.policy.drop_leading_answer
         tally = self._tally(len(media), implied, len(turns) - is_dropped)
         plain = self._said.turns if self._is_plain else None
-        return Reading(turns, None, media, plain, self._used(), tally)
+        return Reading(turns, None, media, plain, self._used(), tally, self._is_film)
 
     def _used(self) -> frozenset[str]:
         taken = {str(one.path[0]) for one in self._at_top if id(one) in self._taken or not is_file_name(one.value)}
@@ -90,7 +104,7 @@ class _Reader:
         pictures = [one for one in (*self._at_top, *self._in_turns) if one.kind == "picture"]
         for one in (*self._at_top, *self._in_turns):
             if one.kind != "picture" and not (one.is_origin and pictures):
-                raise DataError(Reason.MEDIA_UNREAD, f"field `{one.field}` {UNREAD[one.kind]}{_name(one)}")
+                raise DataError(Reason.MEDIA_UNREAD, f"field `{one.field}` {UNREAD[one.kind]}{shown_name(one)}")
 
     def _turn(self, turn: Mapping[str, Any], idx: int) -> tuple[str, list[Part]]:
         role = turn.get("from", turn.get("role"))
@@ -110,6 +124,8 @@ class _Reader:
     def _marked(self, text: str) -> list[Part]:
         """Return a text with its marks as slots; numbers count only where there are pictures to count."""
         parts: list[Part] = []
+        if self._is_film and VIDEO_PLACE in text:
+            text = text.replace(VIDEO_PLACE, DEFAULT_IMAGE_TOKEN)
         for part in split_marks(text, numbered=bool(self._at_top)):
             if isinstance(part, str):
                 parts.append(part)
@@ -135,7 +151,7 @@ class _Reader:
         if kind in _TEXT_PARTS and isinstance(part.get("text"), str):
             self._is_plain = self._is_plain and kind == "text"
             return [part["text"]] if part["text"] else []
-        if kind not in _PICTURE_PARTS:
+        if kind not in (_FILM_PARTS if self._is_film else _PICTURE_PARTS):
             found = ascii(kind)[:24] if isinstance(kind, str) else "none"
             raise DataError(Reason.MEDIA_UNREAD, f"turn {idx} has a part of type {found}, neither text nor image")
         self._marks += 1
@@ -177,7 +193,7 @@ class _Reader:
             self._marks += len(own)  # the list itself says that the turn shows them
             return [*(Slot(one) for one in own), *parts]
         if len(free) != len(own):
-            raise _mismatch(len(free), len(own), own)
+            raise mismatch(len(free), len(own), own)
         for place, one in zip(free, own, strict=True):
             parts[place] = Slot(one)
         return parts
@@ -261,7 +277,7 @@ class _Reader:
         if any(slot.number is not None for slot in free):
             pictures = self._by_number(free, pictures)
         if len(free) != len(pictures):
-            raise _mismatch(len(slots), len(slots) - len(free) + len(pictures), top)
+            raise mismatch(len(slots), len(slots) - len(free) + len(pictures), top)
         rest = iter(pictures)
         media = []
         for _, parts in turns:
@@ -279,15 +295,16 @@ class _Reader:
         start = 0 if lowest == 0 else 1
         wanted = [-1 if number is None else number - start for number in numbers]
         if sorted(set(wanted)) != list(range(len(pictures))):
-            raise _mismatch(len(free), len(pictures), pictures)
+            raise mismatch(len(free), len(pictures), pictures)
         return [pictures[number] for number in wanted]
 
     def _check_nothing_left(self) -> None:
         """Refuse a row with media that no place shows."""
         for one in (*self._at_top, *self._in_turns):
             if id(one) not in self._taken and id(one) not in self._aside:
+                what = "film" if self._is_film else "picture"
                 raise DataError(
-                    Reason.MEDIA_UNREAD, f"field `{one.field}` holds a picture that no place shows{_name(one)}"
+                    Reason.MEDIA_UNREAD, f"field `{one.field}` holds a {what} that no place shows{shown_name(one)}"
                 )
 
     def _check_foreign(self, turns: Sequence[tuple[str, Sequence[Part]]]) -> None:
@@ -304,7 +321,7 @@ class _Reader:
         self._check_nothing_left()
         check_caption(str(self._said.caption), len(chosen))
         tally = self._tally(len(chosen), len(chosen), 0)
-        return Reading([], str(self._said.caption), tuple(chosen), None, self._used(), tally)
+        return Reading([], str(self._said.caption), tuple(chosen), None, self._used(), tally, self._is_film)
 
     def _document(self) -> Reading:
         """Read texts and pictures in their order: the user shows what leads to the first answer, the rest is learnt."""
@@ -327,27 +344,3 @@ class _Reader:
 
     def _take(self, one: Found) -> None:
         self._taken.add(id(one))
-
-
-def check_caption(text: str, num_pictures: int) -> None:
-    """Refuse a caption with marks, which would stay letters: a caption says what all of its pictures show.
-
-    Raises:
-        DataError: the text has marks.
-    """
-    if num_marks := sum(isinstance(part, Mark) for part in split_marks(text, numbered=False)):
-        what = f"a caption with {num_marks} <image> in its text and {num_pictures} pictures"
-        raise DataError(Reason.IMAGE_TOKEN_MISMATCH, f"{what}; store it as turns, or remove the marks")
-
-
-def _mismatch(num_places: int, num_media: int, found: Sequence[Found]) -> DataError:
-    fields = Counter(f"`{one.field}`" for one in found)
-    where = f" ({', '.join(fields)})" if fields else ""
-    places = f"{num_places} <image> placeholder" + ("" if num_places == 1 else "s")
-    return DataError(
-        Reason.IMAGE_TOKEN_MISMATCH, f"{places} but {num_media} image{'' if num_media == 1 else 's'}{where}"
-    )
-
-
-def _name(found: Found) -> str:
-    return f" ({found.value[:40]!a})" if isinstance(found.value, str) else ""

@@ -61,7 +61,7 @@ def look_through(folder: Path) -> Look:
     tables = [path for path in paths if _is_table(path)]
     lists = [path for path in tables if _lists_downloads(path)]
     tables = [path for path in tables if path not in lists]
-    pictures = [path for path in paths if path.suffix.casefold() in IMAGE_ENDINGS]
+    pictures = [path for path in paths if path.suffix.casefold() in (*IMAGE_ENDINGS, *FILM_ENDINGS)]
     sidecars = _sidecars(paths, pictures)
     annotations = [path for path in paths if path not in sidecars and _holds_annotations(path)]
     if not annotations and not tables and not tars and sidecars:
@@ -131,7 +131,7 @@ def _each_once(folder: Path, notes: list[str]) -> Iterator[Path]:
         names[:] = sorted(name for name in names if not name.startswith("."))
         found += [Path(root) / name for name in files if not name.startswith(".")]
     for path in sorted(found, key=lambda one: (one.is_symlink(), one)):
-        is_data = path.suffix.casefold() not in (*IMAGE_ENDINGS, ".txt")
+        is_data = path.suffix.casefold() not in (*IMAGE_ENDINGS, *FILM_ENDINGS, ".txt")
         real = file_identity(str(path)) if is_data else path
         if real in seen:
             notes.append(

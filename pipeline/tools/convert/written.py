@@ -43,12 +43,12 @@ def write_members(
         return {**members, "txt": encode(reading.caption)}
     tree: dict[str, JsonValue] = {**kept}
     if names:
-        tree["image"] = [*names]
+        tree[VIDEO if reading.is_film else "image"] = [*names]
         if ORIGINAL_NAMES not in kept and all(is_file_name(one.value) for one in reading.media):
             tree[ORIGINAL_NAMES] = [one.value for one in reading.media]
     field, turns = _turns(reading)
     tree[field] = turns
-    tree = repair_turns(tree, policy, num_images=len(names))
+    tree = repair_turns(tree, policy, num_images=0 if reading.is_film else len(names))
     return {**members, "json": encode(json.dumps(tree, ensure_ascii=False))}
 
 
@@ -89,15 +89,16 @@ def _stored(reading: Reading, contents: Sequence[bytes]) -> tuple[Members, list[
 def _turns(reading: Reading) -> tuple[str, JsonValue]:
     if reading.plain_turns is None:
         return TURNS[1], [
-            {"role": _ROLES.get(role, role), "content": [*map(_typed, parts)]} for role, parts in reading.turns
+            {"role": _ROLES.get(role, role), "content": [_typed(part, reading.is_film) for part in parts]}
+            for role, parts in reading.turns
         ]
     turns = [checked(turn) for turn in reading.plain_turns]
     is_llava = any("from" in turn or "value" in turn for turn in turns)
     return TURNS[0] if is_llava else TURNS[1], turns
 
 
-def _typed(part: Part) -> dict[str, JsonValue]:
-    return {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
+def _typed(part: Part, is_film: bool) -> dict[str, JsonValue]:
+    return {"type": "text", "text": part} if isinstance(part, str) else {"type": VIDEO if is_film else "image"}
 
 
 def checked(value: Any, depth: int = 0) -> Any:

@@ -19,7 +19,7 @@ _TURN_FIELDS = ("conversations", "messages")
 CAUSES: dict[str, frozenset[str]] = {
     "renamed": frozenset(("image_token_mismatch",)),
     "nested media": frozenset(("media_unread", "image_token_mismatch")),
-    "film": frozenset(("media_unread",)),
+    "film": frozenset(("media_unread", "image_token_mismatch", "missing_image")),
     "second field": frozenset(("media_unread", "image_token_mismatch")),
     "fewer": frozenset(("image_token_mismatch", "media_unread", "unreferenced_image", "missing_image")),
     "more": frozenset(("image_token_mismatch", "media_unread")),

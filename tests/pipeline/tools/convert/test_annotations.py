@@ -155,5 +155,5 @@ def test_llava_video_as_frames_of_the_image_folder(tmp_path: Path) -> None:
     result, samples = converted(tmp_path, write_llava(tmp_path, records), options=options)
     assert [(sample.kind, len(sample.images)) for sample in samples] == [("video", 3), ("video", 1)]
     assert [Image.open(io.BytesIO(data)).size for data in samples[0].images] == [(13, 11), (7, 5), (13, 11)]
-    assert skipped(result) == [(2, "media_unread")]
-    assert "store its frames as images" in result.skipped[0].detail
+    assert skipped(result) == [(2, "missing_image")]
+    assert "film.mp4" in result.skipped[0].detail

@@ -176,8 +176,8 @@ def test_row_shows_all_of_its_media_at_their_places(row: dict[str, Any], expecte
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"videos": ["a.mp4"], "messages": MUTE}, "field `videos` holds a film"),
-        ({"clip": "s3://bucket/a.bin", "messages": MUTE}, "field `clip` holds a film"),
+        ({"videos": ["a.mp4"], "messages": MUTE}, r"0 <video> placeholders but 1 video \(`videos`\)"),
+        ({"clip": "s3://bucket/a.bin", "messages": MUTE}, r"placeholders but 1 image \(`clip`\)"),
         ({"extra": {"deep": ["x/b.webm"]}, "messages": MUTE}, r"field `extra\.deep` holds a film"),
         ({"audios": ["a.wav"], "messages": MUTE}, "field `audios` holds a sound"),
         ({"voice": {"array": [0.1], "sampling_rate": 16000, "path": None}, "messages": MUTE}, "`voice` holds a sound"),
@@ -209,7 +209,14 @@ def test_row_shows_all_of_its_media_at_their_places(row: dict[str, Any], expecte
             "turn 0 has a place '<audio>'",
         ),
         ({"messages": [{"role": "user", "content": "Look here. <video>"}, MUTE[1]]}, "turn 0 has a place '<video>'"),
-        ({"messages": [{"role": "user", "content": [{"type": "video", "video": "a.mp4"}]}, MUTE[1]]}, "holds a film"),
+        (
+            {"image": RED, "video": "a.mp4", "conversations": ASK},
+            "field `video` holds a film, which is read as the only",
+        ),
+        (
+            {"videos": ["a.mp4", "b.mp4"], "conversations": ASK},
+            "field `videos` holds a film, which is read as the only",
+        ),
         ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}, MUTE[1]]}, "part of type 'input_audio'"),
         ({"messages": [MUTE[0], {**MUTE[1], "tool_calls": [{"name": "x"}]}]}, "`tool_calls` of turn 1 is not read"),
         ({"messages": MUTE, "conversations": ASK}, "two fields of turns that differ"),
