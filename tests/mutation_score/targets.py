@@ -15,6 +15,7 @@ _TARGETS: Final[dict[str, tuple[str, ...]]] = {
     "model.fusion.packed": ("tests/model/fusion/test_feature_layout.py",),
     "model.fusion.resolution": ("tests/model/fusion/test_feature_layout.py",),
     "model.llava.attention": ("tests/model/llava/test_flash_attention_4.py",),
+    "model.llava.attention_kernels": ("tests/model/llava/test_attention.py", "tests/model/backbones/test_parity.py"),
     "model.llava.loss": (),
     "pipeline.checkpoint.manifest": (),
     "pipeline.checkpoint.ownership": (),
@@ -46,8 +47,8 @@ _TARGETS: Final[dict[str, tuple[str, ...]]] = {
 """Test files of each module beyond the one of its own name, quickest first."""
 
 LEFT_OUT: Final[dict[str, dict[str, str]]] = {
-    "model.llava.attention": dict.fromkeys(
-        ("_varlen", "_varlen_names_grouped_heads", "_flash_attention_2"),
+    "model.llava.attention_kernels": dict.fromkeys(
+        ("_varlen", "_varlen_names_grouped_heads", "_flash_attention_2", "_flash_attention_4"),
         "runs on a GPU only",
     ),
     "pipeline.stream.rank_step": dict.fromkeys(

@@ -9,6 +9,7 @@ from model.llava import attention
 from model.llava.attention import (
     AttentionKernel,
     Heads,
+    check_training_kernel,
     choose_kernel,
     enable_packed_attention,
     no_mask,
@@ -100,6 +101,93 @@ def test_every_name_is_accepted_by_transformers(
 def test_kernel_that_is_not_installed_is_refused(llama_config: LlamaConfig) -> None:
     with pytest.raises(ValueError, match="needs the flash-attn package"):
         enable_packed_attention(LlamaForCausalLM(llama_config), "flash_attention_2")
+
+
+HALF, FULL = torch.bfloat16, torch.float32
+
+
+@pytest.mark.parametrize(
+    ("kernel", "on_cuda", "dtype", "reason"),
+    [
+        ("auto", False, FULL, None),
+        ("sdpa", False, HALF, None),
+        ("sdpa", True, FULL, None),
+        ("flex", True, FULL, None),
+        ("flex", False, FULL, "'flex' trains on CUDA devices only"),
+        *(
+            (kernel, on_cuda, dtype, None if on_cuda and dtype != FULL else f"{kernel!r} needs CUDA devices and half")
+            for kernel in ("varlen", "flash_attention_2", "flash_attention_4")
+            for on_cuda in (False, True)
+            for dtype in (HALF, torch.float16, FULL)
+        ),
+    ],
+)
+def test_kernels_that_train_on_a_device_in_a_type(
+    llama_config: LlamaConfig, kernel: AttentionKernel, on_cuda: bool, dtype: torch.dtype, reason: str | None
+) -> None:
+    model = LlamaForCausalLM(llama_config)
+    if reason is None:
+        check_training_kernel(model, kernel, on_cuda=on_cuda, dtype=dtype)
+        return
+    with pytest.raises(ValueError, match=reason):
+        check_training_kernel(model, kernel, on_cuda=on_cuda, dtype=dtype)
+
+
+def test_refusal_to_train_names_what_the_run_has(llama_config: LlamaConfig) -> None:
+    model = LlamaForCausalLM(llama_config)
+    with pytest.raises(ValueError, match="the run has CUDA and float32; use 'auto'"):
+        check_training_kernel(model, "varlen", on_cuda=True, dtype=FULL)
+    with pytest.raises(ValueError, match="the run has the CPU and bfloat16"):
+        check_training_kernel(model, "varlen", on_cuda=False, dtype=HALF)
+
+
+def test_dropout_is_refused_before_training(llama_config: LlamaConfig) -> None:
+    model = LlamaForCausalLM(LlamaConfig.from_dict({**llama_config.to_dict(), "attention_dropout": 0.25}))
+    with pytest.raises(ValueError, match=r"attention_dropout is 0\.25"):
+        check_training_kernel(model, "sdpa", on_cuda=False, dtype=FULL)
+
+
+def test_auto_on_a_gpu_takes_the_first_kernel_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels themselves run on a GPU only; which one is taken does not depend on one."""
+    gpu, heads = torch.device("cuda"), Heads(64, 4)
+    found: list[str] = []
+    for missing, varlen, flash in (
+        (None, True, True),
+        ("old", True, True),
+        ("old", False, True),
+        ("old", False, False),
+    ):
+        monkeypatch.setattr(attention, "missing_for", lambda *_, missing=missing: missing)
+        monkeypatch.setattr(attention, "has_varlen", lambda varlen=varlen: varlen)
+        monkeypatch.setattr(attention, "has_flash_attn", lambda flash=flash: flash)
+        found.append(choose_kernel("auto", gpu, HALF, heads))
+    assert found == ["flash_attention_4", "varlen", "flash_attention_2", "sdpa"]
+    assert choose_kernel("auto", gpu, FULL, heads) == "sdpa"
+    assert choose_kernel("auto", gpu, HALF, heads, is_plain=False) == "flex"
+    assert choose_kernel("auto", torch.device("cpu"), HALF, heads, is_plain=False) == "sdpa"
+    assert choose_kernel("varlen", gpu, HALF, heads, is_plain=False) == "varlen"
+    with pytest.raises(ValueError, match="'flash_attention_4' does not run here: old"):
+        choose_kernel("flash_attention_4", gpu, HALF, heads)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "asks", "names"),
+    [
+        ("varlen", "has_varlen", "torch 2.11 or newer"),
+        ("flash_attention_2", "has_flash_attn", "flash-attn package"),
+        ("flash_attention_4", "is_installed", r"ray-llava\[flash4\]"),
+    ],
+)
+def test_kernel_is_accepted_only_where_its_package_is(
+    llama_config: LlamaConfig, monkeypatch: pytest.MonkeyPatch, kernel: AttentionKernel, asks: str, names: str
+) -> None:
+    model = LlamaForCausalLM(llama_config)
+    monkeypatch.setattr(attention, asks, lambda: False)
+    with pytest.raises(ValueError, match=names):
+        enable_packed_attention(model, kernel)
+    monkeypatch.setattr(attention, asks, lambda: True)
+    enable_packed_attention(model, kernel)
+    assert packed_kernel(model.config) == kernel
 
 
 def test_heads_of_configs_with_and_without_sizes_of_their_own() -> None:
