@@ -118,6 +118,7 @@ class CheckpointStore:
         may_commit: Callable[[], None] = lambda: None,
         keep_best: int = 0,
         start_step: int | None = None,
+        score_metric: str | None = None,
     ) -> None:
         """Use a folder or an object store.
 
@@ -128,9 +129,11 @@ class CheckpointStore:
             keep_best: checkpoints with the lowest score kept besides.
             start_step: where the run continued. Checkpoints of later steps are there because they are damaged:
                 retention neither counts nor removes them.
+            score_metric: what scores are made from; those made from something else are not compared.
         """
         self.storage = open_storage(folder) if isinstance(folder, str | Path) else folder
         self._keep_last, self._keep_best, self._may_commit = keep_last, keep_best, may_commit
+        self._score_metric = score_metric
         self._hurried = threading.Event()
         self._damaged: set[str] = set()
         if start_step is not None:
@@ -288,7 +291,9 @@ class CheckpointStore:
             if generation.name in self._damaged:
                 continue
             try:
-                scores[generation.name] = read_manifest(self.storage, generation).score
+                manifest = read_manifest(self.storage, generation)
+                is_comparable = manifest.state.get("score_metric") == self._score_metric
+                scores[generation.name] = manifest.score if is_comparable else None
             except CheckpointError:
                 continue  # reported when a run looks for a place to continue
             except OSError as error:

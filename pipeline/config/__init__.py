@@ -4,6 +4,7 @@ A file per section; building things from the config is left to the components.
 """
 
 from pipeline.config.data import DataConfig, TemplateName
+from pipeline.config.evaluation import BestMetric, EvaluationConfig
 from pipeline.config.experiment import ExperimentConfig
 from pipeline.config.load import ConfigError, load_config, parse_config
 from pipeline.config.lora import LoraConfig
@@ -16,10 +17,12 @@ from pipeline.config.section import Fixed, Free, OnResume, Section
 from pipeline.config.training import TrainingConfig
 
 __all__ = [
+    "BestMetric",
     "CheckpointConfig",
     "ClusterConfig",
     "ConfigError",
     "DataConfig",
+    "EvaluationConfig",
     "ExperimentConfig",
     "Fixed",
     "Free",

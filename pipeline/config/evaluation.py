@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -16,6 +16,18 @@ MetricName = Literal[
 METRIC_NAMES: tuple[str, ...] = MetricName.__args__  # type: ignore[attr-defined]
 LOWER_IS_BETTER = frozenset({"perplexity", "loss"})
 SetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+
+
+class BestMetric(NamedTuple):
+    """What decides which checkpoints are the best."""
+
+    name: str
+    """As in metrics.jsonl, e.g. eval/exact_match."""
+    mode: Literal["max", "min"]
+
+    def rank(self, value: float) -> float:
+        """Return a number that is lower for better values."""
+        return value if self.mode == "min" else -value
 
 
 class EvaluationSetConfig(Section):
@@ -49,8 +61,8 @@ class EvaluationConfig(Section):
     """Evaluate after every so many optimizer steps; null evaluates at the end only."""
     at_end: Annotated[bool, Free] = True
     """Evaluate after the last step."""
-    where: Annotated[Literal["trainers", "actors"], Free] = "trainers"
-    """`trainers` evaluate between two steps; `actors` take each checkpoint and evaluate next to the training."""
+    where: Annotated[Literal["trainers"], Free] = "trainers"
+    """Who evaluates: `trainers`, between two steps."""
     batch_size: Annotated[int, Free, Field(ge=1)] = 32
     """Questions answered at the same time, per worker."""
     max_new_tokens: Annotated[int, Free, Field(ge=1)] = 16
@@ -82,6 +94,38 @@ class EvaluationConfig(Section):
         if not self.shards:
             return dict(self.sets)
         return {"": EvaluationSetConfig(shards=self.shards, metrics=self.metrics, max_samples=self.max_samples)}
+
+    def best_metric(self, name: str | None, mode: Literal["max", "min"] | None) -> BestMetric | None:
+        """Return what decides which checkpoints are the best; None for the training loss.
+
+        Args:
+            name: checkpoint.keep_best_metric.
+            mode: checkpoint.keep_best_mode.
+
+        Raises:
+            ValueError: such a figure is not measured.
+        """
+        figures = {
+            "/".join(part for part in ("eval", set_name, metric) if part): metric
+            for set_name, one in self.named_sets.items()
+            for metric in (*one.metrics, "loss")
+        }
+        if name is None:
+            if mode is not None:
+                raise ValueError(
+                    "checkpoint.keep_best_mode says which values of a metric are better; set keep_best_metric"
+                )
+            losses = (figure for figure in figures if figure.endswith("/loss"))
+            default = None if self.every_steps is None else next(losses, None)
+            return None if default is None else BestMetric(default, "min")
+        found = [metric for figure, metric in figures.items() if name == figure or name.startswith(f"{figure}_")]
+        if not found:
+            raise ValueError(
+                f"checkpoint.keep_best_metric is {name!r}, but the evaluation measures "
+                f"{', '.join(figures) or 'nothing: evaluation has neither shards nor sets'}; choose one of these, or "
+                "add the metric to evaluation.metrics"
+            )
+        return BestMetric(name, mode or ("min" if found[0] in LOWER_IS_BETTER else "max"))
 
     def is_due(self, next_step: int, *, is_last: bool) -> bool:
         """Whether the steps before this one end with an evaluation."""

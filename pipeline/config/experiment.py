@@ -9,6 +9,7 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.data import DataConfig
+from pipeline.config.evaluation import BestMetric, EvaluationConfig
 from pipeline.config.lora import LoraConfig
 from pipeline.config.model import ModelConfig
 from pipeline.config.recipe import Recipe, Stage
@@ -36,6 +37,7 @@ class ExperimentConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
 
     @field_validator("run_dir")
     @classmethod
@@ -88,6 +90,18 @@ class ExperimentConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_best_metric(self) -> Self:
+        best = self.best_metric
+        if self.evaluation.stop_after is not None and best is None:
+            raise ValueError("evaluation.stop_after needs a metric; set checkpoint.keep_best_metric")
+        return self
+
+    @property
+    def best_metric(self) -> BestMetric | None:
+        """What decides which checkpoints are the best; None for the smoothed training loss."""
+        return self.evaluation.best_metric(self.checkpoint.keep_best_metric, self.checkpoint.keep_best_mode)
+
     @property
     def recipe(self) -> Recipe:
         """The sections that decide which model the stage trains."""
@@ -120,10 +134,13 @@ class ExperimentConfig(Section):
         index_dir = self.data.index_dir and absolute((self.data.index_dir,))[0]
         feature_cache = self.data.feature_cache and str(Path(self.data.feature_cache).absolute())
         checkpoints = self.checkpoint.folder and absolute((self.checkpoint.folder,))[0]
+        evaluation = self.evaluation
+        sets = {name: one.model_copy(update={"shards": absolute(one.shards)}) for name, one in evaluation.sets.items()}
         parts = self.model
         # 2. The sections with them.
         return self.model_copy(
             update={
+                "evaluation": evaluation.model_copy(update={"shards": absolute(evaluation.shards), "sets": sets}),
                 "run_dir": absolute((self.run_dir,))[0],
                 "checkpoint": self.checkpoint.model_copy(update={"folder": checkpoints}),
                 "data": self.data.model_copy(

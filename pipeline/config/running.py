@@ -18,7 +18,11 @@ class CheckpointConfig(Section):
     keep_last: Annotated[int, Free, Field(ge=1)] = 2
     """Newest checkpoints kept; the one before the newest is what a damaged newest one falls back to."""
     keep_best: Annotated[int, Free, Field(ge=0)] = 1
-    """Checkpoints with the lowest smoothed training loss kept besides."""
+    """Best checkpoints kept besides: by `keep_best_metric`."""
+    keep_best_metric: Annotated[str | None, Free] = None
+    """A figure of the evaluation, such as eval/exact_match; null: held-out loss if there is one, or training loss."""
+    keep_best_mode: Annotated[Literal["max", "min"] | None, Free] = None
+    """Whether larger or smaller values of `keep_best_metric` are better; null takes the metric's own direction."""
     layout: Annotated[Literal["sharded", "whole"], Free] = "sharded"
     """With `training.sharding: fsdp`: every rank writes its own shards, or rank 0 gathers and writes all."""
     folder: Annotated[str | None, Fixed] = None

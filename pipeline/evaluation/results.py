@@ -77,9 +77,12 @@ class SetResult(NamedTuple):
     answers: dict[str, tuple[Answer, ...]]
     """Under `seeing`, `blank` and `shuffled`."""
 
-    def flat(self) -> dict[str, float]:
-        """Return every figure of every metric."""
-        return {name: value for one in self.scored for name, value in one.flat().items()}
+    def flat(self, *, intervals: bool = False) -> dict[str, float]:
+        """Return every figure of every metric, and the ends of their intervals if asked for."""
+        found = {name: value for one in self.scored for name, value in one.flat().items()}
+        for one in self.scored if intervals else ():
+            found[f"{one.metric.name}_low"], found[f"{one.metric.name}_high"] = one.seeing.interval
+        return found
 
 
 def check_metrics(samples: Sequence[EvaluationSample], metrics: Sequence[Metric]) -> None:
@@ -119,14 +122,32 @@ def evaluate_set(
         DataError: a sample cannot be used; names it.
         ValueError: no samples, or they lack what a metric needs.
     """
+    asked = prepare_questions(samples, metrics)
+    answers = {
+        view: evaluate(opened, tokenizer, asked, settings_of(settings, view, metrics)).answers
+        for view in ("seeing", *blind)
+    }
+    return measure_views(len(samples), metrics, answers)
+
+
+def prepare_questions(samples: Sequence[EvaluationSample], metrics: Sequence[Metric]) -> list[EvaluationSample]:
+    """Return what is asked: the samples, and the rotations of their options where a metric needs them."""
     asked = with_listed_options(samples)
     if any(metric.name == CIRCULAR for metric in metrics):
         asked = [one for entry in asked for one in (entry, *rotations(entry))]
-    settings = replace(settings, answers=any(metric.reads_answers for metric in metrics))
-    answers = {"seeing": evaluate(opened, tokenizer, asked, settings).answers}
-    for name in blind:
-        answers[name] = evaluate(opened, tokenizer, asked, replace(settings, images=BLIND[name])).answers
-    return SetResult(len(samples), tuple(score(metric, answers) for metric in metrics), answers)
+    return asked
+
+
+def settings_of(settings: EvaluationSettings, view: str, metrics: Sequence[Metric]) -> EvaluationSettings:
+    """Return how a view, `seeing` or one of `BLIND`, is asked; answers are written only if a metric reads them."""
+    needs_answers = any(metric.reads_answers for metric in metrics)
+    return replace(settings, images=BLIND.get(view, "shown"), answers=needs_answers)
+
+
+def measure_views(num_samples: int, metrics: Sequence[Metric], answers: Mapping[str, Sequence[Answer]]) -> SetResult:
+    """Score what was answered in every view."""
+    scored = tuple(score(metric, answers) for metric in metrics)
+    return SetResult(num_samples, scored, {view: tuple(given) for view, given in answers.items()})
 
 
 def score(metric: Metric, answers: Mapping[str, Sequence[Answer]]) -> Scored:

@@ -79,7 +79,7 @@ class Decoder:
             if one.number == row:
                 one.finish_reason = "cancelled"
 
-    @torch.inference_mode()
+    @torch.no_grad()  # what inference_mode leaves in caches of the model could not be trained with later
     def step(self) -> list[Progress]:
         """Write one more token of every row.
 

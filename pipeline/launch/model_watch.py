@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 _POLL_S = 5.0
 _POLL_OBJECTS_S = 30.0  # a request each
 _TAIL_BYTES = 1 << 20
-_METRICS = ("train/", "data/samples_trained")
+_METRICS = ("train/", "eval/", "data/samples_trained")
 _ALIASES = {"pretrain": "pretrained", "finetune": None}
 
 
@@ -71,7 +71,7 @@ class ModelWatch:
             with_files: whether to upload it.
         """
         newest = max(self._there.values(), key=lambda manifest: manifest.step, default=None)
-        step, score = (newest.step, newest.score) if newest else (0, None)
+        step, score = (newest.step, _training_loss(newest)) if newest else (0, None)
         kind = "projector" if self._config.stage == "pretrain" else "model"
         self._source_run = self._name_sources()  # a run before this one may have been sent meanwhile
         adapters = kind == "model" and self._config.lora.rank is not None
@@ -106,7 +106,8 @@ class ModelWatch:
                 manifest = read_manifest(self._storage, generation)
                 self._there[name] = manifest
                 if _model_name(name) not in self._told:
-                    self._log(_model_name(name), "checkpoint", manifest.step, manifest.score, None, registered=False)
+                    score = _training_loss(manifest)
+                    self._log(_model_name(name), "checkpoint", manifest.step, score, None, registered=False)
                     self._told.add(_model_name(name))
         except (
             CheckpointError,
@@ -151,6 +152,11 @@ class ModelWatch:
                 else None,
             )
         )
+
+
+def _training_loss(manifest: Manifest) -> float | None:
+    """Return the smoothed training loss, if it is what retention compares."""
+    return None if "score_metric" in manifest.state else manifest.score
 
 
 def log_sources(tracker: RunTracker, name: str, digest: str, sources: Sequence[SourceFacts]) -> None:

@@ -35,6 +35,7 @@ from pipeline.config import (
     Stage,
     TrainingConfig,
 )
+from pipeline.evaluation.sets import check_sets
 from pipeline.features.opening import find_cache, with_cached_features
 from pipeline.index.dataset import IndexedData
 from pipeline.launch.adoption import check_continues
@@ -115,7 +116,9 @@ def prepare_checked(config: ExperimentConfig, *, console: Console, run_map: RunM
         ConfigError: the run cannot start; the first reason.
         ShardError: a shard is defective and data.on_bad_shard is `fail`.
     """
-    source, data = prepare_run(config, check_config(config).encoder, console=console, run_map=run_map)
+    encoder = check_config(config).encoder
+    source, data = prepare_run(config, encoder, console=console, run_map=run_map)
+    check_sets(config.evaluation, working_folder(config.run_dir), encoder)
     return check_data(config.recipe, data, source), data
 
 

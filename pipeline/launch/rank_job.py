@@ -16,5 +16,7 @@ def rank_job(config: ExperimentConfig, attempt: int) -> RankJob:
         checkpoint=config.checkpoint,
         record=config.to_record(),
         attempt=attempt,
+        evaluation=config.evaluation,
+        best=config.best_metric,
         torch_threads=config.cluster.torch_threads,
     )

@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 
 from pipeline.config import ExperimentConfig
+from pipeline.evaluation.sets import check_sets
 from pipeline.features.opening import with_cached_features
 from pipeline.index.dataset import SourceFacts
 from pipeline.index.rejected import record_rejected
@@ -129,6 +130,7 @@ def _prepare(
     source, data = prepare_run(config, encoder, console=console, run_map=run_map)
     run_dir = working_folder(config.run_dir)
     rejected = record_rejected(run_dir, data.index, data.tokens)
+    check_sets(config.evaluation, run_dir, encoder)
     push(run_dir)  # before workers on other machines look for it
     return check_data(config.recipe, data, source), rejected, data.facts
 

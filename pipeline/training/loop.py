@@ -20,6 +20,7 @@ from pipeline.parallel.stop_signals import StopRequestedError
 from pipeline.run_folder.fault_points import reached
 from pipeline.training.batches import PreparedStep
 from pipeline.training.bookkeeping import book, step_metrics, step_speed
+from pipeline.training.evaluating import Evaluator
 from pipeline.training.gradients import accumulate_gradients
 from pipeline.training.measures.flops import FlopModel, peak_flops
 from pipeline.training.measures.idle import IdleSteps
@@ -38,8 +39,12 @@ class NonFiniteError(RuntimeError):
     """Loss or gradient became NaN or infinite; the weights of the step before are in a checkpoint."""
 
 
-def train(session: TrainingSession, snapshots: Snapshots, steps: Iterator[PreparedStep]) -> dict[str, float]:
+def train(
+    session: TrainingSession, snapshots: Snapshots, steps: Iterator[PreparedStep], evaluator: Evaluator | None = None
+) -> dict[str, float]:
     """Run optimizer steps until the stream of prepared steps ends; returns the metrics of the last one.
+
+    Evaluations end it earlier if the config asks for that.
 
     Raises:
         NonFiniteError: loss or gradient is not finite; names the step and its samples.
@@ -74,20 +79,26 @@ def train(session: TrainingSession, snapshots: Snapshots, steps: Iterator[Prepar
         metrics = step_metrics(session, prepared.step, outcome, rates, step_time_s)
         if look_is_due:
             metrics |= machines.look()
+        session.current_step = next_step = prepared.step + 1
+        is_best = False
+        if evaluator is not None:
+            figures, is_best = evaluator.after(session, next_step, is_last=next_step == session.plan.total_steps)
+            metrics |= figures
         if session.log is not None:
             session.log.append(prepared.step, metrics)
         reached("step.logged")
-        session.current_step = next_step = prepared.step + 1
         stop, leaves_now = read_notices(session)
-        is_last = next_step == session.plan.total_steps
+        is_last = session.is_complete
         idle.add(prepared.step, outcome.grad_norm if outcome.counts.targets else None, is_last=is_last)
-        if is_last or stop or (leaves_now and not leaving) or snapshots.is_due(next_step):
+        if is_last or stop or is_best or (leaves_now and not leaving) or snapshots.is_due(next_step):
             snapshots.save(session, next_step)
         if is_last or stop or leaves_now:
             snapshots.finish(session)
         leaving = leaving or leaves_now  # one extra checkpoint per notice: the machine may stay for minutes
         if stop and not is_last:
             raise StopRequestedError(f"stopped after step {prepared.step} as asked; the same command resumes the run")
+        if is_last:
+            break
         started = time.perf_counter()
     return metrics
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from pipeline.config import DataConfig, TrainingConfig
 from pipeline.parallel.ranks import Workers
 from pipeline.plan.plan import Plan
 from pipeline.run_folder.metrics_log import MetricsLog
+from pipeline.training.measures.best import BestSoFar
 from pipeline.training.measures.metrics import Ledger, StepCounts
 from pipeline.training.measures.sources import SourceNumbers
 from pipeline.training.measures.trend import LossTrend
@@ -43,8 +44,18 @@ class TrainingSession:
     quarantine_file: Path
     """JSON lines of this rank's rejected samples."""
     notices: Notices
+    best: BestSoFar = field(default_factory=BestSoFar)
+    """Of the metric that decides which checkpoints are kept."""
+    stop_after: int | None = None
+    """Evaluations without a new best that end the run; None for none."""
     current_step: int = 0
     """The step being computed, or waited for."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is left to train: all steps are done, or evaluations have stopped getting better."""
+        gave_up = self.stop_after is not None and self.best.num_since >= self.stop_after
+        return gave_up or self.current_step == self.plan.total_steps
 
     @property
     def trained(self) -> list[nn.Parameter]:

@@ -65,6 +65,7 @@ def shard_model(model: LlavaModel, workers: Workers, training: TrainingConfig) -
         shard(layer)
     shard(model, ignored_params=whole)
     register_fsdp_forward_method(model, "packed_loss")
+    register_fsdp_forward_method(model, "fuse_prompts")
     if not is_frozen:  # the root must be the first that runs, and the tower runs before the loss
         register_fsdp_forward_method(model, "encode_vision")
     _prefetch_neighbours(list(model.get_model().layers))

@@ -20,7 +20,7 @@ from pipeline.checkpoint.base_weights import digest_weights
 from pipeline.checkpoint.state import HostCopies
 from pipeline.checkpoint.store import CheckpointStore, MissingShareError, SaveJob, new_token
 from pipeline.checkpoint.tensor_file import whole
-from pipeline.config import CheckpointConfig, ModelConfig
+from pipeline.config import BestMetric, CheckpointConfig, ModelConfig
 from pipeline.run_folder.fault_points import reached
 from pipeline.training.session import TrainingSession
 
@@ -43,6 +43,8 @@ class SavedRun:
     model: ModelConfig
     record: Mapping[str, Any]
     """The run's config, as `ExperimentConfig.to_record` returns it."""
+    best: BestMetric | None = None
+    """What decides which checkpoints are the best; None for the smoothed training loss."""
 
     def writes_own_shards(self, world_size: int) -> bool:
         """Whether each rank writes what it holds."""
@@ -53,7 +55,8 @@ class SavedRun:
         """The part of a manifest's facts that is the same at every step, unless weight files change."""
         digest = hashlib.sha256(json.dumps(self.record, sort_keys=True).encode()).hexdigest()
         weights = digest_weights(self.model)
-        return {"attempt": self.attempt, "weights": weights, "config": self.record, "config_sha256": digest}
+        facts = {"attempt": self.attempt, "weights": weights, "config": self.record, "config_sha256": digest}
+        return facts | ({} if self.best is None else {"score_metric": self.best.name, "score_mode": self.best.mode})
 
 
 class Snapshots:
@@ -100,7 +103,7 @@ class Snapshots:
                 step=next_step,
                 groups=groups,
                 state=self._run.facts | _facts(session, next_step) if workers.is_first else {},
-                score=session.trend.smoothed_loss,
+                score=self._score(session, next_step),
                 token=shares[0][1],
                 rank=workers.rank,
                 num_writers=workers.world_size if own_shards else 1,
@@ -109,6 +112,13 @@ class Snapshots:
             self._writer.start(partial(self._store.write, job))
         self._newest_step = next_step
         self._stall_s = time.perf_counter() - started
+
+    def _score(self, session: TrainingSession, next_step: int) -> float | None:
+        """Return what retention compares: the deciding metric if it was measured here, or the training loss."""
+        if self._run.best is None:
+            return session.trend.smoothed_loss
+        newest, step = session.best.newest, session.best.newest_step
+        return self._run.best.rank(newest) if newest is not None and step == next_step else None
 
     def keep(self, session: TrainingSession, next_step: int) -> None:
         """Save what is newer than the last snapshot, and wait until it is durable; for a run that ends by an error.
@@ -181,6 +191,7 @@ def _facts(session: TrainingSession, next_step: int) -> dict[str, Any]:
         "mlflow": _tracked_run(session.run_dir),
         "ledger": session.ledger.to_json(),
         "trend": session.trend.to_json(),
+        "best": session.best.to_json(),
     }
 
 

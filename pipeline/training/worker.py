@@ -21,8 +21,9 @@ from pipeline.checkpoint.resume import run_storage
 from pipeline.checkpoint.state import restore
 from pipeline.checkpoint.store import Checkpoint, CheckpointStore
 from pipeline.checkpoint.verification import Position
-from pipeline.config import CheckpointConfig, Recipe
+from pipeline.config import BestMetric, CheckpointConfig, EvaluationConfig, Recipe
 from pipeline.errors import TransientError
+from pipeline.evaluation.sets import read_sets
 from pipeline.features.opening import check_tower
 from pipeline.parallel.cpus import usable_cpus
 from pipeline.parallel.ranks import Workers
@@ -34,7 +35,9 @@ from pipeline.run_folder.restarts import record_failure
 from pipeline.stream.rank_step import BatchSource, RankStep
 from pipeline.training.batches import PreparedStep, prepare_ahead
 from pipeline.training.bookkeeping import drop_replayed
+from pipeline.training.evaluating import Evaluator
 from pipeline.training.loop import train
+from pipeline.training.measures.best import BestSoFar
 from pipeline.training.measures.metrics import Ledger
 from pipeline.training.measures.trend import LossTrend
 from pipeline.training.notices import Notices
@@ -73,6 +76,9 @@ class RankJob:
     """The run's config, as `ExperimentConfig.to_record` returns it."""
     attempt: int
     """Number under which the launcher holds the run folder."""
+    evaluation: EvaluationConfig
+    best: BestMetric | None
+    """What decides which checkpoints are the best; None for the smoothed training loss."""
     torch_threads: int | None
     """Intra-op threads of the rank; None shares the cores among the ranks of a machine."""
 
@@ -106,13 +112,13 @@ def run_worker(
         session, snapshots = _set_up(job, source, workers, position, notices)
         # 2. Train what is left of the run.
         with _prepared_steps(session, snapshots, source, open_stream) as steps:
-            metrics = train(session, snapshots, steps)
+            metrics = train(session, snapshots, steps, _evaluator(job, source))
             _check_finished(session)
         # 3. Leave the result in the run folder.
         output = shown(save_result(job.recipe, job.run_dir, session.model, workers))
         push(job.run_dir)
         workers.barrier()
-        return WorkerResult(source.plan.total_steps, metrics, output)
+        return WorkerResult(session.current_step, metrics, output)
     except StopRequestedError:
         with suppress(OSError):
             push(job.run_dir)
@@ -124,12 +130,20 @@ def run_worker(
         raise
 
 
+def _evaluator(job: RankJob, source: BatchSource) -> Evaluator | None:
+    """Return what evaluates on the trainers, if anything does."""
+    if not job.evaluation.is_on or job.evaluation.where != "trainers":
+        return None
+    sets = read_sets(job.evaluation, job.run_dir)
+    return Evaluator(job.evaluation, sets, job.recipe.model, source.encoder, job.recipe.training.precision, job.best)
+
+
 @contextmanager
 def _prepared_steps(
     session: TrainingSession, snapshots: Snapshots, source: BatchSource, open_stream: OpenStream
 ) -> Iterator[Iterator[PreparedStep]]:
     """Yield the steps that are left, prepared ahead; none of them opens the stream when the run is complete."""
-    if session.current_step == session.plan.total_steps:
+    if session.is_complete:
         yield iter(())
         return
     stream, device = open_stream(session.current_step), session.workers.device
@@ -142,7 +156,7 @@ def _prepared_steps(
 
 
 def _check_finished(session: TrainingSession) -> None:
-    if session.current_step != session.plan.total_steps:
+    if not session.is_complete:
         raise TransientError(
             f"rank {session.workers.rank}: the steps ended before step {session.current_step} of "
             f"{session.plan.total_steps}; start the run again, it resumes from its checkpoint"
@@ -163,7 +177,7 @@ def _set_up(
     if is_sharded and workers.world_size > 1:
         shard_model(model, workers, training)
     optimizer = build_optimizer(model, training)
-    start_step, ledger, trend = position.step if position else 0, Ledger(), LossTrend()
+    start_step, ledger, trend, best = position.step if position else 0, Ledger(), LossTrend(), BestSoFar()
     store = _open_store(job, start_step)
     if position is not None:
         checkpoint = store.open(position)
@@ -171,6 +185,7 @@ def _set_up(
         restore(model, optimizer, checkpoint)
         _restore_random_state(checkpoint, workers, job.seed)
         ledger, trend = Ledger(**checkpoint.state["ledger"]), LossTrend(**checkpoint.state["trend"])
+        best = BestSoFar(**checkpoint.state.get("best", {}))
     if workers.is_first:
         write_alone(job.run_dir, METRICS_FILE)
         follow(job.run_dir, "mlflow.json")  # which a checkpoint names
@@ -193,9 +208,11 @@ def _set_up(
         attempt=job.attempt,
         quarantine_file=job.run_dir / "quarantine" / f"rank-{workers.rank:05d}.jsonl",
         notices=notices,
+        best=best,
+        stop_after=job.evaluation.stop_after,
         current_step=start_step,
     )
-    saved = SavedRun(job.attempt, job.checkpoint, is_sharded, job.recipe.model, job.record)
+    saved = SavedRun(job.attempt, job.checkpoint, is_sharded, job.recipe.model, job.record, job.best)
     return session, Snapshots(store, saved, start_step)
 
 
@@ -206,7 +223,8 @@ def _open_store(job: RankJob, start_step: int) -> CheckpointStore:
         push(job.run_dir)  # the steps that a checkpoint holds are not computed again, so their lines must be there
         check_lease(job.run_dir, job.attempt)
 
-    return CheckpointStore(storage, policy.keep_last, may_commit, policy.keep_best, start_step)
+    metric = None if job.best is None else job.best.name
+    return CheckpointStore(storage, policy.keep_last, may_commit, policy.keep_best, start_step, metric)
 
 
 def _use_threads(asked_for: int | None, workers: Workers) -> None:

@@ -32,11 +32,13 @@ CELLS: dict[str, dict[str, Any]] = {
         data__image_grid_pinpoints="(1x1),...,(2x2)", model__mm_patch_merge_type="spatial_unpad",
         model__mm_vision_scales=[1, 2], training__gradient_checkpointing=True, tracking__enabled=True,
         tracking__uri="{server}", model__language_model="{qwen2}", data__template="qwen", data__shards="{images}",
+        evaluation__shards=("{chat}",),
     ),
     "joined towers that learn": defaults_with(
         model__vision_tower=["{clip_vision_model}", "{siglip_vision_model}"], model__mm_vision_select_layer=[-1, -2],
         training__vision_tower_lr=1e-4, training__master_dtype="bfloat16", checkpoint__folder="{checkpoints}",
         model__mm_projector_type="mlp1x_res1x_gelu", data__check_images="header", model__language_model="{qwen3}",
+        evaluation__shards=("{chat}",), evaluation__metrics=("perplexity",),
         data__template="tokenizer",
     ),
     "pretraining, mix, dynamic tiles, resampler": defaults_with(
