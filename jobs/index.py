@@ -1,6 +1,7 @@
 """`ray-llava index`: check all shards before anything is trained, and report which samples are unusable and why."""
 
 import json
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,8 +21,11 @@ from pipeline.run_folder.place import shown, working_folder
 if TYPE_CHECKING:  # torch takes seconds to load; config errors need not wait for it
     import pyarrow as pa
 
+    from pipeline.config import DataConfig
+    from pipeline.index.dataset import IndexedData
     from pipeline.index.index import ShardIndex
     from pipeline.index.rejected import RejectedSample
+    from pipeline.parallel.run_map import RunMap
 
 _MAX_LISTED = 20
 
@@ -30,8 +34,21 @@ ReportOption = Annotated[
 ]
 
 
-def run(config: ConfigOption, overrides: OverridesArgument = None, report: ReportOption = None) -> None:
+AgainstOption = Annotated[
+    list[str] | None, typer.Option(metavar="SHARDS", help="Held-out shards: say which samples occur there too.")
+]
+
+
+def run(
+    config: ConfigOption,
+    overrides: OverridesArgument = None,
+    report: ReportOption = None,
+    against: AgainstOption = None,
+) -> None:
     """Index the shards of a config, or verify that the index is up to date, and show what cannot be used."""
+    if against:
+        named = json.dumps([one if "://" in one else os.path.abspath(one) for one in against], ensure_ascii=False)
+        overrides = [*(overrides or []), f"data.against={named}"]
     experiment = read_config(config, overrides).with_absolute_paths()
     console = output_console()
 
@@ -61,6 +78,10 @@ def run(config: ConfigOption, overrides: OverridesArgument = None, report: Repor
         console.print(Text(f"passed over: {visible(sentence)}", style="yellow"), soft_wrap=True)
     place = shown(index_folder(experiment.data, experiment.run_dir))
     console.print(f"index: {place}, fingerprint {index.fingerprint[:12]}")
+    if data.left_out is not None:
+        console.print(f"left out by data.where: {data.left_out.num_left_out} samples")
+    if experiment.data.against:
+        report_overlap(console, data, experiment.data, index_folder(experiment.data, experiment.run_dir), run_map)
     # 3. Write the report, and say whether a run would start.
     if report is not None:
         report.write_text("".join(json.dumps(row._asdict()) + "\n" for row in rejected), encoding="utf-8")
@@ -68,6 +89,29 @@ def run(config: ConfigOption, overrides: OverridesArgument = None, report: Repor
     if len(rejected) == index.num_samples:
         raise ConfigError("no usable sample in these shards; see the reasons above")
     warn_of_refusal(console, describe_excess(data, experiment.data))
+
+
+def report_overlap(
+    console: Console, data: "IndexedData", config: "DataConfig", folder: Path, run_map: "RunMap"
+) -> None:
+    """Say how many samples also occur in `data.against`, and list them in a file."""
+    from pipeline.index.dataset import index_against
+    from pipeline.index.hygiene import hygiene_table
+
+    table = hygiene_table(data.index, index_against(config, folder, run_map), folder)
+    found = [(row, kind) for row, kind in enumerate(table["overlap"].to_pylist()) if kind != "none"]
+    counts = Counter(kind for _, kind in found)
+    listed = ", ".join(f"{kind} {counts[kind]}" for kind in ("text", "image", "both"))
+    console.print(f"overlap with {', '.join(config.against)}: {listed} of {data.index.num_samples} samples")
+    if found:
+        rows = data.index.samples.take([row for row, _ in found])
+        path = folder / "overlap.jsonl"
+        lines = [
+            json.dumps({"shard": data.index.shards[shard].url, "key": key, "sample_id": row, "overlap": kind})
+            for (row, kind), shard, key in zip(found, rows["shard"].to_pylist(), rows["key"].to_pylist(), strict=True)
+        ]
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        console.print(f"listed in {path}; `data.where` with `overlap == none` leaves them out", markup=False)
 
 
 def passed_over(shards_by_source: "Mapping[str, Sequence[str]]", members: "Mapping[str, int]") -> list[str]:

@@ -50,12 +50,13 @@ def run(
     step: StepOption = None,
     workers: WorkersOption = None,
     num_samples: CountOption = 32,
+    hygiene: Annotated[bool, typer.Option(help="Copies, overlap with data.against, outliers, broken texts.")] = False,
     out: OutOption = None,
 ) -> None:
     """Show what is in the shards of a config: pictures and tokens as the model gets them, lengths, rejections."""
     experiment = read_config(config, overrides)
-    if sample is not None and step is not None:
-        raise ConfigError("--sample and --step show different things; give one of them")
+    if (sample is not None) + (step is not None) + hygiene > 1:
+        raise ConfigError("--sample, --step and --hygiene show different things; give one of them")
     console = output_console()
 
     inspection = open_inspection(experiment, console=console, num_ranks=workers or experiment.cluster.max_workers)
@@ -63,6 +64,8 @@ def run(
         name, html = _show_sample(inspection, sample, console)
     elif step is not None:
         name, html = _show_step(inspection, step, console)
+    elif hygiene:
+        name, html = _show_hygiene(inspection, experiment.with_absolute_paths(), console)
     else:
         name, html = _show_overview(inspection, num_samples, console)
     folder = working_folder(experiment.run_dir)
@@ -114,6 +117,24 @@ def _show_overview(inspection: "Inspection", num_samples: int, console: Console)
     if overview.packing is not None:
         console.print(packing_table(overview.packing, inspection.run.micro_batch_tokens))
     return "inspect.html", render_overview(inspection.run, overview)
+
+
+def _show_hygiene(inspection: "Inspection", config: ExperimentConfig, console: Console) -> tuple[str, str]:
+    from pipeline.index.dataset import index_against, index_folder
+    from pipeline.index.hygiene import hygiene_table
+    from pipeline.tools.inspect.hygiene_view import view_hygiene
+    from pipeline.tools.inspect.page import render_hygiene
+
+    folder = index_folder(config.data, config.run_dir)
+    page = view_hygiene(
+        inspection.data, hygiene_table(inspection.data.index, index_against(config.data, folder), folder)
+    )
+    table = Table("what", Column("samples", justify="right"), "data.where", title="Odd samples")
+    for group in page.groups:
+        table.add_row(group.title, str(group.num_samples), group.condition)
+    console.print(table)
+    console.print(distribution_table(page.histograms))
+    return "inspect-hygiene.html", render_hygiene(inspection.run, page)
 
 
 def _show_sample(inspection: "Inspection", name: str, console: Console) -> tuple[str, str]:

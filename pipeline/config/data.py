@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from model.fusion.resolution import ASPECT_RATIO_PATTERN
 from pipeline.config.mix import MixChange, SourceConfig, SourceName, check_mix
 from pipeline.config.section import Fixed, Free, Section
+from pipeline.config.where import Condition, parse_condition
 from pipeline.storage.urls import check_local, check_run_dir, check_shard_urls
 
 TemplateName = Literal[
@@ -52,6 +53,10 @@ class DataConfig(Section):
     """Most frames of a video file; a longer one is sampled more thinly."""
     video_times: Annotated[Literal["none", "frames", "sentence"], Fixed] = "none"
     """Times in the prompt: `frames` writes `<1.5 seconds>` before each frame, `sentence` one before the question."""
+    where: Annotated[tuple[str, ...], Fixed] = ()
+    """Which samples are trained on: `answer_chars >= 5`, `language in en, de`, `not is_duplicate`; all must hold."""
+    against: Annotated[tuple[str, ...], Fixed] = ()
+    """Shards of held-out data, as in `shards`: the column `overlap` of `where` says what samples share with them."""
     allow_duplicate_keys: Annotated[bool, Fixed] = False
     """Use samples that share a key with an earlier one; nothing but labels depends on keys."""
     sample_keys: Annotated[Literal["first_dot", "extension"], Fixed] = "first_dot"
@@ -99,6 +104,22 @@ class DataConfig(Section):
             raise ValueError("mix_changes and mix_temperature need data.sources: there is only one source")
         check_mix(self.sources, self.mix_temperature, self.mix_changes)
         return self
+
+    @field_validator("against")
+    @classmethod
+    def _check_against(cls, shards: tuple[str, ...]) -> tuple[str, ...]:
+        return check_shard_urls(shards)
+
+    @model_validator(mode="after")
+    def _check_where(self) -> Self:
+        if any(one.column == "overlap" for one in self.conditions) and not self.against:
+            raise ValueError("where: `overlap` needs data.against, the shards that samples are compared with")
+        return self
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        """What `where` says."""
+        return tuple(map(parse_condition, self.where))
 
     @property
     def shards_by_source(self) -> dict[str, tuple[str, ...]]:

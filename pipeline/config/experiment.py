@@ -146,6 +146,7 @@ class ExperimentConfig(Section):
                 "data": self.data.model_copy(
                     update={
                         "shards": absolute(self.data.shards),
+                        "against": absolute(self.data.against),
                         "sources": sources,
                         "index_dir": index_dir,
                         "feature_cache": feature_cache,

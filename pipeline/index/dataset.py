@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from rich.console import Console
@@ -17,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from pipeline.config import ConfigError, DataConfig
 from pipeline.index.build import ensure_index
+from pipeline.index.hygiene import hygiene_table, passes
 from pipeline.index.index import ShardIndex
 from pipeline.index.lengths import build_token_columns
 from pipeline.index.scan import Checks
@@ -53,6 +55,14 @@ class SourceFacts(NamedTuple):
     """Samples that the index does not reject."""
 
 
+class Selection(NamedTuple):
+    """Good samples that a config does not train on."""
+
+    num_left_out: int
+    fingerprint: str
+    """SHA-256 over the conditions and the rows that they leave out."""
+
+
 @dataclass(frozen=True, eq=False)
 class IndexedData:
     """All samples of a config."""
@@ -64,6 +74,8 @@ class IndexedData:
     """In the order of their rows, without gaps."""
     facts: tuple[SourceFacts, ...] = ()
     """The same sources, as others are told of them."""
+    left_out: Selection | None = None
+    """What `data.where` leaves out; None without it."""
 
 
 def index_data(
@@ -111,11 +123,50 @@ def index_data(
             )
     push(folder)
     index, sources = join_indexes(indexes)
+    tokens = pa.concat_tables(tables)
+    selection = None
+    if data.where:
+        tokens, selection = _select(data, index, tokens, index_against(data, folder, run_map), folder)
     facts = tuple(
         SourceFacts(source, own.fingerprint, tuple(shard.url for shard in own.shards), int(own.usable.sum()))
         for source, own in indexes.items()
     )
-    return IndexedData(index, pa.concat_tables(tables), sources, facts)
+    return IndexedData(index, tokens, sources, facts, selection)
+
+
+def index_against(data: DataConfig, folder: Path, run_map: RunMap = run_serially) -> ShardIndex | None:
+    """Return the index of `data.against`, brought up to date in a folder of its own; None without any.
+
+    Raises:
+        ConfigError: it matches no shard.
+    """
+    if not data.against:
+        return None
+    try:
+        urls = list(expand_shards(data.against))
+    except ValueError as error:
+        raise ConfigError(f"data.against: {error}") from error
+    return ensure_index(urls, folder / "_against", checks=checks_of(data), on_bad_shard="quarantine", run_map=run_map)
+
+
+def _select(
+    data: DataConfig, index: ShardIndex, tokens: pa.Table, against: ShardIndex | None, folder: Path
+) -> tuple[pa.Table, Selection]:
+    """Return the token table in which samples that `data.where` leaves out have 0 tokens, and no reason.
+
+    Raises:
+        ConfigError: none is left.
+    """
+    kept = passes(hygiene_table(index, against, folder), data.conditions)
+    good = tokens["num_tokens"].to_numpy() > 0
+    if not (kept & good).any():
+        raise ConfigError(f"data.where leaves none of {int(good.sum())} samples: {'; '.join(data.where)}")
+    for name in ("num_tokens", "num_supervised_tokens", "num_truncated_tokens"):
+        field = tokens.schema.get_field_index(name)
+        counts = np.where(kept, tokens[name].to_numpy(), 0).astype(np.int32)
+        tokens = tokens.set_column(field, tokens.schema.field(field), pa.array(counts))
+    facts = json.dumps(list(data.where)).encode() + np.packbits(kept).tobytes()
+    return tokens, Selection(int((good & ~kept).sum()), hashlib.sha256(facts).hexdigest())
 
 
 def checks_of(data: DataConfig) -> Checks:

@@ -19,6 +19,7 @@ def plan_run(
     Raises:
         ValueError: no sample is usable, or one is longer than a micro-batch.
     """
+    selected = [] if data.left_out is None else [data.left_out.fingerprint]
     num_tokens = data.tokens["num_tokens"].to_numpy()
     usable = check_lengths(num_tokens, training.micro_batch_tokens)
     order: Order
@@ -32,7 +33,7 @@ def plan_run(
         usable=usable,
         order=order,
         sources=Sources(tuple(data_config.sources), tuple(source.end_row for source in data.sources)),
-        data_fingerprint=f"{data.index.fingerprint}:{encoder.fingerprint}",
+        data_fingerprint=":".join([data.index.fingerprint, encoder.fingerprint, *selected]),
         seed=seed,
         max_steps=training.max_steps,
         micro_batch_tokens=training.micro_batch_tokens,

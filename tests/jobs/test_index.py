@@ -145,3 +145,17 @@ def test_index_names_what_it_passes_over(run_command: RunCommand, tmp_path: Path
         assert "old.tar.gz: a compressed archive is not read" in output
         assert "latest.tar: another name of" in output
         assert "pieces 1, 2 of 3 not there" in output
+
+
+def test_index_against_held_out_shards_lists_what_they_share(run_command: RunCommand, tmp_path: Path) -> None:
+    train, held_out = tmp_path / "train.tar", tmp_path / "eval.tar"
+    pictures = [png(seed, 37, 41) for seed in (3, 5, 8)]
+    texts = (b"A red cube on a table.", b"A blue ball.", b"Some grass.")
+    write_shard(train, [{"__key__": f"k{n}", "png": pictures[n], "txt": texts[n]} for n in range(3)])
+    others = [(pictures[0], b"Other words."), (png(9, 37, 41), b"a blue BALL")]
+    write_shard(held_out, [{"__key__": f"h{n}", "png": image, "txt": text} for n, (image, text) in enumerate(others)])
+    ended = run_command("index", *config_arguments(tmp_path, train), "--against", str(held_out))
+    assert ended.exit_code == 0, ended.output
+    assert "text 1, image 1, both 0 of 3 samples" in ended.output.replace("\n", " ")
+    listed = (tmp_path / "run" / "index" / "overlap.jsonl").read_text().splitlines()
+    assert [(row["key"], row["overlap"]) for row in map(json.loads, listed)] == [("k0", "image"), ("k1", "text")]

@@ -162,3 +162,21 @@ def test_inspect_step_of_a_run_started_on_another_seed_is_refused(
     ended = run_command("inspect", *arguments, "--step", "0")
     assert ended.exit_code == 2
     assert "seed: the run was started with 11" in ended.messages
+
+
+def test_inspect_hygiene_shows_copies_and_outliers(run_command: RunCommand, arguments: list[str]) -> None:
+    folder = Path(next(one for one in arguments if one.startswith("run_dir=")).partition("=")[2]).parent
+    shard = folder / "more.tar"
+    with TarWriter(str(shard)) as writer:
+        for key, question in (("one", "<image>\nWhat is it?"), ("two", "<image>\nWhat  is it")):
+            writer.write({"__key__": key, "png": png(7, 37, 41), "json": conversation(question, f"{IMAGE} A ball.")})
+    arguments = [*arguments, f"data.shards=[{folder / 'train-000.tar'},{shard}]"]
+    ended = run_command("inspect", *arguments, "--hygiene")
+    assert ended.exit_code == 0, ended.output
+    text = (folder / "run" / "inspect-hygiene.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert_harmless(page)
+    assert "Copies of an earlier sample, each after it: 1" in page.text
+    assert "not is_duplicate" in page.text
+    assert [tag for tag, _ in page.elements].count("img") >= 2
+    assert run_command("inspect", *arguments, "--hygiene", "--step", "0").exit_code == 2

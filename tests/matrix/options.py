@@ -84,6 +84,8 @@ LEFT_OUT: Final[dict[str, str]] = {
     "data.video_fps": _SAME_PATH,
     "data.video_max_frames": _SAME_PATH,
     "data.video_times": "changes the text of samples with video files; tests/pipeline/samples/test_film.py",
+    "data.where": "decides which samples are planned; tests/pipeline/index/test_hygiene.py",
+    "data.against": "read by data.where only; tests/pipeline/index/test_hygiene.py",
     "data.allow_duplicate_keys": "decides about the index only; tests/pipeline/index",
     "data.sample_keys": "decides about the index only; tests/pipeline/index",
     "data.max_rejected_fraction": _SAME_PATH,

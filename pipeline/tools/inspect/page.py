@@ -11,6 +11,7 @@ import pyarrow as pa
 from pipeline.errors import Reason, advice
 from pipeline.plan.efficiency import PackingReport
 from pipeline.tools.inspect.histograms import Histogram, count_reasons, data_histograms
+from pipeline.tools.inspect.hygiene_view import HygienePage
 from pipeline.tools.inspect.sample_view import Inspected, SampleView
 from pipeline.tools.inspect.step_view import StepView
 
@@ -94,6 +95,11 @@ def render_sample(run: RunLabel, sample: SampleView) -> str:
 def render_step(run: RunLabel, step: StepView) -> str:
     """Render the page on one global step."""
     return _render("step.html.j2", title=f"{run.name}: step {step.step}", run=run, step=step)
+
+
+def render_hygiene(run: RunLabel, page: HygienePage) -> str:
+    """Render the page on what is odd in a data set."""
+    return _render("hygiene.html.j2", title=f"{run.name}: hygiene", run=run, page=page)
 
 
 def _total(tokens: pa.Table, name: str) -> int:
