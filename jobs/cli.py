@@ -9,7 +9,7 @@ import os
 import sys
 import traceback
 from contextlib import suppress
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.markup import escape
@@ -36,8 +36,9 @@ from jobs import (
     submitted,
     verify,
 )
-from jobs.console import message_console
+from jobs.console import LOG_FORMAT, message_console, writes_json
 from jobs.failures import classify
+from jobs.log_format import JsonFormatter, json_line
 from pipeline.parallel.stop_signals import raise_on_stop_signals
 
 _INTERRUPTED = 130  # how click ends on every KeyboardInterrupt
@@ -74,16 +75,27 @@ app.command("follow")(submitted.follow)
 app.command("stop")(submitted.stop)
 app.command("mlflow-replay")(mlflow_replay.run)
 
+LogFormat = Annotated[
+    Literal["text", "json"],
+    typer.Option(envvar=LOG_FORMAT, help="json: one object per line, for systems that collect logs."),
+]
 LogLevel = Annotated[str, typer.Option(metavar="LEVEL", help="debug, info, warning or error.")]
 
 
 @app.callback()
-def configure(log_level: LogLevel = "info") -> None:
+def configure(log_level: LogLevel = "info", log_format: LogFormat = "text") -> None:
     """Train LLaVA-style vision-language models from WebDataset shards on Ray."""
     level = logging.getLevelNamesMapping().get(log_level.upper())
     if level is None:
         raise typer.BadParameter(f"invalid log level {log_level!r}; choose debug, info, warning or error")
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(
+        JsonFormatter()
+        if log_format == "json"
+        else logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    )
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    os.environ[LOG_FORMAT] = log_format
     for package in ("jobs", "pipeline", "model"):
         logging.getLogger(package).setLevel(level)
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
@@ -116,7 +128,10 @@ def run() -> None:
     except (Exception, KeyboardInterrupt) as error:
         failure = classify(error)
         if not failure.is_explained or logging.getLogger("jobs").isEnabledFor(logging.DEBUG):
-            traceback.print_exception(error)
+            if writes_json():
+                sys.stderr.write(json_line("ERROR", "jobs", "a bug, please report it", error) + "\n")
+            else:
+                traceback.print_exception(error)
         message = str(error) or type(error).__name__
         message_console().print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
         sys.exit(failure.exit_code)

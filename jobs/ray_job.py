@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
+from jobs.console import LOG_FORMAT
+
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
@@ -185,6 +187,8 @@ def forwarded_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """
     # Lines appear when they are written; a stopped job may finish its step and write a checkpoint, Ray's 3 s are short.
     forwarded = {"PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": _STOP_GRACE_S}
+    if environment.get(LOG_FORMAT):
+        forwarded[LOG_FORMAT] = environment[LOG_FORMAT]
     uri = environment.get("MLFLOW_TRACKING_URI", "")
     if uri.startswith(("http://", "https://")) and "@" not in uri:
         forwarded["MLFLOW_TRACKING_URI"] = uri

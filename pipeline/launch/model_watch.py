@@ -7,7 +7,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,8 @@ from pipeline.checkpoint.resume import run_storage
 from pipeline.checkpoint.verification import read_manifest
 from pipeline.config import ExperimentConfig
 from pipeline.index.dataset import SourceFacts
-from pipeline.run_folder.metrics_log import METRICS_FIELDS, METRICS_FILE
+from pipeline.launch.metrics_tail import measured_before
+from pipeline.run_folder.metrics_log import METRICS_FILE
 from pipeline.run_folder.place import working_folder
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ logger = logging.getLogger(__name__)
 
 _POLL_S = 5.0
 _POLL_OBJECTS_S = 30.0  # a request each
-_TAIL_BYTES = 1 << 20
 _METRICS = ("train/", "eval/", "data/samples_trained")
 _ALIASES = {"pretrain": "pretrained", "finetune": None}
 
@@ -192,23 +192,6 @@ def dataset_name(run_name: str) -> str:
 def registry_name(config: ExperimentConfig) -> str:
     """Return the name of a stage's entry in the model registry; runs of one experiment share it."""
     return re.sub(r"[/:]", "-", f"{config.tracking.experiment}-{config.stage}")
-
-
-def measured_before(path: Path, step: int) -> Mapping[str, Any] | None:
-    """Return the line of a metrics file about the step before a checkpoint; None if it is not near the end."""
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
-        lines = file.read().split(b"\n")
-    for line in reversed(lines):
-        try:
-            entry = json.loads(line)
-            if all(field in entry for field in METRICS_FIELDS) and entry["step"] == step - 1:
-                return dict(entry)
-        except (ValueError, TypeError):  # the first one may be cut, a damaged one is reported elsewhere
-            continue
-    return None
 
 
 def _model_name(generation: str) -> str:

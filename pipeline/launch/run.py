@@ -96,7 +96,9 @@ def _run_on_ray(config: ExperimentConfig, console: Console) -> TrainingResult:
         connect,
         gpu_capability,
     )
+    from pipeline.launch.on_ray.gauges import RunGauges
     from pipeline.launch.on_ray.train import run_on_ray
+    from pipeline.launch.on_ray.worker_lines import worker_lines_apart
     from pipeline.parallel.ray_map import map_on_cluster
 
     with hold_run(config.run_dir) as attempt, hold_checkpoints(config.checkpoint.folder):
@@ -105,7 +107,11 @@ def _run_on_ray(config: ExperimentConfig, console: Console) -> TrainingResult:
         connect(config.cluster)
         check_capability(config.training, gpu_capability)
         source, rejected, sources = _prepare(config, encoder, console, survive_in_tasks(map_on_cluster))
-        with RunWatch(config, source, rejected, sources, console) as watch:
+        with (
+            RunWatch(config, source, rejected, sources, console) as watch,
+            RunGauges(config, source.plan.total_steps),
+            worker_lines_apart(config.run_dir),
+        ):
             result = run_on_ray(config, source, attempt)
             watch.finish(result.output)
     return _describe(working_folder(config.run_dir), result, watch)

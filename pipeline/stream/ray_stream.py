@@ -23,6 +23,7 @@ from ray.train import DataConfig
 
 from pipeline.errors import TransientError
 from pipeline.parallel.task_numbers import read_task_numbers, task_numbers
+from pipeline.parallel.worker_log import mark_own_lines
 from pipeline.stream.marks import WorkMarks
 from pipeline.stream.tasks import ROWS_PER_TASK, StreamTasks
 
@@ -41,6 +42,7 @@ class RankStepBuilder:
     def __init__(self, tasks: StreamTasks) -> None:
         import pipeline.stream.rank_step  # noqa: F401  # seconds of imports, before the first task instead of in it
 
+        mark_own_lines()
         source: BatchSource = ray.get(tasks.source)
         self._source = dataclasses.replace(source, refused=tasks.refused, marks=tasks.marks)
         self._tasks = tasks

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from jobs.cli import run as run_command_line
+from jobs.console import LOG_FORMAT
 
 
 class Ended(NamedTuple):
@@ -28,6 +29,7 @@ def run_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
     root_level = logging.getLogger().level
 
     def run(*arguments: str) -> Ended:
+        monkeypatch.setenv(LOG_FORMAT, "")  # which a command before this one may have set
         monkeypatch.setattr("sys.argv", ["ray-llava", *arguments])
         with pytest.raises(SystemExit) as ended:
             run_command_line()

@@ -1,5 +1,6 @@
 """What a user sees: the verbs, and one clear message with the right exit code for each mistake."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -88,6 +89,27 @@ def test_dry_run_prints_config_and_plan_and_starts_no_run(run_command: RunComman
     assert "23 of 23 samples in 1 shards" in ended.output
     assert "4 steps of 7 samples" in ended.output
     assert not (run_dir / "config.yaml").exists()
+
+
+def test_json_log_is_one_object_per_line_of_both_outputs(run_command: RunCommand, tmp_path: Path) -> None:
+    shard = tmp_path / "captions.tar"
+    with TarWriter(str(shard)) as writer:
+        for idx in range(11):
+            writer.write({"__key__": f"{idx:05}", "png": png(idx, 13, 17), "txt": f"Caption {idx}."})
+    ended = run_command(
+        "--log-format", "json", "pretrain", "--dry-run", "-c", "nlvr_pretrain", f"data.shards=[{shard}]",
+        f"run_dir={tmp_path / 'run'}", "training.global_batch_size=7", "training.num_epochs=1",
+    )  # fmt: skip
+    assert ended.exit_code in (None, 0)
+    entries = [json.loads(line) for line in (ended.output + ended.messages).splitlines()]
+    assert any("11 of 11 samples in 1 shards" in entry["message"] for entry in entries)
+    assert {"time", "level", "logger", "message"} == entries[0].keys()
+
+    ended = run_command("--log-format", "json", "pretrain", "-c", "nope")
+    (entry,) = [json.loads(line) for line in ended.messages.splitlines()]
+    assert (ended.exit_code, entry["level"]) == (2, "ERROR")
+    assert entry["message"].startswith("error: config nope: no such file")
+    assert run_command("pretrain", "-c", "nope").messages.startswith("error: config nope")  # text again
 
 
 PROGRAM = """

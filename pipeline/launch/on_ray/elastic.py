@@ -10,6 +10,8 @@ import ray
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 
+from pipeline.parallel.worker_log import mark_own_lines
+
 logger = logging.getLogger(__name__)
 
 _TELL_INTERVAL_S = 30.0
@@ -41,6 +43,7 @@ class LeavesRoomForStream(ElasticScalingPolicy):  # type: ignore[misc]  # Ray Tr
         return min(possible, limit)
 
     def _tell(self, text: str) -> None:
+        mark_own_lines()
         now = time.monotonic()
         if now - self._told_s >= _TELL_INTERVAL_S:
             self._told_s = now

@@ -16,6 +16,7 @@ from pipeline.checkpoint.manifest import CheckpointError
 from pipeline.checkpoint.resume import find_position
 from pipeline.config import ExperimentConfig
 from pipeline.launch.crashes.search import RunData, refused_samples
+from pipeline.parallel.worker_log import mark_own_lines
 from pipeline.run_folder.place import place_in, working_folder
 from pipeline.run_folder.restarts import CrashLoopError, record_start
 from pipeline.stream.marks import WorkMarks
@@ -37,6 +38,7 @@ class RunStart:
 
     def __call__(self) -> StreamStart:
         """Return the start; an error that another start would raise again replaces its origin."""
+        mark_own_lines()  # the first of our code that runs in the controller
         try:
             position = find_position(self.config.run_dir, self.config.checkpoint)
         except (CheckpointError, OSError) as error:

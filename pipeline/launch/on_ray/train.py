@@ -31,6 +31,7 @@ from pipeline.launch.on_ray.notices import RayNotices, forward_stop_signals
 from pipeline.launch.on_ray.start import RunStart, StreamBuilder, run_data
 from pipeline.parallel.own_code import OwnCode, check_same_code, own_code
 from pipeline.parallel.stop_signals import StopRequestedError
+from pipeline.parallel.worker_log import mark_own_lines
 from pipeline.run_folder.lease import next_attempt
 from pipeline.run_folder.place import fetch, place_in, working_folder
 from pipeline.run_folder.restarts import FAILURES_FILE, has_come_back
@@ -199,6 +200,7 @@ class _TrainFunction:
 
     def __call__(self) -> WorkerResult | Exception:
         """Train; returns an error that all ranks have agreed on, raises the error of a single one."""
+        mark_own_lines()
         import ray.train.torch as ray_torch
 
         from pipeline.launch.rank_job import rank_job
