@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -9,8 +10,12 @@ import subprocess
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+import pytest
 import yaml
+
+from tests.deploy.crd import FIELDS, check_known
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 STUBS = {
@@ -21,15 +26,62 @@ STUBS = {
 }
 
 
-def test_kuberay_manifest_has_the_ray_that_is_installed_and_a_token_on_every_node() -> None:
-    spec = yaml.safe_load((DEPLOY / "kuberay" / "rayjob.yaml").read_text())["spec"]["rayClusterSpec"]
-    assert spec["rayVersion"] == version("ray")
-    groups = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
-    for group in groups:
+MANIFESTS = sorted((DEPLOY / "kuberay").glob("*.yaml"))
+
+
+def cluster_of(manifest: dict[str, Any]) -> dict[str, Any]:
+    spec = manifest["spec"]
+    cluster: dict[str, Any] = spec if manifest["kind"] == "RayCluster" else spec["rayClusterSpec"]
+    return cluster
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
+def test_kuberay_manifest_has_the_ray_that_is_installed_and_a_token_on_every_node(path: Path) -> None:
+    cluster = cluster_of(yaml.safe_load(path.read_text()))
+    assert cluster["rayVersion"] == version("ray")
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
         (container,) = group["template"]["spec"]["containers"]
         assert [entry["name"] for entry in container["env"]] == ["RAY_AUTH_MODE", "RAY_AUTH_TOKEN"]
         assert group["template"]["spec"]["terminationGracePeriodSeconds"] >= 60
         assert container["resources"]["limits"] == container["resources"]["requests"]
+        claimed = {volume["name"] for volume in group["template"]["spec"]["volumes"]}
+        assert {mount["name"] for mount in container["volumeMounts"]} == claimed
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
+def test_every_field_of_a_kuberay_manifest_is_in_the_definition_and_of_its_type(path: Path) -> None:
+    manifest = yaml.safe_load(path.read_text())
+    fields = json.loads(FIELDS.read_text())[manifest["kind"]]
+    check_known(manifest["spec"], fields)
+    head = cluster_of(manifest)["headGroupSpec"]
+    head["rayStartParams"]["num-cpus"] = 2  # as YAML reads it without quotes
+    with pytest.raises(ValueError, match=r"headGroupSpec.rayStartParams.\*: expected string, found 2"):
+        check_known(manifest["spec"], fields)
+    head["rayStartParams"] = {}
+    head["template"]["spec"]["containers"][0]["volumeMount"] = []
+    with pytest.raises(ValueError, match=r"containers\[\].volumeMount: not checked"):
+        check_known(manifest["spec"], fields)
+
+
+def test_end_of_a_head_pod_lets_the_driver_write_its_checkpoint_first(tmp_path: Path) -> None:
+    """Run the hook of the manifest against a process that has the driver's command line and takes a while to end."""
+    driver = tmp_path / "jobs"
+    driver.write_text("trap 'sleep 1; touch saved; exit 143' TERM; touch up; while :; do sleep 0.1; done\n")
+    process = subprocess.Popen(["bash", "-c", "exec -a jobs bash jobs finetune"], cwd=tmp_path)
+    cluster = cluster_of(yaml.safe_load((DEPLOY / "kuberay" / "raycluster.yaml").read_text()))
+    (container,) = cluster["headGroupSpec"]["template"]["spec"]["containers"]
+    command = container["lifecycle"]["preStop"]["exec"]["command"]
+    own = f"-f '[b]ash {driver.name} finetune|[j]obs jobs finetune'"
+    command[-1] = re.sub(r"-f '[^']*'", own, command[-1])  # of this test only, not of other runs on the machine
+    try:
+        while not (tmp_path / "up").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=60)
+        assert (tmp_path / "saved").exists()
+    finally:
+        process.kill()
+    assert process.wait() in (143, -9)
 
 
 def test_dockerfile_copies_what_exists_and_does_not_run_as_root() -> None:
