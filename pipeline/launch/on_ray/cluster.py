@@ -16,6 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.config import ClusterConfig, ConfigError
 from pipeline.launch.on_ray.door import check_admits
+from pipeline.launch.on_ray.leftovers import end_with_this_process
 from pipeline.parallel import own_code as own_code_module
 from pipeline.parallel.cpus import usable_cpus
 from pipeline.parallel.own_code import check_same_code, own_code
@@ -167,3 +168,4 @@ def start_local_cluster(cluster: ClusterConfig) -> None:
             log_to_driver=False,  # what the workers do is in metrics.jsonl, why they fail in the exception
             logging_level=logging.WARNING,
         )
+    end_with_this_process()
