@@ -41,31 +41,33 @@ class Backbone(NamedTuple):
 
     config_class: type[PretrainedConfig]
     model_class: type[LlavaForCausalLM]
+    family: str
+    """Published models of this kind, for people."""
 
 
 BACKBONES: Final[dict[str, Backbone]] = {
-    "llama": Backbone(LlavaConfig, LlavaLlamaForCausalLM),
-    "mistral": Backbone(LlavaMistralConfig, LlavaMistralForCausalLM),
-    "qwen2": Backbone(LlavaQwen2Config, LlavaQwen2ForCausalLM),
-    "qwen3": Backbone(LlavaQwen3Config, LlavaQwen3ForCausalLM),
-    "gemma": Backbone(LlavaGemmaConfig, LlavaGemmaForCausalLM),
-    "gemma3_text": Backbone(LlavaGemma3Config, LlavaGemma3ForCausalLM),
-    "phi3": Backbone(LlavaPhi3Config, LlavaPhi3ForCausalLM),
-    "smollm3": Backbone(LlavaSmolLM3Config, LlavaSmolLM3ForCausalLM),
-    "olmo2": Backbone(LlavaOlmo2Config, LlavaOlmo2ForCausalLM),
-    "olmo3": Backbone(LlavaOlmo3Config, LlavaOlmo3ForCausalLM),
-    "glm": Backbone(LlavaGlmConfig, LlavaGlmForCausalLM),
-    "glm4": Backbone(LlavaGlm4Config, LlavaGlm4ForCausalLM),
-    "ministral": Backbone(LlavaMinistralConfig, LlavaMinistralForCausalLM),
-    "ministral3": Backbone(LlavaMinistral3Config, LlavaMinistral3ForCausalLM),
-    "phi": Backbone(LlavaPhiConfig, LlavaPhiForCausalLM),
-    "gemma2": Backbone(LlavaGemma2Config, LlavaGemma2ForCausalLM),
-    "qwen3_moe": Backbone(LlavaQwen3MoeConfig, LlavaQwen3MoeForCausalLM),
-    "glm4_moe": Backbone(LlavaGlm4MoeConfig, LlavaGlm4MoeForCausalLM),
-    "gpt_oss": Backbone(LlavaGptOssConfig, LlavaGptOssForCausalLM),
-    "qwen3_next": Backbone(LlavaQwen3NextConfig, LlavaQwen3NextForCausalLM),
-    "qwen3_5_text": Backbone(LlavaQwen35Config, LlavaQwen35ForCausalLM),
-    "mpt": Backbone(LlavaMptConfig, LlavaMptForCausalLM),
+    "llama": Backbone(LlavaConfig, LlavaLlamaForCausalLM, "LLaMA 1 to 3.3, Vicuna"),
+    "mistral": Backbone(LlavaMistralConfig, LlavaMistralForCausalLM, "Mistral, Mistral Small 3"),
+    "qwen2": Backbone(LlavaQwen2Config, LlavaQwen2ForCausalLM, "Qwen 2, 2.5"),
+    "qwen3": Backbone(LlavaQwen3Config, LlavaQwen3ForCausalLM, "Qwen 3"),
+    "gemma": Backbone(LlavaGemmaConfig, LlavaGemmaForCausalLM, "Gemma 1"),
+    "gemma3_text": Backbone(LlavaGemma3Config, LlavaGemma3ForCausalLM, "Gemma 3 text models"),
+    "phi3": Backbone(LlavaPhi3Config, LlavaPhi3ForCausalLM, "Phi 3, Phi 4"),
+    "smollm3": Backbone(LlavaSmolLM3Config, LlavaSmolLM3ForCausalLM, "SmolLM 3"),
+    "olmo2": Backbone(LlavaOlmo2Config, LlavaOlmo2ForCausalLM, "OLMo 2"),
+    "olmo3": Backbone(LlavaOlmo3Config, LlavaOlmo3ForCausalLM, "OLMo 3"),
+    "glm": Backbone(LlavaGlmConfig, LlavaGlmForCausalLM, "GLM 4 9B (2024)"),
+    "glm4": Backbone(LlavaGlm4Config, LlavaGlm4ForCausalLM, "GLM 4 0414"),
+    "ministral": Backbone(LlavaMinistralConfig, LlavaMinistralForCausalLM, "Ministral 8B"),
+    "ministral3": Backbone(LlavaMinistral3Config, LlavaMinistral3ForCausalLM, "Ministral 3"),
+    "phi": Backbone(LlavaPhiConfig, LlavaPhiForCausalLM, "Phi 1, 1.5 and 2"),
+    "gemma2": Backbone(LlavaGemma2Config, LlavaGemma2ForCausalLM, "Gemma 2"),
+    "qwen3_moe": Backbone(LlavaQwen3MoeConfig, LlavaQwen3MoeForCausalLM, "Qwen 3 MoE"),
+    "glm4_moe": Backbone(LlavaGlm4MoeConfig, LlavaGlm4MoeForCausalLM, "GLM 4.5 to 4.7"),
+    "gpt_oss": Backbone(LlavaGptOssConfig, LlavaGptOssForCausalLM, "gpt-oss"),
+    "qwen3_next": Backbone(LlavaQwen3NextConfig, LlavaQwen3NextForCausalLM, "Qwen 3 Next"),
+    "qwen3_5_text": Backbone(LlavaQwen35Config, LlavaQwen35ForCausalLM, "Qwen 3.5 text models"),
+    "mpt": Backbone(LlavaMptConfig, LlavaMptForCausalLM, "MPT"),
 }
 """`model_type` of a language model -> its LLaVA classes."""
 

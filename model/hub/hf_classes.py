@@ -66,8 +66,8 @@ def hf_class_of(config: Any) -> HfClass:
         ValueError: there is none; names why.
     """
     aspect_ratio, merge = config.image_aspect_ratio or "crop", config.mm_patch_merge_type
-    if aspect_ratio.startswith("dynamic"):
-        raise ValueError(f"image_aspect_ratio {aspect_ratio!r}: none of transformers' LLaVA classes cuts such tiles")
+    if aspect_ratio.startswith(("dynamic", "native")):
+        raise ValueError(f"image_aspect_ratio {aspect_ratio!r}: none of transformers' LLaVA classes shows images so")
     has_tiles = aspect_ratio.startswith("anyres")
     if has_tiles != (merge == "spatial_unpad"):
         raise ValueError(
@@ -96,7 +96,7 @@ def check_exportable(model: LlavaForCausalLM) -> HfClass:
             f"between them ({LLAVA.projector!r}), or the same after a LayerNorm on one square ({VIPLLAVA.projector!r})"
         )
     problems += _problems_of_tower(model, kind)
-    problems += _problems_of_language_model(model)
+    problems += problems_of_language_model(model)
     if model.config.mm_use_im_start_end:
         problems.append("mm_use_im_start_end: their processors put no tokens around images")
     if problems:
@@ -116,7 +116,8 @@ def exported_pinpoints(model: LlavaForCausalLM, tile_size: int) -> list[list[int
     return [[height, width] for width, height in resolution.pinpoints]
 
 
-def _problems_of_language_model(model: LlavaForCausalLM) -> list[str]:
+def problems_of_language_model(model: LlavaForCausalLM) -> list[str]:
+    """Return why transformers' LLaVA classes do not compute what a backbone computes; nothing when they do."""
     problems = []
     if model.config.model_type == "llava_mpt":
         problems.append("backbone 'mpt': its body is not laid out as those classes expect")
@@ -136,6 +137,8 @@ def _problems_of_tower(model: LlavaForCausalLM, kind: HfClass) -> list[str]:
         return ["there is no vision tower"]
     if not isinstance(tower, VisionTower):
         return [f"{len(tower.names)} joined vision towers: those classes have one"]
+    if tower.sizing is not None:
+        return [f"vision tower {tower.config.model_type!r}: those classes show images as squares"]
     problems = []
     if tower.spec.scales != (1,):
         problems.append(f"mm_vision_scales {list(tower.spec.scales)}: those classes show an image in one size")

@@ -202,7 +202,7 @@ def test_written_settings_are_those_that_the_classes_read(tokenizer: Tokenizer, 
 @pytest.mark.parametrize(
     ("aspect_ratio", "merge", "message"),
     [
-        ("dynamic_1_6", "spatial_unpad", "none of transformers' LLaVA classes cuts such tiles"),
+        ("dynamic_1_6", "spatial_unpad", "none of transformers' LLaVA classes shows images so"),
         ("anyres", "flat", "merge the tiles of anyres by spatial_unpad"),
         ("pad", "spatial_unpad", "features of one square not at all"),
     ],
