@@ -17,7 +17,12 @@ from model.fusion.native_size import native_grid
 from model.vision.image_attention import NAME, register
 from model.vision.native_encoders import run_naflex
 
-_CONFIG: dict[str, Any] = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 6}
+_CONFIG: dict[str, Any] = {
+    "hidden_size": 384,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 6,
+}
 _PATCH, _MOST = 16, 784
 _SIZES = [(224, 224), (480, 640), (640, 480), (96, 512), (1024, 768), (120, 90), (333, 500), (60, 60)]
 """Heights and widths; images are not enlarged, as a data set that was sized for other limits has them."""
