@@ -13,7 +13,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -71,9 +71,13 @@ def _hold_remote(mirror: Mirror) -> Iterator[int]:
         mirror.start()
         try:
             yield attempt
-        finally:
+        except BaseException:
             mirror.stop()
-            mirror.push()
+            with suppress(OSError, LeaseLostError):  # what ended the run is told in any case
+                mirror.push()
+            raise
+        mirror.push()
+        mirror.stop()
 
 
 def _lease_of(mirror: Mirror) -> ObjectLease:

@@ -139,6 +139,8 @@ class Mirror:
         if self._thread is not None:
             self._thread.join()
         self._thread, self._ended = None, threading.Event()
+        self._owned.clear()  # another process may be the writer next
+        self._followed = ()
 
     @contextmanager
     def shared(self) -> Iterator[None]:

@@ -21,6 +21,7 @@ from pipeline.storage.urls import parse_object_url
 
 _CONNECT_TIMEOUT_S, _READ_TIMEOUT_S = 10, 60
 _DELETED_PER_CALL = 1000
+_PART_TRIES = 3  # of a part of a large file, before the file begins again; else only `with_retries` asks again
 _ABSENT = ("NoSuchKey", "404")
 _T = TypeVar("_T")
 
@@ -141,23 +142,23 @@ class ObjectFolder:
 
     def upload(self, path: Path, key: str) -> None:
         """Copy a file into an object, in parts when it is large."""
-        self._ask(lambda client: client.upload_file(str(path), self._bucket, self._prefix + key), key)
+        self._ask(lambda client: client.upload_file(str(path), self._bucket, self._prefix + key), key, _PART_TRIES)
 
     def download(self, key: str, path: Path) -> None:
         """Copy an object into a file, which is replaced once all of it is there."""
         partial = path.with_name(f".{path.name}.part")
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._ask(lambda client: client.download_file(self._bucket, self._prefix + key, str(partial)), key)
+        self._ask(lambda client: client.download_file(self._bucket, self._prefix + key, str(partial)), key, _PART_TRIES)
         partial.replace(path)
 
-    def _ask(self, request: Callable[[Any], _T], key: str = "") -> _T:
+    def _ask(self, request: Callable[[Any], _T], key: str = "", tries: int = 1) -> _T:
         import boto3.exceptions
         import botocore.exceptions
 
         def once() -> _T:
             try:
                 environment = tuple(os.environ.get(name) for name in VARIABLES)
-                return request(_client(self._parsed.options, environment, os.getpid()))
+                return request(_client(self._parsed.options, environment, os.getpid(), tries))
             except botocore.exceptions.ClientError as error:
                 if _code(error) in _ABSENT:
                     raise FileNotFoundError(f"{self.url}/{key}: no such object") from None
@@ -178,7 +179,9 @@ def _code(error: Any) -> str:
 
 
 @lru_cache(maxsize=16)
-def _client(options: tuple[tuple[str, str], ...], environment: tuple[str | None, ...], _process: int) -> Any:
+def _client(
+    options: tuple[tuple[str, str], ...], environment: tuple[str | None, ...], _process: int, tries: int
+) -> Any:
     import boto3  # half a second, which runs on disks need not pay
     from botocore import UNSIGNED
     from botocore.config import Config
@@ -200,7 +203,7 @@ def _client(options: tuple[tuple[str, str], ...], environment: tuple[str | None,
         config=Config(
             connect_timeout=_CONNECT_TIMEOUT_S,
             read_timeout=_READ_TIMEOUT_S,
-            retries={"total_max_attempts": 1},  # `with_retries` asks again, and says so
+            retries={"total_max_attempts": tries},
             max_pool_connections=32,
             # many stores that speak S3 know no others
             request_checksum_calculation="when_required",

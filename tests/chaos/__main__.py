@@ -22,6 +22,8 @@ from tests.chaos.world import World, build_world
 
 _PLAIN_KILLS = {1: 56, 2: 24}
 """SIGKILLs by number of ranks; those under Ray Train are a part of their own."""
+_REMOTE_KILLS = {1: 76, 2: 24}
+_RACES = 500
 _RANK_CHANGES = ((2, 1, 3), (1, 4, 2), (3, 2, 1), (4, 3, 2))
 _SAVE_KILLS = 1000
 _DAMAGES = 300
@@ -58,6 +60,18 @@ def kills(setting: Setting) -> dict[str, Any]:
         for number, counts in enumerate(_RANK_CHANGES)
     ]
     return found
+
+
+def remote(setting: Setting) -> dict[str, Any]:
+    """SIGKILL workers of runs whose folder is in object storage, and let two launchers race for one run."""
+    from tests.chaos.remote import kill_remote_runs, race_for_runs
+
+    world, nursery, folder, rng = setting
+    found: dict[str, Any] = {
+        f"{ranks} ranks" if ranks > 1 else "1 rank": kill_remote_runs(world, nursery, folder, rng, ranks, number)
+        for ranks, number in _REMOTE_KILLS.items()
+    }
+    return found | {"races of two launchers": race_for_runs(_RACES)}
 
 
 def saves(setting: Setting) -> dict[str, Any]:
@@ -147,6 +161,7 @@ def nodes(setting: Setting) -> dict[str, Any]:
 
 PARTS: dict[str, Callable[[Setting], dict[str, Any]]] = {
     "kills": kills,
+    "remote": remote,
     "saves": saves,
     "batches": batches,
     "defects": defects,

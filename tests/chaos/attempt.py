@@ -2,7 +2,8 @@
 
 Environment: CHAOS_WITNESS (file to report steps to), CHAOS_MARKS (file for the moments of a start), CHAOS_STEP_DELAY_S
 (seconds that a step takes longer), CHAOS_MUTATION (a defect to run with), and a moment to end by SIGKILL:
-CHAOS_KILL_BEFORE_STEP, or CHAOS_KILL_AT (right before that file operation of a checkpoint save).
+CHAOS_KILL_BEFORE_STEP, or CHAOS_KILL_AT (right before that file operation of a checkpoint save),
+or CHAOS_KILL_AT_REQUEST (right before that request to object storage).
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def become(request: dict[str, Any]) -> NoReturn:
 
 def install() -> None:
     """Put witness, defect and moment of death in place, as the environment asks."""
-    from tests.chaos.file_moments import die_at
+    from tests.chaos.file_moments import die_at, die_at_request
     from tests.chaos.mutations import mutate
     from tests.chaos.witness import mark_start, report_steps
 
@@ -71,6 +72,8 @@ def install() -> None:
         mutate(os.environ["CHAOS_MUTATION"])
     if "CHAOS_KILL_AT" in os.environ:
         die_at(int(os.environ["CHAOS_KILL_AT"]))
+    if "CHAOS_KILL_AT_REQUEST" in os.environ:
+        die_at_request(int(os.environ["CHAOS_KILL_AT_REQUEST"]))
 
 
 def train(config: str, *overrides: str) -> None:

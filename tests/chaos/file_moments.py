@@ -29,6 +29,20 @@ def die_at(number: int) -> None:
     sys.addaudithook(watch)
 
 
+def die_at_request(number: int) -> None:
+    """End this process by SIGKILL right before it sends request `number` (1 is the first) to a service over HTTP."""
+    count = 0
+
+    def watch(event: str, _arguments: tuple[Any, ...]) -> None:
+        nonlocal count
+        if event == "http.client.send":
+            count += 1
+            if count == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
+
+
 def _is_reading(event: str, arguments: tuple[Any, ...]) -> bool:
     # fsync opens for reading too, so a plain open for reading inside a half-made folder counts
     return event == "open" and ".tmp" not in str(arguments[0]) and not (arguments[2] & (os.O_WRONLY | os.O_RDWR))

@@ -38,9 +38,27 @@ class Kills(NamedTuple):
 
 
 def kill_runs(
-    world: World, nursery: Nursery, folder: Path, rng: random.Random, *, num_ranks: int, num_kills: int
+    world: World,
+    nursery: Nursery,
+    folder: Path,
+    rng: random.Random,
+    *,
+    num_ranks: int,
+    num_kills: int,
+    kind: type[Run] = Run,
+    operations: int = _SAVE_OPERATIONS,
 ) -> Kills:
     """Kill runs until there were `num_kills` kills, and compare each with the undisturbed run.
+
+    Args:
+        world: what runs read.
+        nursery: starts processes.
+        folder: for run folders.
+        rng: decides the moments.
+        num_ranks: processes of a run.
+        num_kills: how many.
+        kind: of the runs that are killed.
+        operations: among so many, one may be chosen as the last.
 
     Raises:
         ViolationError: a killed run can be told from the undisturbed one.
@@ -53,8 +71,8 @@ def kill_runs(
     runs = compared = 0
     while (done := sum(total.moments.values())) < num_kills:
         moments = [rng.choice(_MOMENTS) for _ in range(min(_MOST_KILLS_PER_RUN, num_kills - done))]
-        run = Run(world, nursery, folder / f"killed-{num_ranks}-{runs:03d}", num_ranks)
-        count = kill_until_done(run, rng, moments, calm_s, _SAVE_OPERATIONS)
+        run = kind(world, nursery, folder / f"killed-{num_ranks}-{runs:03d}", num_ranks)
+        count = kill_until_done(run, rng, moments, calm_s, operations)
         compared += check_like_calm(calm, run.result())
         total = KillCount(
             {moment: total.moments[moment] + count.moments[moment] for moment in total.moments},

@@ -85,33 +85,3 @@ def test_attempt_that_was_followed_may_not_write(objects: ObjectFolder) -> None:
             lease.next_attempt()
     with pytest.raises(LeaseLostError, match="lease/00000007 is missing: cannot verify"):
         lease.check(7)
-
-
-def race(objects: ObjectFolder, number: int) -> list[int | None]:
-    """Let two drivers take a run at the same moment; returns the attempt of each that got it."""
-    together, ended, got = threading.Barrier(2), threading.Barrier(2), list[int | None]()
-    folder = ObjectFolder(f"{objects.url}/{number}?{'&'.join(f'{k}={v}' for k, v in objects._parsed.options)}")
-
-    def drive() -> None:
-        lease = ObjectLease(folder)
-        together.wait()
-        try:
-            with lease.hold(0) as attempt:
-                got.append(attempt)
-                ended.wait()
-        except RunHeldError:
-            got.append(None)
-            ended.wait()
-
-    threads = [threading.Thread(target=drive) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return got
-
-
-def test_of_two_drivers_that_start_at_the_same_moment_one_wins(objects: ObjectFolder) -> None:
-    for number in range(20):
-        got = race(objects, number)
-        assert sorted(got, key=str) == [1, None], f"race {number}: {got}"
