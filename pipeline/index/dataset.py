@@ -182,7 +182,7 @@ def checks_of(data: DataConfig) -> Checks:
 
 def index_folder(data: DataConfig, run_dir: str | Path, source: str = "") -> Path:
     """Return the folder of a run's index, or of the index of one source of its mix."""
-    folder = working_folder(data.index_dir) if data.index_dir else working_folder(run_dir) / "index"
+    folder = working_folder(data.index_dir, "data.index_dir") if data.index_dir else working_folder(run_dir) / "index"
     fetch(folder, "" if data.index_dir else "index/")
     return folder / source if source else folder
 

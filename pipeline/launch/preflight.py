@@ -158,7 +158,7 @@ def check_outputs(run_dir: str, checkpoint: CheckpointConfig, data: DataConfig) 
             continue
         if "://" in folder:
             if field != "checkpoint.folder":
-                working_folder(folder)
+                working_folder(folder, field)
             continue
         found = next(path for path in (Path(folder), *Path(folder).absolute().parents) if path.exists())
         if not found.is_dir():

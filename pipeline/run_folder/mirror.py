@@ -43,10 +43,10 @@ class _Seen(NamedTuple):
 class Mirror:
     """The working copy of one run folder."""
 
-    def __init__(self, url: str, folder: Path) -> None:
+    def __init__(self, url: str, folder: Path, what: str = "run_dir") -> None:
         """Make an empty copy; `pull` fills it."""
         self.url, self.folder = url, folder
-        self.objects = ObjectFolder(url)
+        self.objects = ObjectFolder(url, what)
         self.attempt_lost: Exception | None = None
         self._logs: dict[str, LogParts] = {}
         self._seen: dict[str, _Seen] = {}

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 _FOLDER = "lease/"
 BEAT_S = 10.0
 """Between two signs of life."""
-SILENT_S = 90.0
+SILENT_S = 120.0
 """A holder that has given none for so long is taken for dead; longer than storage may be away."""
 _LOOK_S = 2.0
 _TOLD_S = 5.0

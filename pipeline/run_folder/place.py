@@ -27,11 +27,12 @@ _opening = threading.Lock()
 _locks: list[IO[bytes]] = []
 
 
-def working_folder(run_dir: str | Path) -> Path:
+def working_folder(run_dir: str | Path, what: str = "run_dir") -> Path:
     """Return the folder in which this process finds and leaves the files of a run.
 
     Args:
         run_dir: a folder, which is returned; or a URL, of which this process gets a copy, read when first asked for.
+        what: what messages call it.
 
     Raises:
         ValueError: not a URL of object storage, or its store has no conditional writes.
@@ -39,15 +40,15 @@ def working_folder(run_dir: str | Path) -> Path:
     """
     if not isinstance(run_dir, str) or "://" not in run_dir:
         return Path(run_dir)
-    return open_mirror(run_dir).folder
+    return open_mirror(run_dir, what).folder
 
 
-def open_mirror(url: str, *, to_write: bool = True) -> Mirror:
+def open_mirror(url: str, what: str = "run_dir", *, to_write: bool = True) -> Mirror:
     """Return this process's copy of a run folder in object storage; see `working_folder`."""
     with _opening:
         if url not in _mirrors:
-            name = parse_object_url(url, "run_dir").key.rstrip("/").rpartition("/")[2]
-            mirror = Mirror(url, _new_folder(url) / name)
+            name = parse_object_url(url, what).key.rstrip("/").rpartition("/")[2]
+            mirror = Mirror(url, _new_folder(url) / name, what)
             if to_write:
                 check_conditional_writes(mirror.objects)
             mirror.folder.mkdir(parents=True)

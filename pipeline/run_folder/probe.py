@@ -28,8 +28,8 @@ def check_conditional_writes(objects: ObjectFolder) -> None:
             objects.delete([key])
     if not first or second or not is_kept:
         raise ValueError(
-            f"run_dir {objects.url}: this object store has no conditional writes (it ignores If-None-Match), so two "
-            "runs could mix their files. Choose a store that has them (such as Amazon S3 or MinIO), or a folder that "
-            "all machines of the run share, and let checkpoint.folder be the URL"
+            f"{objects.what} {objects.url}: this object store has no conditional writes (it ignores If-None-Match), so "
+            "two runs could mix their files. Choose a store that has them (such as Amazon S3 or MinIO), or a folder "
+            "that all machines of the run share, and let checkpoint.folder be the URL"
         )
     _proven.add(objects.url)

@@ -15,7 +15,7 @@ from typing import BinaryIO, NamedTuple, TypeVar, cast
 from pyarrow import fs
 
 from pipeline.storage.locations import locate
-from pipeline.storage.retries import with_retries
+from pipeline.storage.retries import refusal, with_retries
 
 _CONCURRENT_REQUESTS = 32
 STREAM_BYTES = 8 * 1024 * 1024
@@ -42,6 +42,8 @@ def stat_shard(url: str) -> ShardStat:
     filesystem, path = locate(url)
     info = with_retries(lambda: filesystem.get_file_info(path), f"shard {url}", ask=lambda: _list_one(filesystem, path))
     if info.type != fs.FileType.File:
+        if not isinstance(filesystem, fs.LocalFileSystem):
+            _check_bucket(filesystem, path, f"shard {url}")
         raise FileNotFoundError(f"shard {url}: no such file; check data.shards and that this machine can see it")
     return ShardStat(int(info.size), str(info.mtime_ns if info.mtime_ns is not None else ""))
 
@@ -93,12 +95,16 @@ def read_range(url: str, offset: int, size: int) -> bytes:
     filesystem, path = locate(url)
     if isinstance(filesystem, fs.LocalFileSystem):
         return _complete(url, offset, size, _read_local(path, offset, size))
-    # a short answer is a failure like any other: asked for again, and an error in the end
-    return with_retries(
-        lambda: _complete(url, offset, size, _read_remote(filesystem, path, offset, size)),
-        f"shard {url}",
-        ask=lambda: _list_one(filesystem, path),
-    )
+    try:
+        # a short answer is a failure like any other: asked for again, and an error in the end
+        return with_retries(
+            lambda: _complete(url, offset, size, _read_remote(filesystem, path, offset, size)),
+            f"shard {url}",
+            ask=lambda: _list_one(filesystem, path),
+        )
+    except FileNotFoundError:
+        _check_bucket(filesystem, path, f"shard {url}")
+        raise
 
 
 def read_ranges(url: str, ranges: Iterable[tuple[int, int]]) -> Iterator[bytes]:
@@ -127,6 +133,21 @@ def read_ranges(url: str, ranges: Iterable[tuple[int, int]]) -> Iterator[bytes]:
 def _list_one(filesystem: fs.FileSystem, path: str) -> None:
     """List the folder of an object: an answer with a text, where a question for the object itself has none."""
     filesystem.get_file_info(fs.FileSelector(path.rpartition("/")[0] or path))
+
+
+def _check_bucket(filesystem: fs.FileSystem, path: str, what: str) -> None:
+    """Tell an object that is not there from a bucket that is not: both are answered without a text.
+
+    Raises:
+        StorageRefusedError: there is no such bucket.
+    """
+    bucket, _, key = path.partition("/")
+    try:
+        is_missing = bool(key) and filesystem.get_file_info(bucket).type == fs.FileType.NotFound
+    except OSError:  # the right to read objects does not hold the right to ask for the bucket
+        return
+    if is_missing:
+        raise refusal(what, f"NoSuchBucket: there is no bucket {bucket!r}")
 
 
 class _RemoteFile(io.RawIOBase):

@@ -63,7 +63,8 @@ class ObjectFolder:
             raise ValueError(f"{what} {url}: expected s3://bucket/prefix")
         self.url = url.partition("?")[0].rstrip("/")
         """Without options."""
-        self._bucket, self._prefix, self._what, self._parsed = parsed.bucket, parsed.key.strip("/") + "/", what, parsed
+        self.what = what
+        self._bucket, self._prefix, self._parsed = parsed.bucket, parsed.key.strip("/") + "/", parsed
 
     def read(self, key: str) -> Stored:
         """Return an object.
@@ -136,6 +137,9 @@ class ObjectFolder:
     def delete(self, keys: Iterable[str]) -> None:
         """Remove objects, as far as they are there."""
         doomed = [{"Key": self._prefix + key} for key in keys]
+        if len(doomed) == 1:
+            self._ask(lambda client: client.delete_object(Bucket=self._bucket, **doomed[0]))
+            return
         for start in range(0, len(doomed), _DELETED_PER_CALL):
             some = {"Objects": doomed[start : start + _DELETED_PER_CALL], "Quiet": True}
             self._ask(partial(_delete, self._bucket, some))
@@ -167,7 +171,7 @@ class ObjectFolder:
             except (botocore.exceptions.BotoCoreError, boto3.exceptions.Boto3Error) as error:
                 raise OSError(str(error)) from error
 
-        return with_retries(once, f"{self._what} {self.url}/{key}", is_timed=False)
+        return with_retries(once, f"{self.what} {self.url}/{key}", is_timed=False)
 
 
 def _delete(bucket: str, objects: dict[str, Any], client: Any) -> None:

@@ -63,10 +63,7 @@ def with_retries(
                 raise
             num_refusals += error.errno in (errno.EACCES, errno.EPERM) or bool(_REFUSALS.search(str(error)))
             if num_refusals == 2:
-                raise StorageRefusedError(
-                    f"{what}: refused by the storage service: {_reason(error, ask)}. Check credentials, permissions, "
-                    "bucket, region and this machine's clock"
-                ) from error
+                raise refusal(what, _reason(error, ask)) from error
             if attempt == ATTEMPTS:
                 raise OSError(f"{what}: storage failed {ATTEMPTS} times, last with: {error}") from error
             wait_s = min(_LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (attempt - 1)) * random.uniform(0.75, 1.0)
@@ -77,6 +74,14 @@ def with_retries(
                 )  # fmt: skip
             time.sleep(wait_s)
     raise AssertionError("the last try returns or raises")
+
+
+def refusal(what: str, reason: str) -> StorageRefusedError:
+    """Return the error of a refused request for something."""
+    return StorageRefusedError(
+        f"{what}: refused by the storage service: {reason}. Check credentials, permissions, bucket, region and this "
+        "machine's clock"
+    )
 
 
 def _reason(error: OSError, ask: Callable[[], object] | None) -> str:

@@ -24,6 +24,7 @@ _PLAIN_KILLS = {1: 56, 2: 24}
 """SIGKILLs by number of ranks; those under Ray Train are a part of their own."""
 _REMOTE_KILLS = {1: 76, 2: 24}
 _RACES = 500
+_OUTAGE_S = 60.0
 _RANK_CHANGES = ((2, 1, 3), (1, 4, 2), (3, 2, 1), (4, 3, 2))
 _SAVE_KILLS = 1000
 _DAMAGES = 300
@@ -72,6 +73,13 @@ def remote(setting: Setting) -> dict[str, Any]:
         for ranks, number in _REMOTE_KILLS.items()
     }
     return found | {"races of two launchers": race_for_runs(_RACES)}
+
+
+def storage(setting: Setting) -> dict[str, Any]:
+    """Let object storage fail for a minute, or for good, for each thing that a run keeps there."""
+    from tests.chaos.storage_faults import Bench, fault_table
+
+    return fault_table(Bench(setting.world, setting.nursery, setting.folder), _OUTAGE_S)
 
 
 def saves(setting: Setting) -> dict[str, Any]:
@@ -163,6 +171,7 @@ PARTS: dict[str, Callable[[Setting], dict[str, Any]]] = {
     "kills": kills,
     "remote": remote,
     "saves": saves,
+    "storage": storage,
     "batches": batches,
     "defects": defects,
     "outage": outage,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import secrets
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,11 +39,15 @@ class RemoteRun(Run):
 
     def start(self, **environment: str) -> list[Child]:
         """Start an attempt; a moment of a save becomes one of the requests."""
-        self.overrides = (f"run_dir={self.url}",)
+        self.overrides = self.overrides_of_attempt()
         self.environment = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key"}
         if (moment := environment.pop("CHAOS_KILL_AT", None)) is not None:
             environment["CHAOS_KILL_AT_REQUEST"] = moment
         return super().start(**environment)
+
+    def overrides_of_attempt(self) -> tuple[str, ...]:
+        """Return what differs from the config."""
+        return (f"run_dir={self.url}",)
 
     def has_written_all(self) -> bool:
         """Whether there is nothing left to do."""
@@ -63,10 +68,10 @@ class RemoteRun(Run):
 
 
 @contextmanager
-def service() -> Iterator[None]:
-    """Serve object storage on this machine."""
-    with serve_bucket() as (_SERVICE["port"], _):
-        yield
+def serving() -> Iterator[tuple[int, Any]]:
+    """Serve object storage on this machine; yields port and client."""
+    with serve_bucket() as (_SERVICE["port"], client):
+        yield _SERVICE["port"], client
 
 
 def kill_remote_runs(
@@ -78,7 +83,7 @@ def kill_remote_runs(
         ViolationError: a killed run can be told from the undisturbed one.
         TimeoutError: a process hangs.
     """
-    with service():
+    with serving():
         return kill_runs(
             world, nursery, folder, rng, num_ranks=num_ranks, num_kills=num_kills, kind=RemoteRun, operations=_REQUESTS
         )._asdict()
@@ -90,10 +95,11 @@ def race_for_runs(num_races: int) -> dict[str, int]:
     Raises:
         ViolationError: not exactly one of them got it.
     """
-    with service():
+    folder = secrets.token_hex(4)  # the service keeps its objects as long as this process lives
+    with serving():
         for number in range(num_races):
             options = f"endpoint_override=127.0.0.1:{_SERVICE['port']}&scheme=http&region=us-east-1"
-            url = f"s3://{BUCKET}/races/{number}?{options}"
+            url = f"s3://{BUCKET}/races-{folder}/{number}?{options}"
             if number % 2:
                 with ObjectLease(ObjectFolder(url)).hold(0):
                     pass

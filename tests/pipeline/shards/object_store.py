@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import http.client
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import unquote
 
 import boto3
 import pytest
@@ -19,6 +21,7 @@ _FAULTS = {
     "SlowDown": (503, "Please reduce your request rate."),
     "RequestTimeTooSkewed": (403, "The difference between the request time and the server's time is too large."),
     "AccessDenied": (403, "Access Denied"),
+    "NoSuchBucket": (404, "The specified bucket does not exist"),
 }
 
 
@@ -46,6 +49,8 @@ class FaultRelay:
         self.num_answered = 0
         self.ignores_conditions = False
         """As a store does that has no conditional writes."""
+        self.only, self.until = "", 0.0
+        """Faults until a moment of `time.monotonic`, of requests whose address holds this text."""
         self.loses_answers = 0
         """So many requests are carried out, but answered with a fault."""
         relay = self
@@ -55,8 +60,15 @@ class FaultRelay:
 
             def pass_on(self) -> None:
                 body = self.body()
-                if relay.num_faults and self.command in relay.methods:
-                    relay.num_faults -= 1
+                is_met = time.monotonic() < relay.until and relay.only in unquote(self.path)
+                if is_met and relay.fault == "lost connections":
+                    relay.num_answered += 1
+                    self.close_connection = True
+                    return
+                if is_met and relay.fault == "lost answers":
+                    relay.loses_answers = 1
+                elif is_met or (relay.num_faults and self.command in relay.methods):
+                    relay.num_faults -= not is_met
                     relay.num_answered += 1
                     status, text = _FAULTS[relay.fault]
                     self.answer(
@@ -109,6 +121,10 @@ class FaultRelay:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         self.port = self._server.server_address[1]
+
+    def break_down(self, fault: str, lasts_s: float, only: str) -> None:
+        """Answer requests whose address holds a text with a fault from now on."""
+        self.fault, self.only, self.until = fault, only, time.monotonic() + lasts_s
 
     def close(self) -> None:
         self._server.shutdown()

@@ -51,6 +51,14 @@ def save(url: str, content: bytes = b"{}") -> list[str]:
     return [generation.name for generation in storage.generations()]
 
 
+def test_missing_bucket_is_told_from_a_missing_shard(store: Store) -> None:
+    for ask in (stat_shard, lambda url: read_range(url, 0, 1)):
+        with pytest.raises(StorageRefusedError, match="NoSuchBucket: there is no bucket 'nowhere'"):
+            ask(f"s3://nowhere/a/b.tar{query(store.port)}")
+        with pytest.raises(FileNotFoundError):
+            ask(f"s3://{BUCKET}/nowhere/b.tar{query(store.port)}")
+
+
 NAMES = ["a b", "a+b", "50%", "a%20b", "[x]", "{y}", "lauf-ä", "x..y", "a&b=c", "~!'()*"]
 
 

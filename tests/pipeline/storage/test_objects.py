@@ -31,7 +31,7 @@ def folder(port: int, name: str) -> ObjectFolder:
 
 @pytest.mark.parametrize("name", ["a b", "a+b", "50%", "a%20b", "[x]", "{y}", "lauf-ä", "x..y", "a&b=c", "~!'()*"])
 def test_odd_name_is_written_listed_read_and_removed(port: int, name: str) -> None:
-    objects = folder(port, f"odd/{name}")
+    objects = folder(port, f"objects/{name}")
     assert objects.list() == []
     etag = objects.write(f"{name}/x", b"17")
     assert objects.read(f"{name}/x")[:2] == (b"17", etag)
