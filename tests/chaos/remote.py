@@ -24,7 +24,7 @@ from tests.chaos.world import World
 from tests.pipeline.shards.object_store import BUCKET, serve_bucket
 
 _REQUESTS = 240
-"""Requests of an undisturbed run, about; the moments lie in the first third, for each attempt makes new ones."""
+"""Requests of an undisturbed run, about; kills come within the first third, because each attempt makes its own."""
 _SERVICE = {"port": 0}
 
 
