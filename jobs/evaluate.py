@@ -12,7 +12,7 @@ from jobs.console import output_console
 from jobs.generate import tokenizer_source
 from jobs.model_place import folder_here
 from pipeline.config import ConfigError
-from pipeline.config.evaluation import METRIC_NAMES
+from pipeline.config.evaluation import BENCHMARK_NAMES, METRIC_NAMES
 
 if TYPE_CHECKING:  # torch takes seconds to load; usage errors need not wait for it
     from pipeline.evaluation.results import Scored, SetResult
@@ -24,7 +24,16 @@ Model = Annotated[
     Path,
     typer.Argument(metavar="MODEL", parser=folder_here, help="Folder or URL of a finished run, or a model folder."),
 ]
-Shards = Annotated[list[str], typer.Argument(metavar="SHARDS...", help="Held-out instruction shards: paths or URLs.")]
+Shards = Annotated[
+    list[str] | None, typer.Argument(metavar="[SHARDS...]", help="Held-out instruction shards: paths or URLs.")
+]
+BenchmarkFile = Annotated[
+    tuple[str, Path] | None,
+    typer.Option(
+        metavar="KIND FILE", help=f"Instead of shards, a benchmark as it is published: {', '.join(BENCHMARK_NAMES)}."
+    ),
+]
+ImageFolder = Annotated[Path | None, typer.Option(help="Where the pictures of the benchmark are.")]
 Metrics = Annotated[
     list[str] | None,
     typer.Option("--metric", "-m", help=f"Once for each: {', '.join(METRIC_NAMES)}. Without it, exact_match."),
@@ -40,8 +49,10 @@ Report = Annotated[Path | None, typer.Option(help="Write figures and every answe
 
 def run(
     model: Model,
-    shards: Shards,
+    shards: Shards = None,
     metric: Metrics = None,
+    benchmark: BenchmarkFile = None,
+    images: ImageFolder = None,
     max_samples: MaxSamples = None,
     batch_size: BatchSize = 32,
     max_new_tokens: MaxNewTokens = None,
@@ -49,6 +60,10 @@ def run(
     report: Report = None,
 ) -> None:
     """Measure a model, also with blanked and shuffled images: what stays right does not depend on the image."""
+    if bool(shards) == (benchmark is not None):
+        raise ConfigError("name SHARDS..., or --benchmark KIND FILE; one of them")
+    if benchmark is not None and benchmark[0] not in BENCHMARK_NAMES:
+        raise ConfigError(f"--benchmark {benchmark[0]}: unknown; choose among {', '.join(BENCHMARK_NAMES)}")
     names = metric or ["exact_match"]
     unknown = [name for name in names if name not in METRIC_NAMES]
     if unknown:
@@ -56,6 +71,7 @@ def run(
 
     from pipeline.assembly.facts import load_tokenizer
     from pipeline.assembly.folder import open_model
+    from pipeline.evaluation.benchmarks.load import BENCHMARKS, load_benchmark
     from pipeline.evaluation.metrics.registry import find_metrics
     from pipeline.evaluation.questions import read_evaluation_samples
     from pipeline.evaluation.results import check_metrics, evaluate_set
@@ -64,8 +80,14 @@ def run(
     from pipeline.shards.listing import expand_shards
 
     # 1. The samples, which must have what the metrics need.
-    with tempfile.TemporaryDirectory() as folder:
-        samples = read_evaluation_samples(build_index(expand_shards(shards), folder), max_samples)
+    longest = max_new_tokens or (64 if CAPTION_METRICS & set(names) else 16)
+    if benchmark is not None:
+        kind, file = benchmark
+        samples = load_benchmark(kind, file, images, max_samples)
+        names, longest = metric or list(BENCHMARKS[kind].metrics), max_new_tokens or BENCHMARKS[kind].max_new_tokens
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            samples = read_evaluation_samples(build_index(expand_shards(shards or []), folder), max_samples)
     metrics = find_metrics([*names, "loss"])
     try:
         check_metrics(samples, metrics)
@@ -73,7 +95,6 @@ def run(
         raise ConfigError(str(error)) from None
     # 2. Answers and figures.
     opened = open_model(model, choose_device(device))
-    longest = max_new_tokens or (64 if CAPTION_METRICS & set(names) else 16)
     settings = EvaluationSettings(batch_size=batch_size, max_new_tokens=longest)
     result = evaluate_set(opened, load_tokenizer(tokenizer_source(model)), samples, metrics, settings)
     # 3. What is shown and written.

@@ -11,9 +11,13 @@ from pipeline.storage.urls import check_shard_urls
 
 MetricName = Literal[
     "exact_match", "vqa_accuracy", "multiple_choice", "multiple_choice_circular", "pope", "mme", "relaxed_accuracy",
-    "anls", "cider", "bleu", "rouge", "perplexity", "loss",
+    "anls", "box_accuracy", "cider", "bleu", "rouge", "perplexity", "loss",
 ]  # fmt: skip
 METRIC_NAMES: tuple[str, ...] = MetricName.__args__  # type: ignore[attr-defined]
+BENCHMARK_NAMES = (
+    "vqav2", "gqa", "textvqa", "docvqa", "chartqa", "ai2d", "pope", "mme", "mmbench", "scienceqa", "mmmu", "seed",
+    "refcoco", "coco_captions", "nocaps",
+)  # fmt: skip
 LOWER_IS_BETTER = frozenset({"perplexity", "loss"})
 SetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 

@@ -107,3 +107,31 @@ def test_what_cannot_be_measured_is_refused_before_the_model_is_opened(
 def test_help_names_every_metric(run_command: RunCommand) -> None:
     helped = run_command("evaluate", "--help").output
     assert [name for name in METRIC_NAMES if name not in helped] == []
+
+
+def test_benchmark_is_measured_by_its_own_metric(run_command: RunCommand, run_dir: Path, tmp_path: Path) -> None:
+    rows = [{"question_id": idx, "image": "a.png", "text": "Is it red?", "label": "yes"} for idx in range(2)]
+    (tmp_path / "coco_pope_random.json").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "a.png").write_bytes(png(3, 40, 40))
+    report = tmp_path / "figures.json"
+    given = ["--benchmark", "pope", str(tmp_path / "coco_pope_random.json"), "--images", str(tmp_path)]
+    ended = run_command("evaluate", str(run_dir), *given, "--report", str(report), "--max-new-tokens", "3")
+    assert ended.exit_code in (None, 0), ended.messages
+    assert {"pope", "pope_f1", "pope_blank", "loss"} <= json.loads(report.read_text()).keys()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "name SHARDS..., or --benchmark KIND FILE"),
+        (("a.tar", "--benchmark", "pope", "b.json"), "name SHARDS..., or --benchmark KIND FILE"),
+        (("--benchmark", "vqa3", "b.json"), "--benchmark vqa3: unknown; choose among vqav2"),
+        (("--benchmark", "pope", "gone.json"), "--benchmark pope gone.json: no such file"),
+    ],
+)
+def test_benchmarks_that_are_not_there_are_refused(
+    run_command: RunCommand, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    ended = run_command("evaluate", str(tmp_path), *arguments)
+    assert ended.exit_code == 2
+    assert message in " ".join(ended.messages.split())

@@ -16,6 +16,7 @@ _ALL = (
     Metric("mme", "MME: points over pairs of yes-no questions", yes_no.measure_mme),
     mean_metric("relaxed_accuracy", "ChartQA: numbers within 5 %", text.relaxed_accuracy),
     mean_metric("anls", "DocVQA: similarity of letters, 0 below one half", text.anls),
+    mean_metric("box_accuracy", "RefCOCO: boxes overlap by at least one half", text.box_accuracy),
     Metric("cider", "captions: CIDEr-D", captions.measure_cider),
     Metric("bleu", "captions: BLEU-4", captions.measure_bleu),
     Metric("rouge", "captions: ROUGE-L", captions.measure_rouge),

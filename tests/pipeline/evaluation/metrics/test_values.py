@@ -109,6 +109,18 @@ def test_levenshtein(first: str, second: str, distance: int) -> None:
     assert levenshtein(first, second) == levenshtein(second, first) == distance
 
 
+@pytest.mark.parametrize(
+    ("given", "score"),
+    [
+        ("[0.0, 0.0, 0.5, 0.5]", 1), ("It is at [0.0, 0.0, 0.5, 1.0].", 1), ("[0, 0, 1, 0.99]", 0),
+        ("[0.6, 0.6, 1, 1]", 0),
+        ("left", 0), ("[0, 0, 0.5]", 0),
+    ],
+)  # fmt: skip
+def test_box_accuracy(given: str, score: float) -> None:
+    assert value("box_accuracy", answer(given, "[0.0, 0.0, 0.5, 0.5]")) == score
+
+
 OPTIONS = ("a cat", "a dog", "a red bird", "bird")
 
 
