@@ -11,7 +11,6 @@ from rich.table import Table
 
 from jobs.config_source import ConfigOption, OverridesArgument, read_config
 from jobs.console import output_console
-from jobs.index import warn_of_refusal
 from pipeline.config import Recipe, TrainingConfig
 from pipeline.run_folder.place import working_folder
 
@@ -48,7 +47,7 @@ def run(
     experiment = read_config(config, overrides).with_absolute_paths()
     console = output_console()
 
-    from pipeline.index.budget import describe_excess
+    from pipeline.index.budget import check_rejected
     from pipeline.launch.preflight import check_config, check_data
     from pipeline.launch.prepare import index_run
     from pipeline.launch.run_maps import choose_run_map
@@ -64,8 +63,9 @@ def run(
     recipe = experiment.recipe
     use_gpu = experiment.cluster.use_gpu or device is not None
     on_device = experiment.cluster.model_copy(update={"use_gpu": use_gpu})
-    encoder, model = check_config(experiment.model_copy(update={"cluster": on_device}))
+    encoder, model = check_config(experiment.model_copy(update={"cluster": on_device}), trains_here=device is None)
     data = index_run(experiment, encoder, console, choose_run_map(experiment.cluster))
+    check_rejected(data, experiment.data)
     plan = plan_run(recipe.data, recipe.training, experiment.seed, data, encoder)
     refused = read_refused(working_folder(experiment.run_dir), plan.data_fingerprint)
     source = check_data(experiment.recipe, data, BatchSource(plan, data.index, encoder, refused))
@@ -82,8 +82,7 @@ def run(
     console.print(forecast_table(found, plan))
     _explain(console, recipe.training, found)
     _judge_cache(console, recipe, model, plan, work, found[0])
-    # 4. Whether a run would start, and how fast it really is.
-    warn_of_refusal(console, describe_excess(data, experiment.data))
+    # 4. How fast it really is.
     if measure:
         from pipeline.tools.estimate.probe import measure_steps
 

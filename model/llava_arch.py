@@ -61,6 +61,11 @@ class LlavaMetaForCausalLM(_LanguageModel, metaclass=ABCMeta):
     has_sinks: ClassVar[bool] = False
     """Whether its attention has sinks."""
 
+    @property
+    def last_position(self) -> int | None:
+        """Tokens of a sample beyond which the decoder computes nothing at all; None where there is no such end."""
+        return None
+
     @abstractmethod
     def get_model(self) -> Any:
         """Return the decoder body, a `LlavaMetaModel` with `embed_tokens` and `layers`."""

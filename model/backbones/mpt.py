@@ -35,3 +35,9 @@ class LlavaMptForCausalLM(LlavaForCausalLM, MptForCausalLM):  # type: ignore[mis
     config_class = LlavaMptConfig
     body_class = LlavaMptModel
     packs_rows = False
+
+    @property
+    def last_position(self) -> int:
+        """Its biases are made for so many tokens."""
+        length: int = self.config.max_seq_len
+        return length

@@ -34,9 +34,10 @@ logger = logging.getLogger(__name__)
 
 AttentionKernel = Literal["auto", "sdpa", "varlen", "flash_attention_2", "flash_attention_4", "flex"]
 _REGISTERED: Final[dict[AttentionKernel, str]] = {
-    kernel: f"packed_{kernel.replace('flash_attention_', 'fa')}" for kernel in get_args(AttentionKernel)
+    kernel: f"packed_{kernel.replace('flash_attention_', 'fa').replace('sdpa', 'plain')}"
+    for kernel in get_args(AttentionKernel)
 }
-"""Kernel -> name in transformers, which treats every name with `flash` in it as one of its own."""
+"""Kernel -> name in transformers, which treats every name with `flash` or `sdpa` in it as one of its own."""
 
 
 def enable_packed_attention(model: PreTrainedModel, kernel: AttentionKernel = "auto") -> None:

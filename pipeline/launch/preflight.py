@@ -25,6 +25,8 @@ from pipeline.assembly.part_files import check_part_files
 from pipeline.assembly.precision import DTYPES
 from pipeline.assembly.provenance import check_provenance
 from pipeline.assembly.skeleton import build_skeleton
+from pipeline.checkpoint.resume import run_storage
+from pipeline.checkpoint.room import measure_room
 from pipeline.config import (
     CheckpointConfig,
     ClusterConfig,
@@ -46,7 +48,7 @@ from pipeline.plan.plan import Plan
 from pipeline.run_folder.place import working_folder
 from pipeline.samples.encode import SampleEncoder
 from pipeline.stream.rank_step import BatchSource
-from pipeline.training.optim import check_optimizer
+from pipeline.training.optim import check_optimizer, checkpoint_bytes
 from pipeline.training.sharding import check_groups
 
 logger = logging.getLogger(__name__)
@@ -60,12 +62,13 @@ class Checked(NamedTuple):
     """Without values."""
 
 
-def check_config(config: ExperimentConfig, *, fills_cache: bool = False) -> Checked:
+def check_config(config: ExperimentConfig, *, fills_cache: bool = False, trains_here: bool = True) -> Checked:
     """Refuse a config that no worker could start with, from configs and headers.
 
     Args:
         config: with absolute paths.
         fills_cache: it is for filling the feature cache, which may then be damaged or incomplete.
+        trains_here: the run's folders are those of this machine; not when it is planned for another device.
 
     Raises:
         ConfigError: a path, a part of the model or a package is missing.
@@ -80,6 +83,12 @@ def check_config(config: ExperimentConfig, *, fills_cache: bool = False) -> Chec
     model = check_model(config.recipe, use_gpu=config.cluster.use_gpu)
     if not fills_cache:
         find_cache(config.recipe, encoder)
+    if trains_here and not fills_cache:
+        room = measure_room(
+            run_storage(config.run_dir, config.checkpoint), lambda: checkpoint_bytes(model, config.training)
+        )
+        if room is not None and not room.is_enough:
+            raise ConfigError(str(room))
     for caution in cautions(config.cluster, config.recipe):
         logger.warning(caution)
     return Checked(encoder, model)
@@ -136,6 +145,12 @@ def check_model(recipe: Recipe, *, use_gpu: bool) -> LlavaModel:
     check_part_files(recipe.model)
     check_provenance(recipe.model)
     model = build_skeleton(recipe)
+    if model.last_position is not None and recipe.data.max_length > model.last_position:
+        raise ConfigError(
+            f"data.max_length is {recipe.data.max_length}, but {recipe.model.language_model} computes no more than "
+            f"{model.last_position} tokens of a sample (max_seq_len); lower data.max_length, or raise max_seq_len in "
+            "its config.json: its linear biases extend to any length"
+        )
     if model.packs_rows:
         kernel = recipe.model.attention
         enable_packed_attention(model, kernel)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from collections.abc import Sequence
 from typing import Any, Final
 
 import torch
@@ -16,6 +17,9 @@ _TOWER_MARK = "vision_tower."
 _PROJECTOR_MARKS = ("mm_projector", "image_newline")
 _BETAS = (0.9, 0.999)
 _EPS = 1e-8
+BYTES: Final = {"float32": 4, "bfloat16": 2}
+_QUANTIZED_MOMENT_NUMEL: Final = 4096
+"""Moments of smaller tensors stay in float32 in 8-bit AdamW; larger ones have a float32 scale per 256 elements."""
 _EIGHT_BIT_PACKAGE: Final = "bitsandbytes"
 
 
@@ -65,6 +69,24 @@ def check_optimizer(model: nn.Module, config: TrainingConfig) -> None:
             f"training.optimizer=adamw_8bit needs {_EIGHT_BIT_PACKAGE}, which is not installed; install "
             "ray-llava[eightbit], or set training.optimizer=adamw"
         )
+
+
+def checkpoint_bytes(model: nn.Module, config: TrainingConfig) -> int:
+    """Return about how many bytes a checkpoint takes: everything that learns, and its moments.
+
+    Args:
+        model: may be without values.
+        config: which optimizer, and in which type it keeps what.
+    """
+    sizes: list[int] = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
+    return sum(sizes) * BYTES[config.master_dtype] + moment_bytes(sizes, config)
+
+
+def moment_bytes(sizes: Sequence[int], config: TrainingConfig) -> int:
+    """Return the bytes of both moments of parameters of so many elements each."""
+    if config.optimizer == "adamw":
+        return 2 * sum(sizes) * BYTES[config.master_dtype]
+    return 2 * sum(size + size // 64 if size >= _QUANTIZED_MOMENT_NUMEL else 4 * size for size in sizes)
 
 
 def _eight_bit_adamw(groups: list[dict[str, Any]], config: TrainingConfig) -> torch.optim.Optimizer:

@@ -34,7 +34,7 @@ def test_plan_measured_times_steps_and_leaves_the_run_folder_alone(
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["index"]
 
 
-def test_plan_says_that_the_run_would_be_refused_and_what_never_takes_effect(
+def test_plan_says_what_never_takes_effect_and_ends_with_two_where_the_run_would_be_refused(
     run_command: RunCommand,
     shards: dict[str, list[str]],
     write_config: WriteConfig,
@@ -52,13 +52,14 @@ def test_plan_says_that_the_run_would_be_refused_and_what_never_takes_effect(
     overrides = [
         "data.shards=[]",
         f"data.sources={json.dumps(sources)}",
-        "data.max_rejected_in_a_row=0",
         "data.template=v1",
         change,
     ]
+    refused = run_command("plan", "-c", str(write_config("run")), *overrides, "data.max_rejected_in_a_row=0")
+    assert refused.exit_code == 2
+    assert "1 of 123 samples are unusable" in refused.messages
     ended = run_command("plan", "-c", str(write_config("run")), *overrides)
     assert ended.exit_code in (None, 0)
-    assert "a run on these data would be refused: 1 of 123 samples are unusable" in " ".join(ended.output.split())
     assert "the run ends after step 6, so these changes never take effect: from 7" in caplog.text
 
 

@@ -7,13 +7,17 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
 
+from pipeline.shards.writer import write_shards
 from tests.integration.conftest import WEIGHTS, WriteConfig, shards, write_config
-from tests.jobs.conftest import RunCommand
+from tests.jobs.conftest import Ended, RunCommand
+from tests.model.tiny_backbones import tiny_backbone_config
 
 __all__ = ["shards", "write_config"]
 
@@ -37,6 +41,43 @@ def language_model(folder: Path, **fields: object) -> str:
 def file_in_the_way(folder: Path) -> str:
     (folder / "file").write_text("")
     return f"checkpoint.folder={folder / 'file' / 'checkpoints'}"
+
+
+def copy(folder: Path, part: str, without: str | None = None) -> str:
+    shutil.copytree(WEIGHTS / part, folder / part)
+    if without is not None:
+        (folder / part / without).unlink()
+    return f"model.{'vision_tower' if part == 'tower' else part}={folder / part}"
+
+
+def cut(folder: Path, part: str) -> str:
+    override = copy(folder, part)
+    weights = folder / part / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    return override
+
+
+def mpt(folder: Path) -> str:
+    config = tiny_backbone_config("mpt")
+    config.vocab_size = json.loads((LANGUAGE_MODEL / "config.json").read_text())["vocab_size"]
+    copy(folder, "language_model")
+    (folder / "language_model" / "model.safetensors").unlink()
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder / "language_model")
+    return f"model.language_model={folder / 'language_model'}"
+
+
+def texts(folder: Path, num_bad: int = 0) -> str:
+    turns = [{"from": "human", "value": "Which fruit is it?"}, {"from": "gpt", "value": "a pear"}]
+    good = [{"__key__": f"s{number}", "json": json.dumps({"conversations": turns})} for number in range(31)]
+    bad = [{"__key__": f"bad{number}", "json": "{"} for number in range(num_bad)]
+    return f"data.shards={write_shards([*good, *bad], folder / 'texts-%06d.tar')}"
+
+
+def cut_shard(folder: Path) -> str:
+    path = folder / "texts-000000.tar"
+    texts(folder)
+    path.write_bytes(path.read_bytes()[:-20_000])
+    return f"data.shards=[{path}]"
 
 
 REFUSED: dict[str, tuple[str, Callable[[Path], list[str]], str]] = {  # name: (stage, overrides, what is said)
@@ -91,23 +132,100 @@ REFUSED: dict[str, tuple[str, Callable[[Path], list[str]], str]] = {  # name: (s
         "the queries of a resampler",
     ),
     "checkpoints below a file": ("finetune", lambda at: [file_in_the_way(at)], "is a file, expected a folder"),
+    "index below a file": (
+        "finetune",
+        lambda at: [file_in_the_way(at).replace("checkpoint.folder", "data.index_dir")],
+        "is a file, expected a folder",
+    ),
+    "samples longer than the decoder computes": (
+        "finetune",
+        lambda at: [mpt(at)],
+        "computes no more than 128 tokens of a sample",
+    ),
+    "weights cut": ("finetune", lambda at: [cut(at, "language_model")], "model.safetensors is cut"),
+    "weights of the tower cut": ("finetune", lambda at: [cut(at, "tower")], "model.safetensors is cut"),
+    "tower that does not say how to see": (
+        "finetune",
+        lambda at: [copy(at, "tower", without="preprocessor_config.json")],
+        "no preprocessor_config.json found",
+    ),
+    "model without a tokenizer": (
+        "finetune",
+        lambda at: [copy(at, "language_model", without="tokenizer.json")],
+        "tokenizer",
+    ),
+    "layer beyond the tower": ("finetune", lambda _: ["model.mm_vision_select_layer=7"], "legal are -5 to 4"),
+    "projector of no kind": ("finetune", lambda _: ["model.mm_projector_type=mlp2_gelu"], "unknown mm_projector_type"),
+    "no shards": ("finetune", lambda at: [f"data.shards=[{at}/none-*.tar]"], "none-*.tar"),
+    "template of other tokens": ("finetune", lambda _: ["data.template=gemma"], "gemma"),
+    "merging of class tokens": (
+        "finetune",
+        lambda _: ["model.mm_vision_select_feature=cls_patch", "model.mm_patch_merge_type=spatial"],
+        "needs features on a square grid",
+    ),
 }
+
+
+AFTER_SHARDS: dict[str, tuple[str, Callable[[Path], list[str]], str, int]] = {  # and the exit code
+    "too many unusable samples": (
+        "finetune",
+        lambda at: [texts(at, num_bad=1), "data.max_rejected_in_a_row=0"],
+        "1 of 32 samples are unusable",
+        2,
+    ),
+    "no image to learn from": (
+        "pretrain",
+        lambda at: [texts(at), "data.template=v1"],
+        "so nothing would be learned",
+        2,
+    ),
+    "shard that ends early": ("finetune", lambda at: [cut_shard(at)], "the file ends at byte", 3),
+}
+"""What only the shards tell."""
 
 
 def one_line(text: str) -> str:
     return "".join(text.replace("\u2502", "").split())
 
 
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "900")  # the doctor's table keeps words in one line
+
+
+def assert_refused_alike(ended: dict[str, Ended], said: str, exit_code: int) -> None:
+    """Every command ends with the same code and the words of the first, without a traceback."""
+    assert {command: end.exit_code for command, end in ended.items()} == dict.fromkeys(ended, exit_code)
+    words = ended["train"].messages.strip().splitlines()[-1].removeprefix("error: ")
+    assert said in words
+    for command, end in ended.items():
+        assert one_line(words) in one_line(end.output + end.messages), command
+        assert "Traceback" not in end.output + end.messages, command
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_config_that_cannot_train_is_refused_by_every_command_in_the_same_words(
-    run_command: RunCommand,
-    write_config: WriteConfig,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    name: str,
+    run_command: RunCommand, write_config: WriteConfig, tmp_path: Path, name: str
 ) -> None:
     stage, make, said = REFUSED[name]
-    monkeypatch.setenv("COLUMNS", "900")  # the doctor's table keeps words in one line
+    config, overrides = str(write_config("run", stage)), make(tmp_path)
+    on_ray = ["cluster.launcher=ray", "cluster.data_workers=1"]
+    ended = {
+        "train": run_command(stage, "-c", config, *overrides),
+        "train on Ray": run_command(stage, "-c", config, *overrides, *on_ray),
+        "dry-run": run_command(stage, "--dry-run", "-c", config, *overrides),
+        "plan": run_command("plan", "-c", config, *overrides),
+        "doctor": run_command("doctor", "-c", config, *overrides),
+    }
+    assert_refused_alike(ended, said, 2)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("name", AFTER_SHARDS)
+def test_data_that_cannot_be_trained_on_are_refused_by_every_command_in_the_same_words(
+    run_command: RunCommand, write_config: WriteConfig, tmp_path: Path, name: str
+) -> None:
+    stage, make, said, exit_code = AFTER_SHARDS[name]
     config, overrides = str(write_config("run", stage)), make(tmp_path)
     ended = {
         "train": run_command(stage, "-c", config, *overrides),
@@ -115,12 +233,30 @@ def test_config_that_cannot_train_is_refused_by_every_command_in_the_same_words(
         "plan": run_command("plan", "-c", config, *overrides),
         "doctor": run_command("doctor", "-c", config, *overrides),
     }
-    assert {command: end.exit_code for command, end in ended.items()} == dict.fromkeys(ended, 2)
-    words = ended["train"].messages.strip().splitlines()[-1].removeprefix("error: ")
-    assert said in words
-    for command, end in ended.items():
-        assert one_line(words) in one_line(end.output + end.messages), command
-    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    assert_refused_alike(ended, said, exit_code)
+
+
+def test_disk_without_room_for_checkpoints_is_refused_by_every_command_in_the_same_words(
+    run_command: RunCommand, write_config: WriteConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = str(write_config("run", "finetune"))
+    monkeypatch.setattr("pipeline.checkpoint.room.shutil.disk_usage", lambda _: Usage(10_000_000))
+    ended = {
+        "train": run_command("finetune", "-c", config),
+        "train on Ray": run_command("finetune", "-c", config, "cluster.launcher=ray", "cluster.data_workers=1"),
+        "dry-run": run_command("finetune", "--dry-run", "-c", config),
+        "plan": run_command("plan", "-c", config),
+        "doctor": run_command("doctor", "-c", config),
+    }
+    assert_refused_alike(ended, "expected room for 2.5; make room, or set checkpoint.folder", 2)
+    planned_elsewhere = run_command("plan", "-c", config, "--device", "H200", "training.precision=bfloat16")
+    assert planned_elsewhere.exit_code in (None, 0), planned_elsewhere.messages
+
+
+class Usage(NamedTuple):
+    """Of a disk."""
+
+    free: int
 
 
 @pytest.mark.parametrize(

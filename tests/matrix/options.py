@@ -148,7 +148,6 @@ EXCLUDED: Final[tuple[tuple[str, Any, str, tuple[Any, ...]], ...]] = (
     ("lora.quantize_base", "nf4", "training.sharding", ("fsdp",)),
     ("lora.quantize_base", "int8", "training.sharding", ("fsdp",)),
     ("lora.targets", ["down_proj"], "model.language_model", ("{phi}",)),
-    ("model.attention", "sdpa", "model.language_model", ("{gemma2}",)),
     ("data.image_grid_pinpoints", "(1x1),...,(2x2)", "data.image_aspect_ratio", ("pad", "crop", "dynamic_1_4")),
     ("data.image_aspect_ratio", "anyres_max_2", "model.mm_patch_merge_type", (None,)),
     ("model.mm_projector_type", "identity", "model.mm_vision_select_layer", (-2,)),

@@ -71,7 +71,9 @@ def _write_language_model(kind: str, folder: Path) -> str:
     new = [AddedToken(text, special=True, normalized=False) for text in controls if text not in tokenizer.get_vocab()]
     tokenizer.add_tokens(new, special_tokens=True)
     tokenizer.chat_template = _CHAT
-    config = _changed_config(tiny_backbone_config(kind), vocab_size=len(tokenizer), max_position_embeddings=_POSITIONS)
+    config = tiny_backbone_config(kind)
+    length = "max_seq_len" if hasattr(config, "max_seq_len") else "max_position_embeddings"
+    config = _changed_config(config, vocab_size=len(tokenizer), **{length: _POSITIONS})
     torch.manual_seed(2)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

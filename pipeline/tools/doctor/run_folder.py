@@ -13,8 +13,9 @@ from typing import Any
 from model.files.atomic import sync
 from pipeline.checkpoint.manifest import CheckpointError
 from pipeline.checkpoint.resume import run_storage
+from pipeline.checkpoint.room import measure_room
 from pipeline.checkpoint.storage import FolderStorage
-from pipeline.checkpoint.verification import readable_manifests, verify
+from pipeline.checkpoint.verification import verify
 from pipeline.config import CheckpointConfig, ConfigError, Recipe, check_record_resumable
 from pipeline.run_folder.lease import LOCK_NAME, describe_holder
 from pipeline.run_folder.links import check_links
@@ -25,8 +26,6 @@ from pipeline.storage.objects import ObjectFolder
 from pipeline.tools.doctor.finding import Finding
 
 _SLOW_FSYNC_S = 0.5
-CHECKPOINTS_NEEDED = 2.5
-"""Room for the newest, the one being written, and the rest of a run's files."""
 
 
 def check_file_system(place: str | Path) -> list[Finding]:
@@ -140,37 +139,23 @@ def _can_lock(descriptor: int) -> bool:
 def check_disk(recipe: Recipe, run_dir: str | Path, checkpoint: CheckpointConfig) -> Finding:
     """Compare free space with what checkpoints take, as measured on the newest one or estimated from the model."""
     storage = run_storage(run_dir, checkpoint)
-    if not isinstance(storage, FolderStorage):
+    room = measure_room(storage, lambda: _estimate_checkpoint(recipe))
+    if room is None:
         return Finding("disk space", "ok", f"checkpoints go to {storage.location}, whose room is not checked")
-    folder = next(path for path in (storage.folder, *storage.folder.parents) if path.exists())
-    free = shutil.disk_usage(folder).free
-    manifests = list(readable_manifests(storage).values())
-    if manifests:
-        size, how = sum(proof.size for proof in manifests[-1].files.values()), "as the newest one"
-    else:
-        size, how = _estimate_checkpoint(recipe), "estimated"
-    needed = CHECKPOINTS_NEEDED * size
-    found = f"{free / 1e9:.1f} GB free in {folder}; a checkpoint takes {size / 1e9:.1f} GB ({how})"
-    if size == 0:
-        return Finding("disk space", "warning", f"{found}: unknown, since the model is not on this machine")
-    if free < needed:
-        advice = "make room, or set checkpoint.folder to another disk or an object store"
-        return Finding("disk space", "error", f"{found}, expected room for {CHECKPOINTS_NEEDED:g}; {advice}")
-    return Finding("disk space", "ok", found)
+    if room.checkpoint_bytes == 0:
+        return Finding("disk space", "warning", f"{room}: unknown, since the model is not on this machine")
+    return Finding("disk space", "ok" if room.is_enough else "error", str(room))
 
 
 def _estimate_checkpoint(recipe: Recipe) -> int:
-    """Return the bytes of a checkpoint, trained weights and moments; 0 if the model's configs cannot be read."""
+    """Return the bytes of a checkpoint; 0 if the model's configs cannot be read."""
     from pipeline.assembly.skeleton import build_skeleton
-    from pipeline.tools.estimate.memory import estimate_memory  # torch and transformers take seconds to load
+    from pipeline.training.optim import checkpoint_bytes  # torch and transformers take seconds to load
 
     try:
-        model = build_skeleton(recipe)
+        return checkpoint_bytes(build_skeleton(recipe), recipe.training)
     except (ValueError, OSError):
         return 0
-    whole = recipe.training.model_copy(update={"sharding": "none", "cpu_offload": False})
-    memory = estimate_memory(model, recipe._replace(training=whole), num_ranks=1, micro_batch_tokens=1, use_gpu=False)
-    return memory.gradients + memory.optimizer  # a gradient is as large as what it belongs to
 
 
 def check_checkpoints(run_dir: str | Path, checkpoint: CheckpointConfig) -> Finding:

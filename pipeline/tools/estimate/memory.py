@@ -17,11 +17,9 @@ from model.llava.loss import CHUNK_ROWS
 from model.llava.packed_decoder import logit_cap_of
 from model.vision.vision_tower import VisionTower
 from pipeline.config import Recipe, TrainingConfig
+from pipeline.training.optim import BYTES, moment_bytes
 
-_BYTES: Final = {"float32": 4, "bfloat16": 2}
 _QUANTIZED_BYTES: Final = {"nf4": 0.52, "int8": 1.01}  # with their scales
-_QUANTIZED_MOMENT_NUMEL: Final = 4096
-"""Moments of smaller tensors stay in float32 in 8-bit AdamW; larger ones have a float32 scale per 256 elements."""
 _VIT_WIDTHS: Final = 12
 """Elements that a layer of a ViT makes per patch, in widths: attention, norms and a fourfold MLP."""
 _CLOSING: Final = ("o_proj", "out_proj", "down_proj")
@@ -107,7 +105,7 @@ def estimate_memory(
         use_gpu: whether the rank runs on a GPU.
     """
     training = recipe.training
-    compute, master = _BYTES[training.precision], _BYTES[training.master_dtype]
+    compute, master = BYTES[training.precision], BYTES[training.master_dtype]
     shards = min(num_ranks, training.fsdp_group_size or num_ranks) if training.sharding == "fsdp" else 1
     on_device = 0 if training.cpu_offload else 1
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -126,21 +124,19 @@ def estimate_memory(
 
 def _held_gradient_bytes(training: TrainingConfig, trained: int, shards: int) -> int:
     """Return the bytes of whole gradients, which wait for the end of the step if they are only summed then."""
-    return trained * _BYTES[training.reduce_dtype] if shards > 1 and training.reduce_gradients == "step" else 0
+    return trained * BYTES[training.reduce_dtype] if shards > 1 and training.reduce_gradients == "step" else 0
 
 
 def _optimizer_bytes(model: LlavaModel, training: TrainingConfig) -> int:
     """Return the bytes of both moments of everything that learns."""
     sizes: list[int] = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
-    if training.optimizer == "adamw":
-        return 2 * sum(sizes) * _BYTES[training.master_dtype]
-    return 2 * sum(size + size // 64 if size >= _QUANTIZED_MOMENT_NUMEL else 4 * size for size in sizes)
+    return moment_bytes(sizes, training)
 
 
 def _weight_bytes(model: LlavaModel, recipe: Recipe) -> int:
     """Return the bytes of everything but a frozen tower, in the types they are stored in."""
     tower, total = set(_frozen_tower(model)), 0.0
-    frozen, trained = _BYTES[recipe.training.precision], _BYTES[recipe.training.master_dtype]
+    frozen, trained = BYTES[recipe.training.precision], BYTES[recipe.training.master_dtype]
     quantized = {
         id(part.weight)
         for layer in model.get_model().layers

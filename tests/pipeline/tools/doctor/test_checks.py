@@ -105,12 +105,12 @@ def test_run_that_is_held_is_an_error_naming_the_holder(tmp_path: Path) -> None:
     assert "is held by process" in finding.detail
 
 
-def test_disk_needs_room_for_two_and_a_half_checkpoints(
+def test_disk_needs_room_for_another_checkpoint_and_a_half(
     config: ExperimentConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(config, 3)
     size = sum(path.stat().st_size for path in Path(config.run_dir).rglob("*.safetensors"))
-    for free, status in ((int(2.6 * size), "ok"), (int(2.4 * size), "error")):
+    for free, status in ((int(1.6 * size), "ok"), (int(1.4 * size), "error")):
         with monkeypatch.context() as patch:
             patch.setattr(shutil, "disk_usage", lambda _, free=free: Usage(free))
             assert disk_of(config).status == status
