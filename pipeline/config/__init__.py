@@ -14,13 +14,14 @@ from pipeline.config.recipe import Recipe, Stage
 from pipeline.config.resume import check_record_resumable, check_resumable, fields_with_policy
 from pipeline.config.running import CheckpointConfig, ClusterConfig, TrackingConfig
 from pipeline.config.section import Fixed, Free, OnResume, Section
-from pipeline.config.training import TrainingConfig
+from pipeline.config.training import CostConfig, TrainingConfig
 
 __all__ = [
     "BestMetric",
     "CheckpointConfig",
     "ClusterConfig",
     "ConfigError",
+    "CostConfig",
     "DataConfig",
     "EvaluationConfig",
     "ExperimentConfig",

@@ -9,6 +9,24 @@ from pydantic import Field, model_validator
 from pipeline.config.section import Fixed, Free, Section
 
 
+class CostConfig(Section):
+    """What a sample takes on one worker; where any is set, ranks get even costs instead of even tokens."""
+
+    token_ns: Annotated[float, Free, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Nanoseconds of forward and backward for each fused token."""
+    token_pair_ns: Annotated[float, Free, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Nanoseconds for the square of a sample's fused length: its attention."""
+    tile_ns: Annotated[float, Free, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Nanoseconds of the vision tower for each tile."""
+    megapixel_ns: Annotated[float, Free, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Nanoseconds of decoding for each million pixels, where data workers are what a step waits for."""
+
+    @property
+    def is_set(self) -> bool:
+        """Whether any is given."""
+        return bool(self.token_ns or self.token_pair_ns or self.tile_ns or self.megapixel_ns)
+
+
 class TrainingConfig(Section):
     """Optimisation: what learns, how fast, on how much data per step."""
 
@@ -20,6 +38,8 @@ class TrainingConfig(Section):
     """Samples per optimizer step over all workers."""
     micro_batch_tokens: Annotated[int, Free, Field(ge=1)] = 4096
     """Most fused tokens packed into one forward pass of one worker; at least data.max_length."""
+    cost: CostConfig = Field(default_factory=CostConfig)
+    """What a sample takes; all zero balances ranks by tokens."""
     vision_batch_size: Annotated[int, Free, Field(ge=1)] = 64
     """Tiles per forward pass of the vision tower."""
     learning_rate: Annotated[float, Fixed, Field(gt=0)]

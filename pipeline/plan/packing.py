@@ -35,12 +35,7 @@ def pack_step(num_tokens: Sequence[int], num_ranks: int, token_budget: int) -> t
     Raises:
         ValueError: a sample is longer than the budget.
     """
-    longest = max(num_tokens, default=0)
-    if longest > token_budget:
-        raise ValueError(
-            f"sample {list(num_tokens).index(longest)} of the step has {longest} tokens, above the budget of "
-            f"{token_budget} tokens per micro-batch; raise training.micro_batch_tokens or lower data.max_length"
-        )
+    check_budget(num_tokens, token_budget)
     depth = max(1, -(-sum(num_tokens) // (num_ranks * token_budget)))
     bins = _fill(num_tokens, num_ranks * depth, token_budget)
     while bins is None:
@@ -48,6 +43,20 @@ def pack_step(num_tokens: Sequence[int], num_ranks: int, token_budget: int) -> t
         bins = _fill(num_tokens, num_ranks * depth, token_budget)
     bins = _level(bins, num_tokens)
     return _deal(bins, num_ranks, num_tokens)
+
+
+def check_budget(num_tokens: Sequence[int], token_budget: int) -> None:
+    """Check that every sample fits a micro-batch.
+
+    Raises:
+        ValueError: one is longer than the budget.
+    """
+    longest = max(num_tokens, default=0)
+    if longest > token_budget:
+        raise ValueError(
+            f"sample {list(num_tokens).index(longest)} of the step has {longest} tokens, above the budget of "
+            f"{token_budget} tokens per micro-batch; raise training.micro_batch_tokens or lower data.max_length"
+        )
 
 
 def _fill(num_tokens: Sequence[int], num_bins: int, capacity: int) -> list[list[int]] | None:

@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.plan.balance import pack_by_cost
 from pipeline.plan.epochs import EpochOrder
 from pipeline.plan.packing import pack_step
 from pipeline.plan.sources import NO_MIX, Sources
@@ -78,6 +79,8 @@ class Plan:
     micro_batch_tokens: int
     """Most fused tokens in a micro-batch."""
     sources: Sources
+    costs: npt.NDArray[np.int64] | None = None
+    """What every sample takes, nanoseconds, int64 `[N]`; None balances ranks by tokens."""
 
     @property
     def num_samples(self) -> int:
@@ -131,7 +134,11 @@ class Plan:
 @lru_cache(maxsize=4)  # a preprocessing task builds the rank-steps of several ranks one after the other
 def _split(plan: Plan, step: int, num_ranks: int) -> tuple[RankPlan, ...]:
     ids = plan.samples(step)
-    packed = pack_step(plan.num_tokens[ids].tolist(), num_ranks, plan.micro_batch_tokens)
+    lengths = plan.num_tokens[ids].tolist()
+    if plan.costs is None:
+        packed = pack_step(lengths, num_ranks, plan.micro_batch_tokens)
+    else:
+        packed = pack_by_cost(lengths, plan.costs[ids].tolist(), num_ranks, plan.micro_batch_tokens)
     plans = []
     for rank, batches in enumerate(packed):
         micro_batches = tuple(tuple(int(ids[idx]) for idx in batch) for batch in batches)

@@ -161,6 +161,10 @@ class SampleEncoder:
         shown = show_film(conversation, film.num_frames, film.seconds, self._sampling)
         return shown, self.views([size] * shown.num_images, is_video=True)
 
+    def num_frames(self, num_frames: int, seconds: float) -> int:
+        """Return how many frames of a film of this length are shown."""
+        return len(frame_numbers(num_frames, seconds, self._sampling))
+
     def _numbers(self, film: Film) -> list[int]:
         return frame_numbers(film.num_frames, film.seconds, self._sampling)
 

@@ -9,6 +9,7 @@ from pipeline.plan.mix import order_mix
 from pipeline.plan.plan import Order, Plan, check_lengths
 from pipeline.plan.sources import Sources
 from pipeline.samples.encode import SampleEncoder
+from pipeline.stream.costs import sample_costs
 
 
 def plan_run(
@@ -37,4 +38,5 @@ def plan_run(
         seed=seed,
         max_steps=training.max_steps,
         micro_batch_tokens=training.micro_batch_tokens,
+        costs=sample_costs(training.cost, data, encoder),
     )
