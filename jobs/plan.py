@@ -24,6 +24,8 @@ if TYPE_CHECKING:  # torch takes seconds to load; config errors need not wait fo
 
 _GIB = 2**30
 _PROBE_STEPS = 3
+_ANY_RATE = 1e12
+"""FLOP/s where the device is not known: only proportions of costs matter."""
 
 WorkersOption = Annotated[
     list[int] | None, typer.Option("--workers", min=1, help="Also plan for this number of workers; may be repeated.")
@@ -56,7 +58,7 @@ def run(
     from pipeline.stream.refused import read_refused
     from pipeline.tools.estimate.devices import device_here, device_named
     from pipeline.tools.estimate.forecast import forecast
-    from pipeline.tools.estimate.work import measure_work
+    from pipeline.tools.estimate.work import cost_override, measure_work, utilisation
     from pipeline.tools.inspect.sample_view import Inspected
 
     # 1. The checks that training makes, the index, the plan.
@@ -90,6 +92,16 @@ def run(
             recipe, source, numbers[0], _PROBE_STEPS, use_gpu=experiment.cluster.use_gpu, seed=experiment.seed
         )
         _print_probe(console, probe, source.plan.total_steps, numbers[0])
+        rate = work.flops_per_step / numbers[0] / max(1e-9, probe.step_time_s)
+    else:
+        peak = next((on.peak_flops for on in devices if on is not None and on.peak_flops), _ANY_RATE)
+        rate = peak * utilisation(recipe.training)
+    console.print(
+        f"to balance workers by time instead of tokens: '{cost_override(model, recipe, rate)}'",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def work_table(name: str, plan: "Plan", work: "PlannedWork") -> Table:

@@ -1,9 +1,11 @@
 """The plan command on a small real data set: figures add up, and a probe trains without leaving anything behind."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 from webdataset import TarWriter
 
 from tests.integration.conftest import WriteConfig, shards, write_config
@@ -70,3 +72,15 @@ def test_plan_for_an_unknown_device_ends_with_two(
     ended = run_command("plan", "-c", str(write_config("run")), *options)
     assert ended.exit_code == 2
     assert "device 'Z9' is not known" in ended.messages
+
+
+def test_plan_prints_costs_that_a_config_takes(run_command: RunCommand, write_config: WriteConfig) -> None:
+    config = str(write_config("run"))
+    ended = run_command("plan", "-c", config, "--device", "L4")
+    found = re.search(r"'(training\.cost=\{.*?\})'", " ".join(ended.output.split()))
+    assert found is not None, ended.output
+    costs = yaml.safe_load(found[1].partition("=")[2])
+    assert set(costs) == {"token_ns", "token_pair_ns", "tile_ns"}
+    assert all(number > 0 for number in costs.values())
+    again = run_command("plan", "-c", config, found[1])
+    assert again.exit_code in (None, 0), again.output

@@ -72,6 +72,19 @@ def step_time_s(
     return work.flops_per_step / (peak_flops * utilisation(training) * num_ranks * balance)
 
 
+def cost_override(model: LlavaModel, recipe: Recipe, flops_per_s: float) -> str:
+    """Return `training.cost=...` for this model: nanoseconds at a rate of one device, measured or assumed.
+
+    Only their proportions decide how samples are dealt over ranks, so the rate matters for reading them alone.
+    """
+    flops = FlopModel.of(model)
+    if recipe.data.feature_cache is not None:
+        flops = flops.without_tower()
+    costs = {"token_ns": flops.per_token, "token_pair_ns": flops.per_pair / 2, "tile_ns": flops.per_tile}
+    listed = ", ".join(f"{name}: {1e9 * number / flops_per_s:.4g}" for name, number in costs.items())
+    return f"training.cost={{{listed}}}"
+
+
 def utilisation(training: TrainingConfig) -> float:
     """Return the share of the bfloat16 peak that `step_time_s` assumes."""
     if training.compile and training.linear_precision == "fp8":
@@ -92,6 +105,9 @@ def _count_tiles(data: Inspected, ids: list[int], resolution: Resolution) -> int
     samples = data.index.samples
     total = 0
     for idx in ids:
+        if frames := samples["video_frames"][idx].as_py():
+            total += data.encoder.num_frames(frames, samples["video_seconds"][idx].as_py())
+            continue
         widths, heights = samples["image_widths"][idx].as_py(), samples["image_heights"][idx].as_py()
         views = (ImageView(height, width) for width, height in zip(widths, heights, strict=True))
         total += sum(resolution.tiling(view).num_tiles for view in views)
