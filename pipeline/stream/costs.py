@@ -27,7 +27,7 @@ def sample_costs(cost: CostConfig, data: IndexedData, encoder: SampleEncoder) ->
         total += cost.tile_ns * num_tiles(data, encoder)
     if cost.megapixel_ns:
         total += cost.megapixel_ns * _megapixels(data)
-    return np.maximum(1, np.rint(total)).astype(np.int64)
+    return np.asarray(np.maximum(1, np.rint(total)), np.int64)
 
 
 def num_tiles(data: IndexedData, encoder: SampleEncoder) -> npt.NDArray[np.int64]:
@@ -67,4 +67,4 @@ def _megapixels(data: IndexedData) -> npt.NDArray[np.float64]:
     )
     frames = np.maximum(1, samples["video_frames"].to_numpy())
     sample = np.repeat(np.arange(len(counts)), counts)
-    return np.bincount(sample, widths * heights / 1e6, minlength=len(counts)) * frames
+    return np.asarray(np.bincount(sample, widths * heights / 1e6, minlength=len(counts)) * frames, np.float64)
