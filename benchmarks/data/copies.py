@@ -1,6 +1,6 @@
 """Copies planted in a set of 20,000 pictures: how many of each kind are found, and what else is taken for one.
 
-python -m benchmarks.data.copies FOLDER [FIRST END]    # prints of some pictures, kept in FOLDER; without numbers, of all
+python -m benchmarks.data.copies FOLDER [FIRST END]
 """
 
 from __future__ import annotations
