@@ -37,7 +37,7 @@ from jobs import (
     verify,
 )
 from jobs.console import LOG_FORMAT, message_console, writes_json
-from jobs.failures import classify
+from jobs.failures import classify, remedy
 from jobs.log_format import JsonFormatter, json_line
 from pipeline.parallel.stop_signals import raise_on_stop_signals
 
@@ -132,7 +132,7 @@ def run() -> None:
                 sys.stderr.write(json_line("ERROR", "jobs", "a bug, please report it", error) + "\n")
             else:
                 traceback.print_exception(error)
-        message = str(error) or type(error).__name__
+        message = (str(error) or type(error).__name__) + remedy(error)
         message_console().print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
         sys.exit(failure.exit_code)
 

@@ -5,6 +5,7 @@ finite or no memory, 6 storage, network or cluster, 7 run already active, 8 work
 129, 130, 143 stopped by SIGHUP, SIGINT or SIGTERM: 128 + the signal's number.
 """
 
+import errno
 from typing import NamedTuple
 
 from pipeline.parallel.stop_signals import StopRequestedError
@@ -36,6 +37,29 @@ EXIT_CODES = {
     "builtins.ValueError": 2,  # a contract of ours that the message explains
 }
 """Exit code of every error that explains itself. By name, since importing the classes would load torch for seconds."""
+
+
+_NOT_ALLOWED = "this user may not; NFS may map root to another user (root_squash): run as the owner of the folder"
+_REMEDIES = {
+    errno.ESTALE: "the server that shares it has it no more: mount it again; the same command continues",
+    errno.EACCES: _NOT_ALLOWED,
+    errno.EPERM: _NOT_ALLOWED,
+    errno.EROFS: "it is mounted for reading only: mount it for writing, or choose another folder",
+    errno.ENOLCK: "its file system has no locks: mount NFS 4, or NFS 3 with a lock service, or choose another folder",
+    errno.ENOSPC: "the disk is full: make room; the same command continues",
+    errno.EDQUOT: "the quota is used up: make room; the same command continues",
+    errno.EIO: "the disk or its server failed: look at the kernel's log; the same command continues",
+    errno.ETIMEDOUT: "the server that shares it did not answer; the same command continues",
+}
+"""What to do about an error of a file system that names a file and nothing else."""
+
+
+def remedy(error: BaseException) -> str:
+    """Return what helps against an error of the system about a file; empty where the message says it already."""
+    if not isinstance(error, OSError) or error.filename is None:
+        return ""
+    found = _REMEDIES.get(error.errno or 0, "")
+    return f" ({found})" if found else ""
 
 
 class Failure(NamedTuple):

@@ -19,6 +19,7 @@ from pyarrow import fs
 
 from model.files.atomic import replacing, sync
 from pipeline.checkpoint.manifest import MANIFEST_NAME
+from pipeline.run_folder.files import ask_server
 from pipeline.shards.storage import open_remote, stat_shard
 from pipeline.storage.locations import locate
 from pipeline.storage.retries import with_retries
@@ -132,6 +133,7 @@ class FolderStorage:
 
     def exists(self, place: str, name: str) -> bool:
         """Tell whether a file was completed."""
+        ask_server(self.folder / place)
         return (self.folder / place / name).is_file()
 
     def commit(self, place: str, step: int) -> str:

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,21 @@ def write_line(file: FileIO, line: str) -> None:
         file.seek(end - 1)
         if file.read(1) != b"\n":
             content = b"\n" + content
-    while content:  # a disk that is nearly full takes a part, and tells why only when asked for the rest
-        content = content[file.write(content) :]
+    try:
+        while content:  # a disk that is nearly full takes a part, and tells why only when asked for the rest
+            content = content[file.write(content) :]
+    except OSError as error:
+        error.filename = error.filename or str(file.name)  # which the system says of names only, not of open files
+        raise
+
+
+def ask_server(folder: Path) -> None:
+    """Have a network file system ask its server for the names in a folder, which else may be a minute old.
+
+    Opening a folder is what makes a client of NFS do so (close-to-open consistency); looking for a file in it is not.
+    """
+    with suppress(FileNotFoundError, NotADirectoryError):
+        os.close(os.open(folder, os.O_RDONLY | os.O_DIRECTORY))
 
 
 def complete_size(path: Path) -> int:

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.run_folder.files import read_object, replace_file
+from pipeline.run_folder.files import ask_server, read_object, replace_file
 from pipeline.run_folder.held import LeaseLostError, RunHeldError
 from pipeline.run_folder.links import check_links
 from pipeline.run_folder.locks import lock_file
@@ -141,6 +141,7 @@ def check_lease(run_dir: Path, attempt: int) -> None:
     if (mirror := mirror_of(run_dir)) is not None:
         _lease_of(mirror).check(attempt)
         return
+    ask_server(run_dir)
     current = read_holder(run_dir).get("attempt")
     if current is None:
         raise LeaseLostError(
