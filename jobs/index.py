@@ -79,7 +79,7 @@ def run(
     place = shown(index_folder(experiment.data, experiment.run_dir))
     console.print(f"index: {place}, fingerprint {index.fingerprint[:12]}")
     if data.left_out is not None:
-        console.print(f"left out by data.where: {data.left_out.num_left_out} samples")
+        console.print(f"left out by data.where and data.held_out: {data.left_out.num_left_out} samples")
     if experiment.data.against:
         report_overlap(console, data, experiment.data, index_folder(experiment.data, experiment.run_dir), run_map)
     # 3. Write the report, and say whether a run would start.

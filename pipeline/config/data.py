@@ -57,6 +57,8 @@ class DataConfig(Section):
     """Which samples are trained on: `answer_chars >= 5`, `language in en, de`, `not is_duplicate`; all must hold."""
     against: Annotated[tuple[str, ...], Fixed] = ()
     """Shards of held-out data, as in `shards`: the column `overlap` of `where` says what samples share with them."""
+    held_out: Annotated[Annotated[float, Field(gt=0, lt=1)] | str | None, Fixed] = None
+    """Never trained on: a share of the samples chosen by a hash of their picture, or a file with a key per line."""
     allow_duplicate_keys: Annotated[bool, Fixed] = False
     """Use samples that share a key with an earlier one; nothing but labels depends on keys."""
     sample_keys: Annotated[Literal["first_dot", "extension"], Fixed] = "first_dot"

@@ -59,6 +59,8 @@ class EvaluationConfig(Section):
     """What is measured on `shards`; the loss always is."""
     max_samples: Annotated[int | None, Free, Field(ge=1)] = None
     """Use no more than the first so many usable samples of `shards`; null for all."""
+    held_out: Annotated[bool, Free] = False
+    """Evaluate on the samples that `data.held_out` keeps from training; `metrics` and `max_samples` apply."""
     sets: Annotated[dict[SetName, EvaluationSetConfig], Free] = Field(default_factory=dict)
     """Several sets: name -> {shards, metrics, max_samples}; figures are named eval/NAME/METRIC."""
     every_steps: Annotated[int | None, Free, Field(ge=1)] = None
@@ -81,8 +83,8 @@ class EvaluationConfig(Section):
 
     @model_validator(mode="after")
     def _check_sets(self) -> Self:
-        if self.shards and self.sets:
-            raise ValueError("evaluation.shards is one set and evaluation.sets are several; give one of them")
+        if bool(self.shards) + bool(self.sets) + self.held_out > 1:
+            raise ValueError("evaluation.shards or held_out is one set, evaluation.sets are several; give one of them")
         if not self.is_on and (self.every_steps is not None or self.stop_after is not None):
             raise ValueError("evaluation.every_steps and stop_after need samples; give evaluation.shards or sets")
         return self
@@ -90,12 +92,12 @@ class EvaluationConfig(Section):
     @property
     def is_on(self) -> bool:
         """Whether there is something to evaluate on."""
-        return bool(self.shards or self.sets)
+        return bool(self.shards or self.sets or self.held_out)
 
     @property
     def named_sets(self) -> dict[str, EvaluationSetConfig]:
         """All sets; the only one has the name ""."""
-        if not self.shards:
+        if not (self.shards or self.held_out):
             return dict(self.sets)
         return {"": EvaluationSetConfig(shards=self.shards, metrics=self.metrics, max_samples=self.max_samples)}
 

@@ -93,6 +93,8 @@ class ExperimentConfig(Section):
     @model_validator(mode="after")
     def _check_best_metric(self) -> Self:
         best = self.best_metric
+        if self.evaluation.held_out and self.data.held_out is None:
+            raise ValueError("evaluation.held_out needs samples that are held out; set data.held_out, such as 0.01")
         if self.evaluation.stop_after is not None and best is None:
             raise ValueError("evaluation.stop_after needs a metric; set checkpoint.keep_best_metric")
         return self
@@ -150,6 +152,7 @@ class ExperimentConfig(Section):
                         "sources": sources,
                         "index_dir": index_dir,
                         "feature_cache": feature_cache,
+                        "held_out": self._absolute_held_out(),
                     }
                 ),
                 "model": parts.model_copy(
@@ -161,6 +164,10 @@ class ExperimentConfig(Section):
                 ),
             }
         )
+
+    def _absolute_held_out(self) -> float | str | None:
+        found = self.data.held_out
+        return str(Path(found).absolute()) if isinstance(found, str) else found
 
     def to_yaml(self) -> str:
         """Return the resolved config as YAML, in field order."""

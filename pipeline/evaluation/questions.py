@@ -6,6 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from pipeline.index.index import ShardIndex
 from pipeline.index.read import Member, read_members
 from pipeline.samples.prompt.conversation import Conversation
@@ -43,7 +46,9 @@ class EvaluationSample(NamedTuple):
         return questions_and_answers(self.sample.conversation)
 
 
-def read_evaluation_samples(index: ShardIndex, max_samples: int | None = None) -> list[EvaluationSample]:
+def read_evaluation_samples(
+    index: ShardIndex, max_samples: int | None = None, chosen: npt.NDArray[np.bool_] | None = None
+) -> list[EvaluationSample]:
     """Read the usable samples of an index, in order.
 
     The kinds come from the field `kinds` of the sample's JSON, one name per answer; without it, from the wording.
@@ -51,12 +56,14 @@ def read_evaluation_samples(index: ShardIndex, max_samples: int | None = None) -
     Args:
         index: index of the shards.
         max_samples: read no more than this many; None reads all.
+        chosen: bool, a row of the index each; None takes all.
 
     Raises:
         DataError: a sample's bytes are no longer those that were indexed.
         ValueError: `kinds` does not name one kind per answer.
     """
-    rows = [int(row) for row in index.usable.nonzero()[0][:max_samples]]
+    usable = index.usable if chosen is None else index.usable & chosen
+    rows = [int(row) for row in usable.nonzero()[0][:max_samples]]
     return [_read(index, row) for row in rows]
 
 

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from pipeline.config import ConfigError, DataConfig
 from pipeline.index.build import ensure_index
+from pipeline.index.held_out import held_out_rows
 from pipeline.index.hygiene import hygiene_table, passes
 from pipeline.index.index import ShardIndex
 from pipeline.index.lengths import build_token_columns
@@ -75,7 +76,7 @@ class IndexedData:
     facts: tuple[SourceFacts, ...] = ()
     """The same sources, as others are told of them."""
     left_out: Selection | None = None
-    """What `data.where` leaves out; None without it."""
+    """What `data.where` and `data.held_out` leave out; None without them."""
 
 
 def index_data(
@@ -125,7 +126,7 @@ def index_data(
     index, sources = join_indexes(indexes)
     tokens = pa.concat_tables(tables)
     selection = None
-    if data.where:
+    if data.where or data.held_out is not None:
         tokens, selection = _select(data, index, tokens, index_against(data, folder, run_map), folder)
     facts = tuple(
         SourceFacts(source, own.fingerprint, tuple(shard.url for shard in own.shards), int(own.usable.sum()))
@@ -152,14 +153,20 @@ def index_against(data: DataConfig, folder: Path, run_map: RunMap = run_serially
 def _select(
     data: DataConfig, index: ShardIndex, tokens: pa.Table, against: ShardIndex | None, folder: Path
 ) -> tuple[pa.Table, Selection]:
-    """Return the token table in which samples that `data.where` leaves out have 0 tokens, and no reason.
+    """Return the token table in which samples that are not trained on have 0 tokens, and no reason.
 
     Raises:
         ConfigError: none is left.
     """
-    kept = passes(hygiene_table(index, against, folder), data.conditions)
+    kept = np.ones(index.num_samples, np.bool_)
+    if data.where:
+        kept &= passes(hygiene_table(index, against, folder), data.conditions)
+    if data.held_out is not None:
+        kept &= ~held_out_rows(index, data.held_out)
     good = tokens["num_tokens"].to_numpy() > 0
     if not (kept & good).any():
+        if not data.where:
+            raise ConfigError(f"data.held_out {data.held_out} leaves none of {int(good.sum())} samples to train on")
         raise ConfigError(f"data.where leaves none of {int(good.sum())} samples: {'; '.join(data.where)}")
     for name in ("num_tokens", "num_supervised_tokens", "num_truncated_tokens"):
         field = tokens.schema.get_field_index(name)

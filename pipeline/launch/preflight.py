@@ -127,7 +127,8 @@ def prepare_checked(config: ExperimentConfig, *, console: Console, run_map: RunM
     """
     encoder = check_config(config).encoder
     source, data = prepare_run(config, encoder, console=console, run_map=run_map)
-    check_sets(config.evaluation, working_folder(config.run_dir), encoder)
+    run_dir, held_out = working_folder(config.run_dir), config.data.held_out
+    check_sets(config.evaluation, run_dir, data.index, held_out, encoder)
     return check_data(config.recipe, data, source), data
 
 

@@ -136,7 +136,7 @@ def _prepare(
     source, data = prepare_run(config, encoder, console=console, run_map=run_map)
     run_dir = working_folder(config.run_dir)
     rejected = record_rejected(run_dir, data.index, data.tokens)
-    check_sets(config.evaluation, run_dir, encoder)
+    check_sets(config.evaluation, run_dir, data.index, config.data.held_out, encoder)
     push(run_dir)  # before workers on other machines look for it
     return check_data(config.recipe, data, source), rejected, data.facts
 

@@ -134,7 +134,7 @@ def _evaluator(job: RankJob, source: BatchSource) -> Evaluator | None:
     """Return what evaluates on the trainers, if anything does."""
     if not job.evaluation.is_on or job.evaluation.where != "trainers":
         return None
-    sets = read_sets(job.evaluation, job.run_dir)
+    sets = read_sets(job.evaluation, job.run_dir, source.index, job.recipe.data.held_out)
     return Evaluator(job.evaluation, sets, job.recipe.model, source.encoder, job.recipe.training.precision, job.best)
 
 

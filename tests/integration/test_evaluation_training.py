@@ -94,3 +94,11 @@ def test_an_evaluation_that_cannot_be_made_is_refused_before_training(
     with pytest.raises(ConfigError, match=f"(?s){message}"):
         run_training(load_config(write_config("refused", "finetune"), own))
     assert not (tmp_path / "refused" / METRICS_FILE).exists()
+
+
+def test_evaluation_on_what_the_data_holds_out(write_config: WriteConfig, tmp_path: Path) -> None:
+    overrides = ["data.held_out=0.2", "evaluation.held_out=true", "evaluation.metrics=[loss]", "training.max_steps=2"]
+    run_training(load_config(write_config("held", "finetune"), overrides))
+    assert list(figures(tmp_path / "held")) == [2]
+    with pytest.raises(ConfigError, match=r"evaluation\.held_out needs samples that are held out"):
+        load_config(write_config("none", "finetune"), overrides[1:])
