@@ -23,6 +23,11 @@ Free = OnResume.FREE
 
 
 class Section(BaseModel):
-    """Base of every config section: unknown keys are errors, values never change after validation."""
+    """Base of every config section: unknown keys are errors, values never change after validation.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+    Numbers are finite, but for limits that may be lifted, whose fields say so.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
+    )

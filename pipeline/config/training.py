@@ -54,10 +54,10 @@ class TrainingConfig(Section):
     """Share of all steps with linear warm-up."""
     lr_schedule: Annotated[Literal["cosine", "constant"], Fixed] = "cosine"
     """After warm-up: cosine to zero, or constant."""
-    max_grad_norm: Annotated[float, Fixed, Field(gt=0)] = 1.0
-    """Gradients are scaled down to this global L2 norm."""
-    loss_spike_deviations: Annotated[float, Free, Field(gt=0)] = 10.0
-    """A step whose loss exceeds the recent median by so many robust deviations is recorded in loss_spikes.jsonl."""
+    max_grad_norm: Annotated[float, Fixed, Field(gt=0, allow_inf_nan=True)] = 1.0
+    """Gradients are scaled down to this global L2 norm; `.inf` leaves them as they are."""
+    loss_spike_deviations: Annotated[float, Free, Field(gt=0, allow_inf_nan=True)] = 10.0
+    """A step whose loss exceeds the recent median by so many robust deviations is recorded; `.inf` records none."""
     precision: Annotated[Literal["float32", "bfloat16"], Fixed] = "float32"
     """Arithmetic of forward and backward; bfloat16 keeps frozen weights in bfloat16 too."""
     master_dtype: Annotated[Literal["float32", "bfloat16"], Fixed] = "float32"

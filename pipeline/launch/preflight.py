@@ -209,6 +209,10 @@ def cautions(cluster: ClusterConfig, recipe: Recipe) -> Iterator[str]:
     if training.sharding == "fsdp" and alone:
         yield "training.sharding=fsdp shards nothing with one worker; set cluster.num_workers, or sharding=none"
 
+    idle = [f"lora.{name}" for name in ("alpha", "targets") if getattr(recipe.lora, name) is not None]
+    if recipe.lora.rank is None and idle:
+        yield f"{' and '.join(idle)} without lora.rank: there are no adapters, all weights learn; set lora.rank"
+
     limit = num_positions(read_checkpoint_config(recipe.model.language_model, "model.language_model"))
     if limit is not None and data.max_length > limit:
         yield (

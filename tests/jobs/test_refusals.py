@@ -288,12 +288,14 @@ def test_options_without_effect_are_named_but_train(
     odd = [
         "training.profile_steps=[50,60]",
         "cluster.num_workers=[2,4]",
+        "lora.targets=[q_proj]",
         language_model(tmp_path, max_position_embeddings=64),
     ]
     ended = run_command("finetune", "--dry-run", "-c", str(write_config("run", "finetune")), *odd)
     assert ended.exit_code in (None, 0), ended.messages
     told = caplog.text
     assert "cluster.num_workers is (2, 4), but launcher=local runs one worker" in told
+    assert "lora.targets without lora.rank: there are no adapters" in told
     assert "profile_steps is [50, 60], but the run ends after step 6" in told
     assert "data.max_length is 512, but the language model was made for 64 positions" in told
     shown = one_line(run_command("doctor", "-c", str(write_config("run", "finetune")), *odd).output)

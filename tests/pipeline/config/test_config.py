@@ -180,3 +180,19 @@ def test_fp8_layers_may_not_come_or_go_on_resume(config_path: Path) -> None:
     started = load_config(config_path, changes)
     with pytest.raises(ConfigError, match=r"training\.linear_precision: the run was started with None, now 'fp8'"):
         check_resumable(started, load_config(config_path, [*changes, "training.linear_precision=fp8"]))
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["training.learning_rate=.inf", "training.weight_decay=.inf", "lora.alpha=.inf", "cluster.cpus_per_worker=.inf"],
+)
+def test_number_that_is_not_finite_is_refused(config_path: Path, override: str) -> None:
+    with pytest.raises(ConfigError, match="should be a finite number"):
+        load_config(config_path, [override])
+
+
+def test_limits_of_gradients_and_spikes_may_be_lifted_and_are_never_nan(config_path: Path) -> None:
+    lifted = load_config(config_path, ["training.max_grad_norm=.inf", "training.loss_spike_deviations=.inf"])
+    assert lifted.training.max_grad_norm == lifted.training.loss_spike_deviations == float("inf")
+    with pytest.raises(ConfigError, match=r"training\.max_grad_norm"):
+        load_config(config_path, ["training.max_grad_norm=.nan"])
