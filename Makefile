@@ -27,7 +27,7 @@ test: $(VENV)/dev.stamp ## Run the tests
 
 .PHONY: test-extras
 test-extras: $(VENV)/dev.stamp $(VENV)/transformers4/stamp ## Install what tests do without, and test what needs it
-	@$(PIP_INSTALL) -e '.[dev,lora,eightbit]'
+	@$(PIP_INSTALL) -e '.[dev,lora,eightbit,postgresql]'
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/extras
 
 # the transformers that many servers have, next to ours, to open exported folders

@@ -9,6 +9,7 @@ import uuid
 from pathlib import Path
 from typing import NamedTuple
 
+import sqlalchemy
 from mlflow import MlflowClient
 from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
@@ -30,6 +31,19 @@ class Probed(NamedTuple):
     file_error: str | None
     """Why a file could not be stored and removed there; None if it could, or was not tried."""
     tried_file: bool
+
+
+def has_tables(database_uri: str) -> bool:
+    """Tell whether a database has MLflow's tables; MLflow's own client would create them.
+
+    Raises:
+        Exception: no driver for it, or it refuses this process.
+    """
+    engine = sqlalchemy.create_engine(database_uri)
+    try:
+        return bool(sqlalchemy.inspect(engine).has_table("experiments"))
+    finally:
+        engine.dispose()
 
 
 def probe_server(tracking_uri: str, experiment: str) -> Probed:

@@ -19,8 +19,10 @@ from pipeline.tracking.journal import resolve_tracking_uri
 
 _TIMEOUT_S = 3.0
 _PORTS = {"http": 80, "https": 443}
-_UNTRIED = ("mysql", "postgresql", "mssql", "databricks")
-"""What MLflow writes to besides: databases, such as `mysql+pymysql://`, and a service."""
+_DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306}
+"""Database servers that MLflow's client writes to directly, such as `mysql+pymysql://`."""
+_UNTRIED = ("mssql", "databricks")
+"""What MLflow writes to besides: a database that is often addressed through ODBC, and a service."""
 
 
 def check_tracking(tracking: TrackingConfig, run_dir: str | Path) -> Finding:
@@ -36,11 +38,13 @@ def check_tracking(tracking: TrackingConfig, run_dir: str | Path) -> Finding:
         if uri.startswith(("http://", "https://")):
             check_answers(uri)
             return _probe(uri, tracking.experiment, f"{shown} answers")
+        if uri.split("://")[0].split("+")[0] in _DATABASE_PORTS:
+            return _try_database_server(uri, tracking.experiment)
     except (OSError, ValueError, http.client.HTTPException, sqlite3.Error) as error:
         return Finding("MLflow", "warning", without_credentials(f"{shown}: {error}; {later}"))
     if uri.startswith(_UNTRIED):
         return Finding("MLflow", "ok", f"{shown}, not tried")
-    kinds = f"http(s)://HOST, sqlite:///FILE, {', '.join(_UNTRIED)}, or what an MLflow plugin adds"
+    kinds = f"http(s)://HOST, sqlite:///FILE, {', '.join((*_DATABASE_PORTS, *_UNTRIED))}, or what an MLflow plugin adds"
     return Finding(
         "MLflow", "warning", f"{shown}: expected {kinds}; correct tracking.uri (or MLFLOW_TRACKING_URI), {later}"
     )
@@ -126,6 +130,26 @@ def _try_database(uri: str, path: Path, experiment: str) -> Finding:
     if has_experiments is None:
         return Finding("MLflow", "ok", f"{uri} can be written")
     return _probe(uri, experiment, f"{uri} can be written")
+
+
+def _try_database_server(uri: str, experiment: str) -> Finding:
+    """Log in to a database that runs write to directly, and try it if it has MLflow's tables."""
+    from pipeline.tracking.probe import has_tables  # takes seconds to load
+
+    parts, shown = urlsplit(uri), without_credentials(uri)
+    default = _DATABASE_PORTS[parts.scheme.split("+")[0]]
+    with socket.create_connection((parts.hostname or "localhost", parts.port or default), timeout=_TIMEOUT_S):
+        pass
+    try:
+        is_set_up = has_tables(uri)
+    except ModuleNotFoundError as error:
+        return Finding("MLflow", "warning", f"{shown}: the driver {error.name!r} is missing; install it with pip")
+    except Exception as error:  # drivers raise their own types
+        reason, _, _ = str(error).strip().partition("\n")
+        return Finding("MLflow", "warning", without_credentials(f"{shown} refuses this process: {reason}"))
+    if not is_set_up:
+        return Finding("MLflow", "ok", f"{shown} answers; the first run sets it up")
+    return _probe(uri, experiment, f"{shown} answers")
 
 
 def check_ray(cluster: ClusterConfig) -> list[Finding]:

@@ -283,7 +283,8 @@ def test_tracking_server_that_is_away_or_locked_is_a_warning(
     assert not (tmp_path / "new").exists()
     for uri in ("foo://bar", "notauri", "http://[", "sqlite:////proc/m.db", f"sqlite:///{tmp_path}/file/m.db"):
         assert tracking_of(track(uri)).status == "warning", uri
-    assert tracking_of(track("postgresql+psycopg2://u@h/d")).status == "ok"
+    away = tracking_of(track("postgresql+psycopg2://u:secret@127.0.0.1:9/d"))
+    assert (away.status, "refused" in away.detail, "secret" in away.detail) == ("warning", True, False)
 
 
 def test_tracking_server_is_asked_and_named_without_the_password(config: ExperimentConfig) -> None:
