@@ -47,7 +47,7 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         pytest.skip("PostgreSQL is not installed (apt-get install postgresql)")
     folder = Path("/tmp") / f"ray-llava-pg-{os.getpid()}"  # below pytest's folders, which other users cannot enter
     folder.mkdir()
-    user = "nobody" if os.geteuid() == 0 else None  # PostgreSQL does not run as root
+    user = 65534 if os.geteuid() == 0 else None  # PostgreSQL does not run as root
     if user is not None:
         shutil.chown(folder, user)
     (folder / "password").write_text("s3cret")
