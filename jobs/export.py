@@ -23,11 +23,23 @@ Check = Annotated[
 ]
 
 
-def run(model: Model, target: Target, dtype: Dtype = "bfloat16", check: Check = True) -> None:
+Format = Annotated[
+    Literal["transformers", "gguf"],
+    typer.Option("--format", help="Folder for transformers and vLLM, or two GGUF files for llama.cpp."),
+]
+
+
+def run(
+    model: Model, target: Target, dtype: Dtype = "bfloat16", check: Check = True, kind: Format = "transformers"
+) -> None:
     """Export a finetuned model for transformers and vLLM, with processor, chat template and model card.
 
-    Ends with the check of `ray-llava verify`; an export that differs ends with 4.
+    Ends with the check of `ray-llava verify`; an export that differs ends with 4. GGUF files are read back instead,
+    tensor by tensor.
     """
+    if kind == "gguf":
+        _export_gguf(model, target, dtype)
+        return
     import torch
 
     from pipeline.assembly.export import export_model
@@ -44,3 +56,13 @@ def run(model: Model, target: Target, dtype: Dtype = "bfloat16", check: Check = 
     if told := record_export(model, target, {"dtype": dtype, "checked": str(check).lower()}):
         console.print(told, soft_wrap=True, highlight=False)
     console.print(f"exported: {target}{'' if check else ' (not checked)'}", soft_wrap=True)
+
+
+def _export_gguf(model: Path, target: Path, dtype: str) -> None:
+    from pipeline.assembly.gguf_export import export_gguf
+
+    written, console = export_gguf(model, target, dtype), output_console()
+    for note in written.notes:
+        console.print(f"note: {note}", soft_wrap=True, highlight=False)
+    console.print(f"{written.num_tensors} tensors read back equal", soft_wrap=True, highlight=False)
+    console.print(f"exported: {target}", soft_wrap=True)
