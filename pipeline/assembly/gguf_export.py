@@ -208,7 +208,7 @@ def _add_tokenizer(
     ):
         if token_id is not None:
             add(int(token_id))
-    # the chat template writes what stands before the first word
+    # the chat template writes what comes before the first word
     writer.add_add_bos_token(False)
     writer.add_add_space_prefix(False)
     if tokenizer.chat_template:
