@@ -14,6 +14,9 @@ from xdist.scheduler import LoadScopeScheduling
 
 ROOT = Path(__file__).parents[1]
 
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup; programs started by tests would inherit it
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
 # How fast a machine is must not decide whether a test passes.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")

@@ -33,10 +33,12 @@ def test_convert_of_which_nothing_is_left_ends_with_two(run_command: RunCommand,
 def test_convert_whose_images_are_elsewhere_names_the_folder_and_the_option(
     run_command: RunCommand, tmp_path: Path
 ) -> None:
-    arguments = ["convert", str(write_llava(tmp_path, llava_records(tmp_path, 3))), "--out", str(tmp_path / "out")]
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    arguments = ["convert", str(write_llava(lists, llava_records(tmp_path, 3))), "--out", str(tmp_path / "out")]
     ended = run_command(*arguments, "--workers", "1")
     assert ended.exit_code == 2
-    assert f"3 of 3 name an image that is not in {tmp_path}" in ended.messages
+    assert f"3 of 3 name an image that is not in {lists}" in ended.messages
     assert "with --images" in ended.messages
     skipped = (tmp_path / "out" / "convert" / "skipped.jsonl").read_text()
     assert json.loads(skipped.splitlines()[1])["detail"].endswith("not in the image folder: 'coco/001.jpg'")
