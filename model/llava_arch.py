@@ -31,6 +31,7 @@ from model.fusion.feature_layout import gather_features, join_layouts, sources_o
 from model.fusion.fusion import PaddingSide
 from model.fusion.image_slots import ImageSizes, slot_grids, slot_layouts, to_image_slots
 from model.fusion.packed import PackedBatch
+from model.llava.expert_balance import ExpertBalance
 from model.llava.experts import enable_grouped_experts
 from model.llava.llava_body import LlavaMetaModel
 from model.llava.packed_decoder import decode_packed, logit_cap_of, sum_loss
@@ -105,7 +106,11 @@ class LlavaMetaForCausalLM(_LanguageModel, metaclass=ABCMeta):
         return encode_tiles(tower, pixels, stats, micro_batch_size, grids)
 
     def packed_loss(
-        self, batch: PackedBatch, image_features: Tensor | None, target_losses: Tensor | None = None
+        self,
+        batch: PackedBatch,
+        image_features: Tensor | None,
+        target_losses: Tensor | None = None,
+        balance: ExpertBalance | None = None,
     ) -> Tensor:
         """Sum the cross-entropy over the targets of a packed micro-batch; float32 scalar.
 
@@ -117,6 +122,7 @@ class LlavaMetaForCausalLM(_LanguageModel, metaclass=ABCMeta):
             image_features: [U, P, V] tower features of the tiles that the batch's images are made of, or their rows
                 [U * P, V]; None when it has no image.
             target_losses: [K] float32 without gradient; filled with the cross-entropy of each target.
+            balance: adds its loss to the sum, and notes the loads of the experts.
 
         Raises:
             ValueError: the features do not match the batch, packed attention is not enabled, or the output head is
@@ -126,8 +132,10 @@ class LlavaMetaForCausalLM(_LanguageModel, metaclass=ABCMeta):
         if torch.is_autocast_enabled(embeds.device.type):
             # A float32 embedding would keep the whole residual stream in float32: twice the memory traffic.
             embeds = embeds.to(torch.get_autocast_dtype(embeds.device.type))
-        hidden = decode_packed(self, embeds, batch)
-        return sum_loss(hidden, self.lm_head, batch, target_losses, logit_cap_of(self.config))
+        routers: list[Tensor] | None = None if balance is None else []
+        hidden = decode_packed(self, embeds, batch, routers)
+        loss = sum_loss(hidden, self.lm_head, batch, target_losses, logit_cap_of(self.config))
+        return loss if balance is None or routers is None else loss + balance.add(routers, batch)
 
     def prepare_inputs_labels_for_multimodal(
         self,

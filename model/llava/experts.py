@@ -25,6 +25,12 @@ def experts_of(model: nn.Module) -> list[nn.Module]:
     return [part for part in model.modules() if hasattr(part, "is_transposed") and hasattr(part, "num_experts")]
 
 
+def num_experts(model: nn.Module) -> int:
+    """Return the experts of each layer, 0 without any."""
+    found: Any = experts_of(model)
+    return int(found[0].num_experts) if found else 0
+
+
 class _Cast:
     """An experts module whose weights are read in another type."""
 

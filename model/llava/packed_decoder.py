@@ -27,8 +27,16 @@ class PackedModel(Protocol):
         ...
 
 
-def decode_packed(model: PackedModel, embeds: Tensor, batch: PackedBatch) -> Tensor:
+def decode_packed(
+    model: PackedModel, embeds: Tensor, batch: PackedBatch, router_logits: list[Tensor] | None = None
+) -> Tensor:
     """Run the body on fused embeddings [S, D] of a packed row and return its hidden states [S, D].
+
+    Args:
+        model: the LLaVA model.
+        embeds: [S, D].
+        batch: the packed row.
+        router_logits: filled with those of each layer that has experts, [S, E].
 
     Raises:
         ValueError: the body could attend to packed rows but is not set up for it.
@@ -38,7 +46,7 @@ def decode_packed(model: PackedModel, embeds: Tensor, batch: PackedBatch) -> Ten
         raise ValueError("packed rows need packed attention; call model.llava.attention.enable_packed_attention(model)")
     if kernel is None:
         return _decode_padded(model.get_model(), embeds, batch)
-    return _decode_row(model, embeds, batch, kernel)
+    return _decode_row(model, embeds, batch, kernel, router_logits)
 
 
 def sum_loss(
@@ -90,19 +98,30 @@ def sliding_windows_of(config: Any) -> tuple[int | None, ...]:
     return (*((None,) if kinds - {"sliding_attention"} else ()), *((window,) if "sliding_attention" in kinds else ()))
 
 
-def _decode_row(model: PackedModel, embeds: Tensor, batch: PackedBatch, kernel: AttentionKernel) -> Tensor:
+def _decode_row(
+    model: PackedModel,
+    embeds: Tensor,
+    batch: PackedBatch,
+    kernel: AttentionKernel,
+    router_logits: list[Tensor] | None,
+) -> Tensor:
     body = model.get_model()
     config = body.config
     segments = segments_of(
         batch, kernel, embeds.dtype, Heads.of(config), sliding_windows_of(config), is_plain=attends_plainly(model)
     )
-    hidden: Tensor = body(
+    further = {} if router_logits is None else {"output_router_logits": True}
+    out = body(
         inputs_embeds=torch.stack([embeds]),  # a view would make torch.compile build the first layer on its own
         position_ids=batch.position_ids[None],
         attention_mask=no_mask(embeds.device),
         use_cache=False,
         segments=segments,
-    ).last_hidden_state[0]
+        **further,
+    )
+    if router_logits is not None and hasattr(out, "router_logits"):
+        router_logits += out.router_logits or ()
+    hidden: Tensor = out.last_hidden_state[0]
     return hidden
 
 

@@ -56,6 +56,8 @@ class TrainingConfig(Section):
     """After warm-up: cosine to zero, or constant."""
     max_grad_norm: Annotated[float, Fixed, Field(gt=0, allow_inf_nan=True)] = 1.0
     """Gradients are scaled down to this global L2 norm; `.inf` leaves them as they are."""
+    expert_balance: Annotated[float, Fixed, Field(ge=0)] = 0.0
+    """Weight of the loss, a mean over tokens, that asks experts for equal loads in finetuning; usual is 0.001."""
     loss_spike_deviations: Annotated[float, Free, Field(gt=0, allow_inf_nan=True)] = 10.0
     """A step whose loss exceeds the recent median by so many robust deviations is recorded; `.inf` records none."""
     precision: Annotated[Literal["float32", "bfloat16"], Fixed] = "float32"

@@ -19,6 +19,7 @@ from model.files.checkpoint_files import read_checkpoint_config
 from model.hub.quantization import quantization_config
 from model.hub.weights import LlavaModel
 from model.llava.attention import check_training_kernel, enable_packed_attention
+from model.llava.experts import num_experts
 from model.llava.fp8_linear import check_widths
 from pipeline.assembly.encoder import build_encoder
 from pipeline.assembly.part_files import check_part_files
@@ -159,7 +160,20 @@ def check_model(recipe: Recipe, *, use_gpu: bool) -> LlavaModel:
     if recipe.training.linear_precision == "fp8":
         check_widths(model.get_model().layers)
     check_optimizer(model, recipe.training)
+    _check_expert_balance(model, recipe)
     return model
+
+
+def _check_expert_balance(model: LlavaModel, recipe: Recipe) -> None:
+    if recipe.training.expert_balance == 0:
+        return
+    if recipe.stage == "pretrain":
+        raise ConfigError("training.expert_balance is for finetuning: in projector pretraining the routers are frozen")
+    if not num_experts(model) or not hasattr(model.config, "router_aux_loss_coef"):
+        raise ConfigError(
+            f"training.expert_balance is set, but {model.config.model_type} has no experts that such a loss balances; "
+            "set it to 0"
+        )
 
 
 def check_outputs(run_dir: str, checkpoint: CheckpointConfig, data: DataConfig) -> None:

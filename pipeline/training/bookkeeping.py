@@ -103,6 +103,15 @@ def step_metrics(
         "perf/step_time_s": step_time_s,
         "perf/memory_peak_bytes": float(memory_peak_bytes(session.workers.device)),
     }
+    if outcome.experts:
+        balance, *loads = outcome.experts
+        mean = sum(loads) / len(loads)
+        metrics |= {
+            "train/expert_balance_loss": balance,
+            "train/expert_load_max": max(loads) / max(mean, 1.0),
+            "train/expert_load_min": min(loads) / max(mean, 1.0),
+            "train/experts_unused": float(sum(load == 0 for load in loads)),
+        }
     if session.trend.num_spikes:
         metrics["train/loss_spikes"] = float(session.trend.num_spikes)
     for name, numbers in outcome.by_source.items():

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from model.llava.expert_balance import ExpertBalance
+from model.llava.experts import num_experts
 from pipeline.assembly.precision import autocast
 from pipeline.training.batches import MicroBatch, PreparedStep
 from pipeline.training.measures.sources import sum_by_source
@@ -25,15 +27,27 @@ class LocalLoss(NamedTuple):
     """float32 scalar; the ranks' shares add up to the loss of the step."""
     by_source: Tensor
     """float32 `[n]`, cross-entropy summed by source of the mix, not divided; n = 0 without a mix."""
+    experts: Tensor
+    """float32 `[1 + E]`, this rank's part of the balancing loss, then the loads of the experts; empty without it."""
 
     def tolist(self) -> list[float]:
-        """Return the share, then the sources, with a single copy from the device."""
-        return torch.cat([self.share[None], self.by_source]).tolist()
+        """Return the share, then the sources, then the experts, with a single copy from the device."""
+        return torch.cat([self.share[None], self.by_source, self.experts]).tolist()
 
 
-def accumulate_gradients(session: TrainingSession, prepared: PreparedStep, num_targets: float) -> LocalLoss:
-    """Forward and backward of every micro-batch; returns this rank's part of the loss."""
+def accumulate_gradients(
+    session: TrainingSession, prepared: PreparedStep, num_targets: float, num_tokens: float
+) -> LocalLoss:
+    """Forward and backward of every micro-batch; returns this rank's part of the loss.
+
+    Args:
+        session: of this rank.
+        prepared: its part of the step.
+        num_targets: supervised tokens of the step, over all ranks.
+        num_tokens: fused tokens of the step, over all ranks.
+    """
     device, num_sources = session.workers.device, len(session.plan.sources.names)
+    experts, weight = _no_loads(session), session.training.expert_balance * num_targets / max(num_tokens, 1.0)
     share, by_source = torch.zeros((), device=device), torch.zeros(num_sources, device=device)
     scale = 1.0 / max(num_targets, 1.0)
     tower = session.model.get_vision_tower()
@@ -46,11 +60,29 @@ def accumulate_gradients(session: TrainingSession, prepared: PreparedStep, num_t
         with autocast(session.training.precision, device):
             features = tile_features(micro_batch)
             target_losses = torch.zeros(micro_batch.target_sources.shape, device=device)
-            loss = session.model.packed_loss(micro_batch.packed, features, target_losses) * scale
+            balance = _balance(session, micro_batch, weight)
+            loss = session.model.packed_loss(micro_batch.packed, features, target_losses, balance) * scale
         loss.backward()
         share += loss.detach()
+        if balance is not None:
+            share -= balance.loss * scale
+            experts += torch.cat([balance.loss[None] * scale, balance.loads])
         by_source += sum_by_source(target_losses, micro_batch.target_sources, num_sources)
-    return LocalLoss(share, by_source)
+    return LocalLoss(share, by_source, experts)
+
+
+def _no_loads(session: TrainingSession) -> Tensor:
+    """Return zeros for the balancing loss and the load of every expert, nothing when loads are not balanced."""
+    balanced = session.training.expert_balance > 0
+    size = 1 + num_experts(session.model) if balanced else 0
+    return torch.zeros(size, device=session.workers.device)
+
+
+def _balance(session: TrainingSession, micro_batch: MicroBatch, weight: float) -> ExpertBalance | None:
+    """Return what balances the experts of a micro-batch; the one token of an empty micro-batch does not count."""
+    if session.training.expert_balance == 0 or micro_batch.packed.input_ids.shape[0] == 1:
+        return None
+    return ExpertBalance(weight, session.model.config.num_experts_per_tok)
 
 
 def frozen_features(session: TrainingSession, prepared: PreparedStep) -> TileFeatures:

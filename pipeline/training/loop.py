@@ -132,11 +132,12 @@ def run_step(session: TrainingSession, prepared: PreparedStep) -> StepOutcome:
     counts, source_counts = StepCounts(*summed[: len(own_counts)]), summed[len(own_counts) :]
     session.optimizer.zero_grad(set_to_none=True)
     refresh_learning_layers(session.model, compiled=session.training.compile)
-    local_loss = accumulate_gradients(session, prepared, counts.targets)
+    local_loss = accumulate_gradients(session, prepared, counts.targets, counts.tokens)
     if session.training.sharding == "none":
         session.workers.sum_gradients(session.trained)
     grad_norm = _whole(nn.utils.clip_grad_norm_(session.trained, session.training.max_grad_norm)).item()
-    loss, *source_losses = session.workers.sum(local_loss.tolist())
+    loss, *further = session.workers.sum(local_loss.tolist())
+    source_losses, experts = further[: len(local_loss.by_source)], further[len(local_loss.by_source) :]
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
         ids = session.plan.samples(prepared.step).tolist()
         record_step(session, NONFINITE_FILE, prepared.step, {"loss": loss, "grad_norm": grad_norm})
@@ -151,7 +152,7 @@ def run_step(session: TrainingSession, prepared: PreparedStep) -> StepOutcome:
         session.optimizer.step()
     reached("step.updated")
     by_source = describe_sources(session.plan.sources, source_counts, source_losses)
-    return StepOutcome(loss, grad_norm, learning_rate, counts, by_source)
+    return StepOutcome(loss, grad_norm, learning_rate, counts, by_source, tuple(experts))
 
 
 def _whole(tensor: Tensor) -> Tensor:

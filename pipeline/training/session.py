@@ -73,3 +73,5 @@ class StepOutcome:
     counts: StepCounts
     by_source: dict[str, SourceNumbers]
     """Empty without a mix."""
+    experts: tuple[float, ...] = ()
+    """The balancing loss, then the tokens that went to each expert; empty without `training.expert_balance`."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any, Final, get_args
 
 from model.backbones.registry import BACKBONES
-from model.vision.tower_kinds import TOWER_KINDS
 from pipeline.config.data import TemplateName
+from tests.model.tiny import TOWERS as SQUARE_TOWERS
 
 OPTIONS: Final[dict[str, tuple[Any, ...]]] = {
     "stage": ("finetune", "pretrain"),
@@ -26,7 +26,7 @@ OPTIONS: Final[dict[str, tuple[Any, ...]]] = {
     "data.drop_leading_answer": (False, True),
     "model.language_model": tuple(f"{{{kind}}}" for kind in BACKBONES),
     "model.vision_tower": (
-        *(f"{{{kind}}}" for kind in TOWER_KINDS), ["{clip_vision_model}", "{siglip_vision_model}"],
+        *(f"{{{kind}}}" for kind in SQUARE_TOWERS), ["{clip_vision_model}", "{siglip_vision_model}"],
     ),
     "model.mm_projector_type": (
         "mlp2x_gelu", "linear", "ln_linear", "ln_mlp2x_gelu", "mlp2x_gelu_ln", "mlp1x_res1x_gelu", "identity",
@@ -106,6 +106,7 @@ LEFT_OUT: Final[dict[str, str]] = {
     "training.learning_rate": _SAME_PATH,
     "training.warmup_ratio": _SAME_PATH,
     "training.max_grad_norm": _SAME_PATH,
+    "training.expert_balance": "tests/integration/test_experts_training.py",
     "training.loss_spike_deviations": _SAME_PATH,
     "training.linear_precision": "fp8 needs a Hopper GPU",
     "lora.alpha": _SAME_PATH,

@@ -18,6 +18,7 @@ from pipeline.config import ExperimentConfig, parse_config
 from pipeline.samples.prompt.templates import TEMPLATES
 from pipeline.shards.writer import write_shards
 from pipeline.tools.demo.shards import DemoSizes, caption_member_files, conversation_member_files, write_demo_shards
+from tests.model.tiny import TOWERS as SQUARE_TOWERS
 from tests.model.tiny import tiny_backbone_config, tiny_tower_config
 
 _TOKENIZER = Path(__file__).parents[2] / "pipeline" / "tools" / "demo" / "weights" / "language_model"
@@ -39,7 +40,7 @@ def write_parts(folder: Path) -> dict[str, str]:
     parts["others"] = write_shards(others, folder / "shards" / "others-%06d.tar")[0]
     parts |= {name: _write_shard(folder / "shards", name) for name in ("images", "videos", "texts")}
     parts |= {kind: _write_language_model(kind, folder / "language_models" / kind) for kind in BACKBONES}
-    return parts | {kind: _write_tower(kind, folder / "towers" / kind) for kind in TOWER_KINDS}
+    return parts | {kind: _write_tower(kind, folder / "towers" / kind) for kind in SQUARE_TOWERS}
 
 
 def _write_shard(folder: Path, kind: str) -> str:

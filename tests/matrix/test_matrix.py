@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from model.backbones.registry import BACKBONES
-from model.vision.tower_kinds import TOWER_KINDS
 from pipeline.config import ExperimentConfig
 from pipeline.config.resume import fields_with_policy
 from pipeline.samples.prompt.templates import TEMPLATES
@@ -18,6 +17,7 @@ from tests.matrix.covering import all_pairs, covering_rows, excluded_pairs, pair
 from tests.matrix.options import LEFT_OUT, OPTIONS
 from tests.matrix.parts import write_parts
 from tests.matrix.services import serve_parts
+from tests.model.tiny import TOWERS as SQUARE_TOWERS
 
 MIX = OPTIONS["data.sources"][1]
 CELLS: dict[str, dict[str, Any]] = {
@@ -97,8 +97,9 @@ def test_every_value_of_every_row_is_trained_here_or_says_why_not() -> None:
 
 
 def test_options_name_every_kind_of_part_and_template() -> None:
+    # Towers of native resolution take one aspect ratio only: tests/integration/test_native_training.py.
     named = {*OPTIONS["model.language_model"], *map(str, OPTIONS["model.vision_tower"])}
-    assert {f"{{{kind}}}" for kind in (*BACKBONES, *TOWER_KINDS)} <= named
+    assert {f"{{{kind}}}" for kind in (*BACKBONES, *SQUARE_TOWERS)} <= named
     assert set(OPTIONS["data.template"]) == {*TEMPLATES, "tokenizer"}
 
 

@@ -38,7 +38,7 @@ def test_accumulate_gradients_equal_those_of_the_mean_over_all_targets(tmp_path:
     session = make_session(tmp_path, vision_tower_lr=0.01 if trains_tower else None)
     prepared = next(prepared_steps(session))
     assert len(prepared.micro_batches) > 1
-    local = accumulate_gradients(session, prepared, prepared.counts.targets)
+    local = accumulate_gradients(session, prepared, prepared.counts.targets, prepared.counts.tokens)
 
     reference = make_model(trains_tower=trains_tower)
     losses, counts = zip(*(loss_of(reference, idx) for idx in session.plan.samples(0).tolist()), strict=True)
@@ -57,8 +57,8 @@ def test_accumulate_gradients_equal_those_of_the_mean_over_all_targets(tmp_path:
 def test_accumulate_gradients_divides_by_the_targets_of_all_ranks(tmp_path: Path) -> None:
     own, half = make_session(tmp_path / "own"), make_session(tmp_path / "half")
     prepared = next(prepared_steps(own))
-    alone = accumulate_gradients(own, prepared, prepared.counts.targets)
-    shared = accumulate_gradients(half, prepared, 2 * prepared.counts.targets)
+    alone = accumulate_gradients(own, prepared, prepared.counts.targets, prepared.counts.tokens)
+    shared = accumulate_gradients(half, prepared, 2 * prepared.counts.targets, 2 * prepared.counts.tokens)
     assert shared.share.item() == pytest.approx(alone.share.item() / 2)
     for name, gradient in gradients(own.model).items():
         torch.testing.assert_close(gradients(half.model)[name], gradient / 2, msg=name)
@@ -68,7 +68,7 @@ def test_accumulate_gradients_with_a_single_target_is_not_divided(tmp_path: Path
     one, none = make_session(tmp_path / "one"), make_session(tmp_path / "none")
     prepared = next(prepared_steps(one))
     shares = [
-        accumulate_gradients(session, prepared, count).share.item() for session, count in ((one, 1.0), (none, 0.0))
+        accumulate_gradients(session, prepared, count, 1.0).share.item() for session, count in ((one, 1.0), (none, 0.0))
     ]
     assert shares[0] == shares[1]
     summed = sum(loss_of(make_model(), idx)[0].item() for idx in one.plan.samples(0).tolist())
@@ -78,7 +78,7 @@ def test_accumulate_gradients_with_a_single_target_is_not_divided(tmp_path: Path
 def test_accumulate_gradients_by_source_sums_undivided_losses(tmp_path: Path) -> None:
     session = make_session(tmp_path, plan=make_plan(SOURCES))
     prepared = next(prepared_steps(session))
-    local = accumulate_gradients(session, prepared, prepared.counts.targets)
+    local = accumulate_gradients(session, prepared, prepared.counts.targets, prepared.counts.tokens)
     wanted = [0.0, 0.0]
     for sample_id in session.plan.samples(0).tolist():
         wanted[sample_id >= SOURCES.end_rows[0]] += loss_of(make_model(), sample_id)[0].item()
@@ -89,21 +89,21 @@ def test_accumulate_gradients_by_source_sums_undivided_losses(tmp_path: Path) ->
 
 
 def test_local_loss_to_list_begins_with_the_share() -> None:
-    assert LocalLoss(torch.tensor(0.5), torch.tensor([2.0, 3.0])).tolist() == [0.5, 2.0, 3.0]
-    assert LocalLoss(torch.tensor(0.5), torch.zeros(0)).tolist() == [0.5]
+    assert LocalLoss(torch.tensor(0.5), torch.tensor([2.0, 3.0]), torch.tensor([7.0])).tolist() == [0.5, 2.0, 3.0, 7.0]
+    assert LocalLoss(torch.tensor(0.5), torch.zeros(0), torch.zeros(0)).tolist() == [0.5]
 
 
 def test_features_from_a_cache_are_used_in_place_of_the_tower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain, cached = make_session(tmp_path / "plain"), make_session(tmp_path / "cached")
     prepared = next(prepared_steps(plain))
     features = plain.model.encode_vision(prepared.pixels)
-    wanted = accumulate_gradients(plain, prepared, 1.0)
+    wanted = accumulate_gradients(plain, prepared, 1.0, 1.0)
 
     def never(*_: object) -> None:
         raise AssertionError("the tower ran although its features are known")
 
     monkeypatch.setattr(cached.model, "encode_vision", never)
-    found = accumulate_gradients(cached, prepared._replace(features=features, pixels=prepared.pixels[:0]), 1.0)
+    found = accumulate_gradients(cached, prepared._replace(features=features, pixels=prepared.pixels[:0]), 1.0, 1.0)
     assert found.share.item() == pytest.approx(wanted.share.item(), rel=1e-6)
 
 
@@ -121,7 +121,7 @@ def test_tower_runs_on_the_whole_step_when_frozen_and_on_each_micro_batch_when_i
         return encode(pixels, chunk)
 
     monkeypatch.setattr(session.model, "encode_vision", watched)
-    accumulate_gradients(session, prepared, 1.0)
+    accumulate_gradients(session, prepared, 1.0, 1.0)
     batches = [(len(batch.tiles), 3) for batch in prepared.micro_batches]
     assert seen == (batches if trains_tower else [(7, 3)])
 
@@ -141,5 +141,5 @@ def test_forward_computes_in_the_precision_of_the_config(
 
     monkeypatch.setattr(session.model, "packed_loss", watched)
     prepared = next(prepared_steps(session))
-    accumulate_gradients(session, prepared, 1.0)
+    accumulate_gradients(session, prepared, 1.0, 1.0)
     assert seen == [dtype] * len(prepared.micro_batches)
