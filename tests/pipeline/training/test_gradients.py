@@ -116,9 +116,9 @@ def test_tower_runs_on_the_whole_step_when_frozen_and_on_each_micro_batch_when_i
     seen: list[tuple[int, int | None]] = []
     encode = session.model.encode_vision
 
-    def watched(pixels: Tensor, chunk: int | None = None) -> Tensor:
+    def watched(pixels: Tensor, chunk: int | None = None, grids: None = None) -> Tensor:
         seen.append((len(pixels), chunk))
-        return encode(pixels, chunk)
+        return encode(pixels, chunk, grids)
 
     monkeypatch.setattr(session.model, "encode_vision", watched)
     accumulate_gradients(session, prepared, 1.0, 1.0)
