@@ -27,6 +27,7 @@ _REFUSALS = re.compile(
     r"ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE_DOES_NOT_MATCH|INVALID_SIGNATURE|NO_SUCH_BUCKET|EXPIRED_TOKEN"
     r"|MISSING_AUTHENTICATION|UNRECOGNIZED_CLIENT|TOO_SKEWED|TooSkewed|HTTP status 40[0135]\b|AccessDenied|NoSuchBucket"
     r"|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken|Bucket '[^']*' not found|Unable to locate credentials"
+    r"|CERTIFICATE_VERIFY_FAILED|curlCode: 60\b"
 )
 _OF_THIS_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE)  # no answer of the service
 _T = TypeVar("_T")

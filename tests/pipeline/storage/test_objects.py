@@ -83,3 +83,20 @@ def test_missing_bucket_is_refused_and_names_itself(port: int) -> None:
     options = f"endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1"
     with pytest.raises(StorageRefusedError, match=r"s3://nowhere/a/: refused .*NoSuchBucket"):
         ObjectFolder(f"s3://nowhere/a?{options}").list()
+
+
+@pytest.mark.parametrize(
+    "told",
+    ["SSL validation failed for https://h [SSL: CERTIFICATE_VERIFY_FAILED]", "curlCode: 60, SSL peer certificate"],
+)
+def test_certificate_that_is_not_trusted_ends_after_two_tries(monkeypatch: pytest.MonkeyPatch, told: str) -> None:
+    monkeypatch.setattr(retries, "FIRST_WAIT_S", 0.001)
+    tries = list[int]()
+
+    def ask() -> None:
+        tries.append(1)
+        raise OSError(told)
+
+    with pytest.raises(StorageRefusedError, match="object x: refused by the storage service: .*SSL"):
+        retries.with_retries(ask, "object x")
+    assert len(tries) == 2
