@@ -97,6 +97,6 @@ def test_certificate_that_is_not_trusted_ends_after_two_tries(monkeypatch: pytes
         tries.append(1)
         raise OSError(told)
 
-    with pytest.raises(StorageRefusedError, match="object x: refused by the storage service: .*SSL"):
+    with pytest.raises(StorageRefusedError, match=r"object x: refused by the storage service: .*SSL"):
         retries.with_retries(ask, "object x")
     assert len(tries) == 2
