@@ -203,7 +203,10 @@ def check_weights(name: str) -> None:
         ValueError: a file is damaged, or tensors are missing, unexpected or of another shape.
     """
     values = read_checkpoint_config(name, "language model")
-    backbone = backbone_of_llava(values) or backbone_of_language_model(values, name)
+    llava = backbone_of_llava(values)
+    if llava is not None:
+        check_published_fields(values, name)
+    backbone = llava or backbone_of_language_model(values, name)
     config = backbone.config_class.from_dict({**values, "model_type": backbone.config_class.model_type})
     shapes = read_checkpoint_shapes(name)
     may_lack = _unneeded_in_tower(backbone, config)

@@ -56,6 +56,9 @@ def check_published_fields(values: Mapping[str, Any], where: str) -> None:
     ratio = values.get("image_aspect_ratio")
     if ratio not in (None, "square") and re.fullmatch(ASPECT_RATIO_PATTERN, str(ratio)) is None:
         problems.append(f"image_aspect_ratio is {ratio!r}: images are not cut that way here")
+    layers = values.get("mm_vision_select_layer", -2)
+    if not all(type(layer) is int for layer in (layers if isinstance(layers, list) else [layers])):
+        problems.append(f"mm_vision_select_layer is {layers!r}: expected a whole number, or a list of them")
     known = {*LlavaFields.__annotations__, *_RULES}
     problems += [
         f"{name} is {value!r}: not known here, it may change what is computed; take it out if it was for training alone"
