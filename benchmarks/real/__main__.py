@@ -75,9 +75,9 @@ def _config(stage: str, out: Path, parts: Path, threads: int) -> dict[str, Any]:
     pretrains = stage == "pretrain"
     shards = out / "data" / ("captions.tar" if pretrains else "conversations.tar")
     training = (
-        {"num_epochs": 2, "global_batch_size": 32, "micro_batch_tokens": 512, "learning_rate": 2e-3}
+        {"num_epochs": 6, "global_batch_size": 32, "micro_batch_tokens": 512, "learning_rate": 2e-3}
         if pretrains
-        else {"num_epochs": 2, "global_batch_size": 16, "micro_batch_tokens": 1536, "learning_rate": 1e-4}
+        else {"num_epochs": 4, "global_batch_size": 16, "micro_batch_tokens": 1536, "learning_rate": 1e-4}
         | {"mm_projector_lr": 1e-3}
     )
     return {

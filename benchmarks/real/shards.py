@@ -1,7 +1,7 @@
 """Shards of emoji scenes: captions, conversations, and held-out sets whose emoji no training picture shows.
 
-`held_out.tar` has the vendors of training, `other_vendor.tar` a third one. `*_shuffled.tar` have the same questions with
-the pictures of other samples.
+`held_out.tar` has the vendors of training, `other_vendor.tar` a third one. `*_shuffled.tar` have the same questions
+with the pictures of other samples.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ HELD_OUT: Final = ("held_out", "other_vendor")
 class Sizes(NamedTuple):
     """Scenes of each class."""
 
-    captions: int = 360
-    conversations: int = 400
+    captions: int = 200
+    conversations: int = 200
     held_out: int = 25
 
 
@@ -93,7 +93,7 @@ def _caption(scene: Scene) -> dict[str, bytes]:
 def _conversation(scene: Scene, picture: Image.Image, rng: random.Random) -> dict[str, bytes]:
     """Ask both questions, always in this order."""
     answers = {"class": scene.emoji_class, "background": scene.background}
-    turns = []
+    turns: list[dict[str, str]] = []
     for kind, answer in answers.items():
         question = rng.choice(_QUESTIONS[kind])
         turns.append({"from": "human", "value": question if turns else f"<image>\n{question}"})
