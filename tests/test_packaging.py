@@ -44,7 +44,7 @@ def imported_packages(folder: str) -> Iterator[tuple[str, Path]]:
     [
         ("model", ("lora", "flash")),
         ("pipeline", ("lora", "eightbit", "captions")),
-        ("benchmarks", ("lora", "eightbit", "bench")),
+        ("benchmarks", ("lora", "eightbit", "bench", "real")),
         ("jobs", ()),
         ("tests", ("dev", "lora")),
     ],
