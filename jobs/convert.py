@@ -99,6 +99,7 @@ def run(
     checks = Checks(images="decode" if check == "decode" else "header")
     if dry_run is not None:
         _show_first(opened, dry_run, checks, notes, Path(out).absolute())
+        shutil.rmtree(unpacked, ignore_errors=True)
         return
     # 3. Write the shards that are missing.
     columns = (

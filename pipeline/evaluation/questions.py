@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.errors import DataError, Reason
 from pipeline.index.index import ShardIndex
 from pipeline.index.read import Member, read_members
 from pipeline.samples.prompt.conversation import Conversation
@@ -90,6 +91,8 @@ def _read(index: ShardIndex, row: int) -> EvaluationSample:
     members: list[Member] = index.samples["members"][row].as_py()
     content = read_members(shard, key, members)
     sample = parse_sample(key, content, index.checks.policy)
+    if sample.is_film:
+        raise DataError(Reason.MEDIA_UNREAD, "a video file; evaluation shows stored frames only", shard=shard, key=key)
     try:
         return describe(sample, parse_json(content["json"]) if "json" in content else None)
     except ValueError as error:

@@ -7,7 +7,7 @@ P side of the tower's square in pixels; N squares.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -16,8 +16,8 @@ import pyarrow as pa
 from pipeline.errors import DataError, Reason, advice
 from pipeline.index.index import ShardIndex
 from pipeline.index.read import Member, read_members, read_sample
-from pipeline.samples.encode import SampleEncoder
-from pipeline.samples.image import Pixels, decode_image
+from pipeline.samples.encode import EncodedImage, SampleEncoder
+from pipeline.samples.image import decode_image
 from pipeline.samples.schema import Sample
 from pipeline.tools.inspect.pictures import to_data_uri
 from pipeline.tools.inspect.prompt import Piece, read_prompt, visible
@@ -107,7 +107,7 @@ def _usable(data: Inspected, sample_id: int, sample: Sample) -> SampleView:
     return _blank(data, sample_id)._replace(
         kind=sample.kind,
         thumbnail=to_data_uri(pictures[0][0], _THUMBNAIL_PX) if pictures else "",
-        pictures=_pictures(data, sample_id, pictures),
+        pictures=_pictures(encoded.images),
         pieces=tuple(read_prompt(text.input_ids, text.labels, data.encoder.tokenizer)),
         num_tokens=text.num_tokens,
         num_supervised_tokens=text.num_supervised_tokens,
@@ -115,12 +115,11 @@ def _usable(data: Inspected, sample_id: int, sample: Sample) -> SampleView:
     )
 
 
-def _pictures(data: Inspected, sample_id: int, pictures: list[Pixels]) -> tuple[PictureView, ...]:
-    """Caption the tiles `[U, P, P, 3]` of each image."""
-    widths = data.index.samples["image_widths"][sample_id].as_py()
-    heights = data.index.samples["image_heights"][sample_id].as_py()
+def _pictures(images: Sequence[EncodedImage]) -> tuple[PictureView, ...]:
+    """Caption the tiles `[U, P, P, 3]` of each image, or frame of a film."""
     views = []
-    for number, (width, height, tiles) in enumerate(zip(widths, heights, pictures, strict=True), start=1):
+    for number, image in enumerate(images, start=1):
+        (height, width), tiles = (image.view.height, image.view.width), image.pixels
         parts = "" if len(tiles) == 1 else f"{len(tiles)} tiles of "
         caption = f"image {number}: {width} x {height}, as {parts}{tiles.shape[2]} x {tiles.shape[1]}"
         views.append(PictureView(caption, tuple(to_data_uri(tile) for tile in tiles)))

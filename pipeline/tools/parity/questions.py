@@ -68,7 +68,7 @@ def _question_of(sample: Sample, kind: str) -> ParityQuestion | None:
     turns = sample.conversation.turns
     first = next((idx for idx, turn in enumerate(turns) if turn.role == "assistant"), 0)
     asked = Conversation(turns[:first])
-    if not first or asked.num_images != len(sample.images) or sample.is_video:
+    if not first or asked.num_images != len(sample.images) or sample.is_video or sample.is_film:
         return None
     return ParityQuestion(f"{sample.key}, {kind}", asked, tuple(sample.images))
 

@@ -10,6 +10,7 @@ import pytest
 
 from model.fusion.resolution import read_resolution
 from pipeline.errors import DataError, Reason
+from pipeline.evaluation.questions import read_evaluation_samples
 from pipeline.index.build import build_index
 from pipeline.index.lengths import build_token_columns
 from pipeline.index.read import read_sample
@@ -21,6 +22,7 @@ from pipeline.samples.image import ImageLimits, Pixels, decode_image
 from pipeline.samples.prompt.conversation import Conversation, Image, Turn
 from pipeline.samples.sampling import FrameSampling, frame_numbers, show_film
 from pipeline.samples.schema import parse_sample
+from pipeline.tools.inspect.sample_view import Inspected, view_sample
 from tests.pipeline.samples.films import STEP, film
 from tests.pipeline.samples.prompt.toy_tokenizers import build_tokenizer
 from tests.pipeline.shards.archives import png, write_tar
@@ -164,3 +166,14 @@ def test_parse_sample_with_several_films_is_refused() -> None:
     with pytest.raises(DataError) as caught:
         parse_sample("k", members)
     assert caught.value.reason is Reason.MEDIA_UNREAD
+
+
+def test_inspect_shows_the_frames_and_evaluation_refuses_the_file(tmp_path: Path) -> None:
+    shard = write_tar(tmp_path / "a.tar", [("a.mp4", film(9, 3)), ("a.txt", b"A film.")])
+    index = build_index([shard], tmp_path / "index")
+    own = encoder(FrameSampling(1.0, 8))
+    tokens = build_token_columns(index, own, cache_dir=tmp_path)
+    view = view_sample(Inspected(index, tokens, own), 0)
+    assert [picture.caption for picture in view.pictures] == [f"image {k}: 64 x 48, as 21 x 21" for k in (1, 2, 3)]
+    with pytest.raises(DataError, match="evaluation shows stored frames only"):
+        read_evaluation_samples(index)
