@@ -13,7 +13,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 OWN_PACKAGES = {"benchmarks", "jobs", "model", "pipeline", "tests"}
-COMPARED = {"liger_kernel", "streaming", "torchao"}  # other sides of benchmarks, which take part when installed
+COMPARED = {"datasets", "liger_kernel", "streaming", "torchao"}  # other sides of benchmarks, if installed
 WITH_TORCH = {"triton"}  # comes with its builds for GPUs
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
