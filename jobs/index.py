@@ -96,7 +96,7 @@ def report_overlap(
 ) -> None:
     """Say how many samples also occur in `data.against`, and list them in a file."""
     from pipeline.index.dataset import index_against
-    from pipeline.index.hygiene import hygiene_table
+    from pipeline.index.hygiene.table import hygiene_table
 
     table = hygiene_table(data.index, index_against(config, folder, run_map), folder)
     found = [(row, kind) for row, kind in enumerate(table["overlap"].to_pylist()) if kind != "none"]

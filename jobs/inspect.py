@@ -11,7 +11,7 @@ from rich.text import Text
 from jobs.config_source import ConfigOption, OverridesArgument, read_config
 from jobs.console import output_console
 from jobs.index import summary_table, warn_of_refusal
-from pipeline.config import ConfigError, ExperimentConfig
+from pipeline.config import ConfigError, DataConfig, ExperimentConfig
 from pipeline.run_folder.place import mirror_of, working_folder
 
 if TYPE_CHECKING:  # torch takes seconds to load; config errors need not wait for it
@@ -65,7 +65,8 @@ def run(
     elif step is not None:
         name, html = _show_step(inspection, step, console)
     elif hygiene:
-        name, html = _show_hygiene(inspection, experiment.with_absolute_paths(), console)
+        absolute = experiment.with_absolute_paths()
+        name, html = _show_hygiene(inspection, absolute.data, absolute.run_dir, console)
     else:
         name, html = _show_overview(inspection, num_samples, console)
     folder = working_folder(experiment.run_dir)
@@ -119,16 +120,14 @@ def _show_overview(inspection: "Inspection", num_samples: int, console: Console)
     return "inspect.html", render_overview(inspection.run, overview)
 
 
-def _show_hygiene(inspection: "Inspection", config: ExperimentConfig, console: Console) -> tuple[str, str]:
+def _show_hygiene(inspection: "Inspection", data: DataConfig, run_dir: str, console: Console) -> tuple[str, str]:
     from pipeline.index.dataset import index_against, index_folder
-    from pipeline.index.hygiene import hygiene_table
+    from pipeline.index.hygiene.table import hygiene_table
     from pipeline.tools.inspect.hygiene_view import view_hygiene
     from pipeline.tools.inspect.page import render_hygiene
 
-    folder = index_folder(config.data, config.run_dir)
-    page = view_hygiene(
-        inspection.data, hygiene_table(inspection.data.index, index_against(config.data, folder), folder)
-    )
+    folder = index_folder(data, run_dir)
+    page = view_hygiene(inspection.data, hygiene_table(inspection.data.index, index_against(data, folder), folder))
     table = Table("what", Column("samples", justify="right"), "data.where", title="Odd samples")
     for group in page.groups:
         table.add_row(group.title, str(group.num_samples), group.condition)

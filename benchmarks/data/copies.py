@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from pipeline.index.duplicates import Prints, group_pictures
+from pipeline.index.hygiene.duplicates import Prints, group_pictures
 from pipeline.samples.image import Pixels, decode_image
 from pipeline.samples.image_hash import PRINT_BYTES, print_of
 

@@ -14,8 +14,8 @@ import time
 
 import numpy as np
 
-from pipeline.index.duplicates import Prints, group_pictures
-from pipeline.index.near import Places
+from pipeline.index.hygiene.duplicates import Prints, group_pictures
+from pipeline.index.hygiene.near import Places
 
 _COPIES = 1000
 _CHANGED_BITS = 3

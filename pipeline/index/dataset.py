@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from pipeline.config import ConfigError, DataConfig
 from pipeline.index.build import ensure_index
 from pipeline.index.held_out import held_out_rows
-from pipeline.index.hygiene import hygiene_table, passes
+from pipeline.index.hygiene.table import hygiene_table, passes
 from pipeline.index.index import ShardIndex
 from pipeline.index.lengths import build_token_columns
 from pipeline.index.scan import Checks

@@ -15,7 +15,7 @@ from pipeline.assembly.parts import find_projector
 from pipeline.checkpoint.manifest import CheckpointError, Manifest
 from pipeline.checkpoint.resume import run_storage
 from pipeline.checkpoint.verification import read_manifest
-from pipeline.config import ExperimentConfig
+from pipeline.config import ExperimentConfig, Stage
 from pipeline.index.dataset import SourceFacts
 from pipeline.launch.metrics_tail import measured_before
 from pipeline.run_folder.metrics_log import METRICS_FILE
@@ -147,7 +147,11 @@ class ModelWatch:
                 metrics=metrics if score is None else metrics | {"train/loss_smoothed": score},
                 metrics_time_s=entry["time_s"],
                 dataset=(dataset_name(config.name), self._digest),
-                entry=RegistryEntry(name=registry_name(config), alias=_ALIASES[config.stage], score=score)
+                entry=RegistryEntry(
+                    name=registry_name(config.tracking.experiment, config.stage),
+                    alias=_ALIASES[config.stage],
+                    score=score,
+                )
                 if registered
                 else None,
             )
@@ -189,9 +193,9 @@ def dataset_name(run_name: str) -> str:
     return f"{run_name}-shards"
 
 
-def registry_name(config: ExperimentConfig) -> str:
+def registry_name(experiment: str, stage: Stage) -> str:
     """Return the name of a stage's entry in the model registry; runs of one experiment share it."""
-    return re.sub(r"[/:]", "-", f"{config.tracking.experiment}-{config.stage}")
+    return re.sub(r"[/:]", "-", f"{experiment}-{stage}")
 
 
 def _model_name(generation: str) -> str:

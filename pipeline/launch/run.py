@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from rich.console import Console
 
+from pipeline.checkpoint.resume import run_storage
 from pipeline.config import ExperimentConfig
 from pipeline.evaluation.sets import check_sets
 from pipeline.features.opening import with_cached_features
@@ -107,9 +108,10 @@ def _run_on_ray(config: ExperimentConfig, console: Console) -> TrainingResult:
         connect(config.cluster)
         check_capability(config.training, gpu_capability)
         source, rejected, sources = _prepare(config, encoder, console, survive_in_tasks(map_on_cluster))
+        tags, storage = {"run": config.name, "stage": config.stage}, run_storage(config.run_dir, config.checkpoint)
         with (
             RunWatch(config, source, rejected, sources, console) as watch,
-            RunGauges(config, source.plan.total_steps),
+            RunGauges(tags, working_folder(config.run_dir), storage, source.plan.total_steps),
             worker_lines_apart(config.run_dir),
         ):
             result = run_on_ray(config, source, attempt)

@@ -2,7 +2,7 @@
 
 The signs of the low frequencies of its brightness (a discrete cosine transform of 32 x 32 means), and the mean colours
 of sixteen fields, which tell apart pictures of the same shapes in other colours. Comparing many is left to
-`pipeline.index.duplicates`.
+`pipeline.index.hygiene.duplicates`.
 """
 
 from __future__ import annotations

@@ -9,16 +9,15 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from ray.util.metrics import Gauge
 
-from pipeline.checkpoint.resume import run_storage
-from pipeline.config import ExperimentConfig
+from pipeline.checkpoint.storage import CheckpointStorage
 from pipeline.launch.metrics_tail import newest_entry
 from pipeline.run_folder.files import complete_lines
 from pipeline.run_folder.metrics_log import METRICS_FILE
-from pipeline.run_folder.place import working_folder
 from pipeline.run_folder.restarts import RESTARTS_FILE
 
 logger = logging.getLogger(__name__)
@@ -61,17 +60,25 @@ _TAGS = ("run", "stage")
 class RunGauges:
     """Keeps the gauges of a run up to date until closed."""
 
-    def __init__(self, config: ExperimentConfig, total_steps: int, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        tags: Mapping[str, str],
+        run_dir: Path,
+        storage: CheckpointStorage,
+        total_steps: int,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         """Begin with what is there.
 
         Args:
-            config: the run.
+            tags: name and stage, as `run` and `stage`.
+            run_dir: the run's working folder.
+            storage: of its checkpoints.
             total_steps: optimizer steps of the whole run.
             clock: seconds since the epoch.
         """
-        self._config, self._total_steps, self._clock = config, total_steps, clock
-        self._run_dir = working_folder(config.run_dir)
-        self._storage = run_storage(config.run_dir, config.checkpoint)
+        self._tags, self._total_steps, self._clock = dict(tags), total_steps, clock
+        self._run_dir, self._storage = run_dir, storage
         self._gauges: dict[str, Any] = {}
         self._started = self._saved_at = clock()
         self._saved_step: int | None = None
@@ -115,7 +122,7 @@ class RunGauges:
             try:
                 self._publish(self.values())
             except OSError as error:  # storage that is away for a moment; the run does not depend on this
-                logger.debug("gauges of %s not updated: %s", self._config.name, error)
+                logger.debug("gauges of %s not updated: %s", self._tags["run"], error)
             if self._closed.wait(interval_s):
                 return
 
@@ -124,7 +131,7 @@ class RunGauges:
             if name not in self._gauges:
                 text = STEP_GAUGES[name].text if name in STEP_GAUGES else RUN_GAUGES[name]
                 gauge = Gauge(name, description=text, tag_keys=_TAGS)
-                gauge.set_default_tags({"run": self._config.name, "stage": self._config.stage})
+                gauge.set_default_tags(self._tags)
                 self._gauges[name] = gauge
             self._gauges[name].set(value)
 

@@ -43,7 +43,7 @@ def view_hygiene(data: Inspected, table: pa.Table) -> HygienePage:
 
     Args:
         data: the samples.
-        table: of `pipeline.index.hygiene.hygiene_table`.
+        table: of `pipeline.index.hygiene.table.hygiene_table`.
 
     Raises:
         OSError: storage failed.

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image as PillowImage
 
-from pipeline.index.duplicates import OVERLAPS, Prints, duplicate_of, group_pictures, image_copies, overlap_with
-from pipeline.index.near import FEW, MANY, Closeness, near_pairs
+from pipeline.index.hygiene.duplicates import OVERLAPS, Prints, duplicate_of, group_pictures, image_copies, overlap_with
+from pipeline.index.hygiene.near import FEW, MANY, Closeness, near_pairs
 from pipeline.index.scan import Checks, ShardScan, index_shard
 from pipeline.samples.image import Pixels
 from pipeline.samples.image_hash import print_of

@@ -12,7 +12,7 @@ from rich.console import Console
 from pipeline.config import ConfigError, DataConfig, TrainingConfig
 from pipeline.config.where import COLUMNS, parse_condition
 from pipeline.index.dataset import IndexedData, index_data
-from pipeline.index.hygiene import hygiene_table, passes
+from pipeline.index.hygiene.table import hygiene_table, passes
 from pipeline.samples.encode import SampleEncoder
 from pipeline.stream.prepare import plan_run
 from tests.pipeline.index.test_duplicates import encoded, photo, sample

@@ -6,29 +6,21 @@ import json
 import re
 import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pipeline.checkpoint.manifest import MANIFEST_NAME, Manifest, encode_manifest
-from pipeline.config import ExperimentConfig, parse_config
+from pipeline.checkpoint.storage import FolderStorage
 from pipeline.launch.on_ray.gauges import RUN_GAUGES, STEP_GAUGES, RunGauges
 
 DASHBOARD = Path(__file__).parents[4] / "deploy" / "grafana" / "ray_llava.json"
 
 
-def config_in(folder: Path) -> ExperimentConfig:
-    return parse_config(
-        {
-            "name": "seen-from-outside",
-            "run_dir": str(folder),
-            "stage": "pretrain",
-            "data": {"shards": ["a.tar"], "template": "plain"},
-            "model": {"language_model": "lm", "vision_tower": "tower"},
-            "training": {"global_batch_size": 7, "learning_rate": 1e-3},
-        },
-        where="test",
-    )
+def gauges_of(folder: Path, clock: Callable[[], float] = time.time) -> RunGauges:
+    tags = {"run": "seen-from-outside", "stage": "pretrain"}
+    return RunGauges(tags, folder, FolderStorage(folder / "checkpoints"), 23, clock)
 
 
 def log_step(folder: Path, step: int, time_s: float) -> None:
@@ -40,7 +32,7 @@ def log_step(folder: Path, step: int, time_s: float) -> None:
 def test_gauges_follow_steps_checkpoints_and_restarts_of_this_start(tmp_path: Path) -> None:
     now = 1000.0
     (tmp_path / "restarts.jsonl").write_text('{"attempt": 1, "step": 0}\n')  # of an earlier command
-    gauges = RunGauges(config_in(tmp_path), 23, clock=lambda: now)
+    gauges = gauges_of(tmp_path, clock=lambda: now)
     first = gauges.values()
     assert first.keys() == RUN_GAUGES.keys()
     assert (first["llava_step"], first["llava_checkpoint_step"], first["llava_restarts"]) == (0, 0, 0)
@@ -70,7 +62,7 @@ def test_gauges_are_on_the_metrics_endpoint_of_ray(tmp_path: Path) -> None:
 
     port = ray.nodes()[0]["MetricsExportPort"]
     log_step(tmp_path, 11, time.time())
-    with RunGauges(config_in(tmp_path), 23):
+    with gauges_of(tmp_path):
         found: dict[str, str] = {}
         deadline = time.monotonic() + 120
         while len(found) < len(STEP_GAUGES) + len(RUN_GAUGES) and time.monotonic() < deadline:

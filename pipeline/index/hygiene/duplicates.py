@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.index.hygiene.near import Hashes, Places, closeness_for, near_pairs
 from pipeline.index.index import usable_rows
-from pipeline.index.near import Hashes, Places, closeness_for, near_pairs
 from pipeline.samples.image_hash import PRINT_BYTES
 
 MAX_COLOUR_LEVELS: Final = 12

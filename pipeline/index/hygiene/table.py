@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.config.where import Condition
-from pipeline.index.duplicates import OVERLAPS, Prints, duplicate_of, group_pictures, image_copies, overlap_with
 from pipeline.index.files import write_table
+from pipeline.index.hygiene.duplicates import OVERLAPS, Prints, duplicate_of, group_pictures, image_copies, overlap_with
 from pipeline.index.index import ShardIndex
 
 _FORMAT = 1
