@@ -24,7 +24,7 @@ from tests.model.tiny import tiny_backbone_config, tiny_tower_config
 _TOKENIZER = Path(__file__).parents[2] / "pipeline" / "tools" / "demo" / "weights" / "language_model"
 _SIZES = DemoSizes(pretrain=13, finetune=13, held_out=1)
 _POSITIONS = 2048
-_TOWER = {"image_size": 96, "patch_size": 16, "hidden_size": 16}
+_TOWER = {"image_size": 96, "patch_size": 16, "hidden_size": 16, "num_attention_heads": 2}
 """36 patches, which merge by twos; two layers are as wide as the language models, for the projector `identity`."""
 _CHAT = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
