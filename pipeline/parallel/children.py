@@ -122,7 +122,9 @@ def _own_code_first() -> Iterator[None]:
     before = {name: os.environ.get(name) for name in ("PYTHONSAFEPATH", "PYTHONPATH")}
     root, path = own_code().root, before["PYTHONPATH"]
     os.environ["PYTHONSAFEPATH"] = "1"
-    if path and path.split(os.pathsep)[0] != root:
+    if not path:
+        os.environ["PYTHONPATH"] = root
+    elif path.split(os.pathsep)[0] != root:
         os.environ["PYTHONPATH"] = os.pathsep.join((root, path))
     try:
         yield
