@@ -84,7 +84,7 @@ def _check_readable(row: dict[str, object], data: bytes) -> None:
     members: list[Member] = row["members"]  # type: ignore[assignment]
     path = _write(data)
     parse_sample(str(row["key"]), read_members(str(path), str(row["key"]), members))
-    json.dumps(row)  # keys of any bytes can be written into reports
+    json.dumps(row, default=bytes.hex)  # keys of any bytes can be written into reports; digests are bytes
 
 
 def _scan(data: bytes) -> ShardScan:
