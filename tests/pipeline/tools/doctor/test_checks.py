@@ -292,7 +292,8 @@ def test_tracking_server_is_asked_and_named_without_the_password(config: Experim
         place = f"127.0.0.1:{free.getsockname()[1]}"
     for uri, said in (
         (f"http://me:s3cret@{place}", f"http://{place}: [Errno 111] Connection refused"),
-        ("postgresql://me:s3cret@h/d", "postgresql://h/d, not tried"),
+        (f"postgresql://me:s3cret@{place}/d", f"postgresql://{place}/d: [Errno 111] Connection refused"),
+        ("mssql://me:s3cret@h/d", "mssql://h/d, not tried"),
         ("foo://me:s3cret@h", "foo://h: expected"),
     ):
         tracking = config.tracking.model_copy(update={"uri": uri})
