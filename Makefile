@@ -102,12 +102,8 @@ fuzz: $(VENV)/dev.stamp ## Nightly: 400,000 mutated archives, images and annotat
 fuzz-meaning: $(VENV)/dev.stamp ## Nightly: 50,000 annotations of a known meaning in every dialect, converted and read back
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.meaning $(if $(CASES),--cases $(CASES)) $(if $(SEED),--seed $(SEED))
 
-.PHONY: leftovers
-leftovers: $(VENV)/dev.stamp ## Nightly: kill the driver of a local Ray whose agents are frozen, and look for what is left
-	@RAY_LLAVA_NIGHTLY=1 $(BIN)/python -m pytest -q tests/pipeline/launch/on_ray/test_leftovers.py
-
 .PHONY: nightly
-nightly: chaos fuzz mutants pairs leftovers ## What is too long for the gate: chaos, fuzz, all pairs, and every change of the deciding code
+nightly: chaos fuzz mutants pairs ## What is too long for the gate: chaos, fuzz, all pairs, and every change of the deciding code
 
 .PHONY: ci
 ci: ## Everything that must pass before a merge, as one command

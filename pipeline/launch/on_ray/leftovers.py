@@ -1,7 +1,8 @@
 """Processes of a local Ray that outlive the process which started it: ended within seconds, whatever ended that one.
 
 Ray's agents notice by themselves that their raylet is gone, but on a busy machine that has taken more than a minute. So
-a small process of its own waits for the end of the driver, gives Ray a few seconds, and then ends what is left.
+a small process of its own waits for the end of the driver, gives Ray a few seconds, and then ends what is left. It
+notes the descendants of the raylet while that runs: their titles, which Ray rewrites, need not tell the session.
 """
 
 from __future__ import annotations
@@ -22,8 +23,24 @@ import os, select, signal, sys, time
 
 driver, session, raylet, grace_s = int(sys.argv[1]), sys.argv[2].encode(), sys.argv[3].encode(), float(sys.argv[4])
 mark = b"RAY_RAYLET_PID=" + raylet + b"\\0"
+known = {}
+
+def facts(pid):
+    try:  # after the name, which may contain anything: state, parent, ..., start
+        fields = open(f"/proc/{pid}/stat", "rb").read().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in b"ZX" else (int(fields[1]), fields[19])
+
+def note():
+    found = {int(name): facts(int(name)) for name in os.listdir("/proc") if name.isdigit()}
+    inside = {int(raylet)}
+    while more := {pid for pid, its in found.items() if its and its[0] in inside} - inside:
+        inside |= more
+    known.update((pid, found[pid][1]) for pid in inside if found.get(pid))
 
 def left():
+    yield from (pid for pid, start in known.items() if (its := facts(pid)) and its[1] == start)
     for name in os.listdir("/proc"):
         if not name.isdigit() or int(name) == os.getpid():
             continue
@@ -39,7 +56,10 @@ try:
     ended = os.pidfd_open(driver)
     waiting = select.poll()
     waiting.register(ended, select.POLLIN)
-    waiting.poll()
+    note()
+    while not waiting.poll(1000):
+        note()
+    note()
 except ProcessLookupError:
     pass
 deadline = time.monotonic() + grace_s
